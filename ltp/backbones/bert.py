@@ -1,0 +1,58 @@
+"""BERT, base and large."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification
+
+from ltp.backbones.base import Backbone
+
+
+class BertBackbone(Backbone):
+    """``BertForSequenceClassification``."""
+
+    config_class = BertConfig
+    classifier_class = BertForSequenceClassification
+
+    @staticmethod
+    def layers(model: nn.Module) -> Sequence[nn.Module]:
+        return model.base_model.encoder.layer
+
+    @staticmethod
+    def embed(
+        model: nn.Module,
+        input_ids: Tensor | None,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+    ) -> Tensor:
+        return model.base_model.embeddings(
+            input_ids=input_ids,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+        )
+
+    @staticmethod
+    def project(layer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        attention = layer.attention.self
+        heads = (attention.num_attention_heads, attention.attention_head_size)
+        return tuple(linear(hidden).unflatten(-1, heads) for linear in (attention.query, attention.key, attention.value))
+
+    @staticmethod
+    def attention_dropout(layer: nn.Module) -> float:
+        dropout = layer.attention.self.dropout
+        return dropout.p if dropout.training else 0.0
+
+    @staticmethod
+    def attention_output(layer: nn.Module, context: Tensor, residual: Tensor) -> Tensor:
+        return layer.attention.output(context, residual)
+
+    @staticmethod
+    def feed_forward(layer: nn.Module, hidden: Tensor) -> Tensor:
+        return layer.feed_forward_chunk(hidden)
+
+    @staticmethod
+    def classify(model: nn.Module, class_token: Tensor) -> Tensor:
+        pooled = model.base_model.pooler(class_token[:, None])  # the pooler reads position 0 of (B, 1, D)
+        return model.classifier(model.dropout(pooled))

@@ -1,0 +1,164 @@
+"""Hydra's front door: where ``conf/`` is, how errors are told, how a process of one run is started."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from ltp.config import unknown_key
+from ltp.errors import LTPError, RunError, UserError
+
+TRAIN_MODULE = "ltp.train"
+
+#: Set by launchers for each rank; a process of another run must not inherit them.
+_RANK_VARIABLES = (
+    *("LOCAL_RANK", "RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
+    *("MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED"),
+)
+
+
+def config_dir() -> str:
+    """The folder of configurations: ``$LTP_CONF``, the repository's ``conf/``, or the installed copy."""
+    package = Path(__file__).resolve().parent
+    places = [package.parent / "conf", package / "conf"]
+    if "LTP_CONF" in os.environ:
+        places.insert(0, Path(os.environ["LTP_CONF"]))
+    for place in places:
+        if (place / "train.yaml").is_file():
+            return str(place.resolve())
+    raise UserError(f"no configuration found in {', '.join(map(str, places))}; set LTP_CONF to the folder of train.yaml")
+
+
+def run_command(config_name: str, job: Callable[[DictConfig], Any]) -> int:
+    """Run a job under Hydra and tell errors in one line each.
+
+    Returns:
+        The exit code: 0, 1 for failures while running, 2 for bad input, 130 and 143 after SIGINT and SIGTERM.
+    """
+    # Lightning starts further ranks with overrides appended to this command line: flags must come first.
+    overrides = get_args_parser().parse_args().overrides
+    sys.argv[1:] = [word for word in sys.argv[1:] if word not in overrides] + overrides
+    # Hydra would print tracebacks and exit with 1; here exceptions arrive below.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    failures: list[LTPError] = []
+
+    def guarded(cfg: DictConfig) -> Any:
+        try:
+            return job(cfg)
+        except LTPError as error:  # later jobs of a sweep must not suffer for it
+            failures.append(error)
+            return None
+
+    try:
+        hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(guarded)()
+        if len(failures) > 1:
+            failures = [RunError("\n".join([f"{len(failures)} jobs failed:", *map(str, failures)]))]
+        if failures:
+            raise failures[0]
+    except LTPError as error:
+        return _fail(error)
+    except (HydraException, OmegaConfBaseException) as error:
+        return _fail(UserError(explain(error, overrides)))
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _fail(error: LTPError) -> int:
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console.print("error:", style="bold red", end=" ")
+    console.print(str(error), markup=False)
+    return error.exit_code
+
+
+def explain(error: Exception, overrides: list[str]) -> str:
+    """One message for what Hydra or OmegaConf reject: the key, what is wrong, the near matches."""
+    text = str(error)
+    cause = str(error.__cause__ or error).split("\n")[0]
+    if match := re.search(r"Could not find '([\w-]+)/(.+?)'", text):
+        group, option = match.groups()
+        options = [line.strip() for line in text.split("\n") if line.startswith("\t")]
+        return f"{group}={option}: no such option.{_near(option, options)} Options: {', '.join(options)}"
+    if match := re.search(r"Could not override '([^']+)'", text):
+        key = match[1]
+        if "not in" in cause or "No match" in text or "Could not override" in cause:
+            return unknown_key(key)
+        value = next((word.split("=", 1)[1] for word in overrides if word.split("=")[0] == key), "?")
+        return f"{key}={value}: {cause}"
+    if match := re.search(r"Error merging override (\S+)", text):
+        return f"{match[1]}: {cause}"
+    if match := re.search(r"In '[^']+': (.+)", text):
+        return match[1]
+    return f"{text.splitlines()[0]} {'' if cause in text else cause}".strip()
+
+
+def _near(word: str, options: list[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(word, options, n=2)
+    return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+def is_sweep() -> bool:
+    """Whether this job is one of a sweep."""
+    return HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def task_overrides() -> list[str]:
+    """The overrides of this job, as on a command line."""
+    return list(HydraConfig.get().overrides.task)
+
+
+def check_selections() -> None:
+    """Check that ``prune`` and ``prune_mode``, which select the same thing, agree.
+
+    Raises:
+        UserError: they do not. (Where two configs override one group, Hydra silently takes the last.)
+    """
+    choices = HydraConfig.get().runtime.choices
+    alias, mode = choices.get("prune"), choices.get("prune_mode")
+    meant = {"threshold": "absolute_threshold", "manual": "absolute_threshold"}.get(str(alias), alias)
+    if alias is not None and meant != mode:
+        raise UserError(f"prune={alias} and prune_mode={mode} contradict each other: give one of them")
+
+
+def start_run(overrides: list[str]) -> None:
+    """Train one run in a process of its own, and wait for it.
+
+    A process a run keeps runs apart: a rank of one cannot join another, and what fails in one stays there.
+
+    Raises:
+        RunError: it failed; it has printed why.
+    """
+    environment = {key: value for key, value in os.environ.items() if key not in _RANK_VARIABLES}
+    command = [sys.executable, "-m", TRAIN_MODULE, *overrides, "hydra.mode=RUN"]
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+
+    def forward(number: int, frame: Any) -> None:
+        os.killpg(process.pid, number)
+
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if code in (130, -signal.SIGINT):
+        raise KeyboardInterrupt
+    if code in (143, -signal.SIGTERM):
+        sys.exit(143)
+    if code:
+        raise RunError(f"the run failed with exit code {code}: {' '.join(overrides)}")

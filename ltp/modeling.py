@@ -1,0 +1,390 @@
+"""The pruned classifier as a Hugging Face model: its configuration, and the model."""
+
+import json
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.utils import CONFIG_NAME, cached_file
+
+from ltp.backbones import BACKBONES
+from ltp.masked import masked_encoder
+from ltp.pruning import PRUNERS, SCORING_MODES, Pruner, ThresholdPruner, sparsity_penalty
+
+log = logging.getLogger(__name__)
+
+#: Keys of ``config.json`` that say how a model prunes; a dense checkpoint's file may carry them too.
+PRUNING_KEYS = ("prune_mode", "scoring_mode", "score_length", "final_token_threshold", "token_keep_rate")
+#: Keys that say how it trains under the soft rule.
+SOFT_KEYS = ("masking_mode", "threshold_temperature", "lambda_threshold")
+MASKING_MODES = ("hard", "soft")
+
+
+# What the outer configuration says once for both, and what belongs to the file a classifier came from.
+_OUTER_KEYS = (
+    *("id2label", "label2id", "problem_type", "dtype", "architectures", "transformers_version", "_name_or_path"),
+    *("output_attentions", "output_hidden_states", "return_dict"),
+)
+
+
+class LTPConfig(PreTrainedConfig):
+    """Configuration of a pruned classifier: how it prunes, and the dense classifier's own configuration.
+
+    Args:
+        dense_config: the dense classifier's ``config.json`` as a dict (its ``model_type`` names the backbone).
+        prune_mode: ``none``, ``absolute_threshold`` or ``topk``.
+        scoring_mode: ``mean`` or ``mean_norm``, see :func:`ltp.pruning.importance`.
+        score_length: the constant Z of ``mean`` and of the regulariser, in tokens.
+        final_token_threshold: the last layer's initial threshold, in units of importance.
+        token_keep_rate: top-k's keep rate in the last layer; may be negative.
+        masking_mode: the rule while training: ``soft`` or ``hard``. Evaluation is always hard.
+        threshold_temperature: T of the soft rule (transformers keeps ``temperature`` for generation).
+        lambda_threshold: weight of the regulariser under the soft rule.
+
+    Raises:
+        ValueError: a value is outside its range, or the backbone is unknown.
+    """
+
+    model_type = "ltp"
+
+    def __init__(
+        self,
+        dense_config: dict[str, Any] | None = None,
+        prune_mode: str | None = "none",
+        scoring_mode: str = "mean",
+        score_length: int = 128,
+        final_token_threshold: float = 0.01,
+        token_keep_rate: float = 0.2,
+        masking_mode: str = "hard",
+        threshold_temperature: float = 1e-3,
+        lambda_threshold: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        self.dense_config = dict(dense_config or {"model_type": "bert"})
+        self.prune_mode = prune_mode or "none"
+        self.scoring_mode = scoring_mode
+        self.score_length = score_length
+        self.final_token_threshold = final_token_threshold
+        self.token_keep_rate = token_keep_rate
+        self.masking_mode = masking_mode
+        self.threshold_temperature = threshold_temperature
+        self.lambda_threshold = lambda_threshold
+        check_pruning(**{key: getattr(self, key) for key in PRUNING_KEYS + SOFT_KEYS})
+        if self.dense_config.get("model_type") not in BACKBONES:
+            raise ValueError(
+                f"model_type is {self.dense_config.get('model_type')!r}; ltp prunes {', '.join(sorted(BACKBONES))}"
+            )
+        super().__init__(**kwargs)
+
+    @classmethod
+    def from_dense(cls, dense: PreTrainedConfig, **pruning: Any) -> "LTPConfig":
+        """The configuration of a dense classifier, wrapped.
+
+        Args:
+            dense: its configuration; pruning keys it carries are honoured.
+            pruning: any of this class's arguments; they win over what ``dense`` carries.
+        """
+        carried = {key: getattr(dense, key) for key in PRUNING_KEYS if getattr(dense, key, None) is not None}
+        content = {key: value for key, value in dense.to_dict().items() if key not in PRUNING_KEYS + _OUTER_KEYS}
+        return cls(
+            dense_config=content,
+            id2label=dense.id2label,
+            label2id=dense.label2id,
+            problem_type=dense.problem_type,
+            **{**carried, **pruning},
+        )
+
+    def build_dense_config(self) -> PreTrainedConfig:
+        """The dense classifier's configuration, with this one's labels."""
+        content = {**self.dense_config, "id2label": self.id2label, "label2id": self.label2id}
+        return BACKBONES[self.dense_config["model_type"]].config_class.from_dict(content)
+
+    @property
+    def backbone_type(self) -> str:
+        """``model_type`` of the dense classifier."""
+        return self.dense_config["model_type"]
+
+    # Sizes that code around Hugging Face models reads from a configuration.
+    @property
+    def hidden_size(self) -> int:
+        return self._dense_size("hidden_size")
+
+    @property
+    def intermediate_size(self) -> int:
+        return self._dense_size("intermediate_size")
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return self._dense_size("num_hidden_layers")
+
+    @property
+    def num_attention_heads(self) -> int:
+        return self._dense_size("num_attention_heads")
+
+    @property
+    def vocab_size(self) -> int:
+        return self._dense_size("vocab_size")
+
+    @property
+    def max_position_embeddings(self) -> int:
+        return self._dense_size("max_position_embeddings")
+
+    def _dense_size(self, key: str) -> int:
+        default = BACKBONES[self.backbone_type].config_class
+        return int(self.dense_config[key] if key in self.dense_config else getattr(default(), key))
+
+
+def check_pruning(
+    prune_mode: str,
+    scoring_mode: str,
+    score_length: int,
+    final_token_threshold: float,
+    token_keep_rate: float,
+    masking_mode: str,
+    threshold_temperature: float,
+    lambda_threshold: float,
+) -> None:
+    """Check the ranges of what decides how a model prunes.
+
+    Raises:
+        ValueError: names the key, its value and its range.
+    """
+
+    def require(ok: bool, key: str, value: Any, range_: str) -> None:
+        if not ok:
+            raise ValueError(f"{key} is {value!r}; it must be {range_}")
+
+    require(prune_mode in PRUNERS, "prune_mode", prune_mode, f"one of {', '.join(PRUNERS)}")
+    require(scoring_mode in SCORING_MODES, "scoring_mode", scoring_mode, f"one of {', '.join(SCORING_MODES)}")
+    require(score_length >= 1, "score_length", score_length, "at least 1 (tokens)")
+    require(0 <= final_token_threshold < 1, "final_token_threshold", final_token_threshold, "in [0, 1)")
+    require(-10 <= token_keep_rate <= 1, "token_keep_rate", token_keep_rate, "in [-10, 1]")
+    require(masking_mode in MASKING_MODES, "masking_mode", masking_mode, f"one of {', '.join(MASKING_MODES)}")
+    require(
+        0 < threshold_temperature <= 1,
+        "threshold_temperature",
+        threshold_temperature,
+        "in (0, 1]; published values are 1e-5 to 2e-3",
+    )
+    require(0 <= lambda_threshold < float("inf"), "lambda_threshold", lambda_threshold, "0 or more")
+
+
+@dataclass
+class LTPOutput(SequenceClassifierOutput):
+    """Output of the pruned classifier.
+
+    Attributes:
+        loss: the objective, where labels were given: the task's loss, plus the regulariser under the soft rule.
+        logits: (B, num_labels).
+        token_lengths: tokens alive entering each layer, and after the last, (B, L+1) int64.
+        gate_sums: Σ_j m_l(b, j) under the soft rule, (B, L) float32; else None.
+        hidden_states, attentions: as in Hugging Face models (attentions before dropout), where asked for.
+    """
+
+    token_lengths: Tensor | None = None
+    gate_sums: Tensor | None = None
+
+
+class LTPForSequenceClassification(PreTrainedModel):
+    """A BERT or RoBERTa sequence classifier whose encoder prunes tokens.
+
+    Attributes:
+        dense: the Hugging Face classifier that owns the weights.
+        pruner: the pruning method with its parameters (learned thresholds).
+    """
+
+    config_class = LTPConfig
+    base_model_prefix = "dense"
+    supports_gradient_checkpointing = False
+
+    def __init__(self, config: LTPConfig) -> None:
+        super().__init__(config)
+        self.backbone = BACKBONES[config.backbone_type]
+        self.num_labels = config.num_labels
+        self.dense = self.backbone.classifier_class(config.build_dense_config())
+        self.pruner = PRUNERS[config.prune_mode].from_config(config)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # from_pretrained builds on the meta device: what a checkpoint lacks is garbage until it is set here.
+        if isinstance(module, Pruner):
+            module.reset()
+        else:
+            super()._init_weights(module)
+
+    @classmethod
+    def from_dense(cls, dense: PreTrainedModel, **pruning: Any) -> "LTPForSequenceClassification":
+        """Wrap a fine-tuned Hugging Face classifier; its weights are shared, not copied.
+
+        Args:
+            dense: a BERT or RoBERTa sequence classifier.
+            pruning: :class:`LTPConfig`'s arguments, such as ``prune_mode="topk", token_keep_rate=0.2``.
+
+        Raises:
+            ValueError: ltp has no adapter for the model, or it is no sequence classifier.
+        """
+        config = LTPConfig.from_dense(dense.config, **pruning)
+        backbone = BACKBONES[config.backbone_type]
+        if not isinstance(dense, backbone.classifier_class):
+            raise ValueError(f"{type(dense).__name__} is not a {backbone.classifier_class.__name__}")
+        with torch.device("meta"):  # the skeleton needs no memory: its dense part is replaced
+            model = cls(config)
+        model.dense = dense
+        model.pruner = PRUNERS[config.prune_mode].from_config(config).to(dense.device)
+        return model.train(dense.training)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any
+    ) -> "LTPForSequenceClassification":
+        """Load a run's ``model/``, or a dense BERT or RoBERTa classifier, as a pruned classifier.
+
+        Args:
+            pretrained_model_name_or_path: directory or hub id. A dense checkpoint's ``config.json`` may carry
+                ``prune_mode``, ``final_token_threshold``, ``scoring_mode``, ``token_keep_rate`` and
+                ``score_length``; without them it does not prune.
+            kwargs: any of :class:`LTPConfig`'s arguments, which win over the file, and those of
+                ``PreTrainedModel.from_pretrained``. Weights are float32 unless ``dtype`` says otherwise.
+
+        Returns:
+            The model, in evaluation mode.
+        """
+        kwargs.setdefault("dtype", torch.float32)  # else a float16 file would give float16 thresholds
+        wanted = {key: kwargs.pop(key) for key in (*PRUNING_KEYS, *SOFT_KEYS) if key in kwargs}
+        if _is_ltp_checkpoint(pretrained_model_name_or_path, kwargs):
+            model = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            model.set_pruning(**wanted)
+            return model
+        dense = AutoModelForSequenceClassification.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        return cls.from_dense(dense, **wanted)
+
+    def set_pruning(self, **pruning: Any) -> None:
+        """Change how the model prunes, in place.
+
+        Learned thresholds are kept unless ``prune_mode`` or ``final_token_threshold`` changes: then the
+        thresholds start again from the schedule.
+
+        Args:
+            pruning: :class:`LTPConfig`'s arguments but ``dense_config``.
+
+        Raises:
+            ValueError: an unknown key, or a value outside its range.
+        """
+        unknown = set(pruning) - {*PRUNING_KEYS, *SOFT_KEYS}
+        if unknown:
+            raise ValueError(f"unknown pruning keys: {', '.join(sorted(unknown))}")
+        before = {key: getattr(self.config, key) for key in (*PRUNING_KEYS, *SOFT_KEYS)}
+        after = {**before, **pruning}
+        check_pruning(**after)
+        for key, value in after.items():
+            setattr(self.config, key, value)
+        pruner = PRUNERS[after["prune_mode"]].from_config(self.config).to(self.device)
+        kept = all(before[key] == after[key] for key in ("prune_mode", "final_token_threshold"))
+        if kept:
+            pruner.load_state_dict(self.pruner.state_dict())
+        elif isinstance(self.pruner, ThresholdPruner) and isinstance(pruner, ThresholdPruner):
+            log.warning("thresholds start again from final_token_threshold=%g", after["final_token_threshold"])
+        self.pruner = pruner
+
+    @property
+    def thresholds(self) -> Tensor | None:
+        """Effective thresholds of layers 1..L, (L,) float32; None where the method has none."""
+        return self.pruner.thresholds if isinstance(self.pruner, ThresholdPruner) else None
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> LTPOutput | tuple[Any, ...]:
+        """Classify a batch.
+
+        Args:
+            input_ids: (B, N) int64, or ``inputs_embeds``, (B, N, D).
+            attention_mask: 1 for real tokens, 0 for padding, (B, N); position 0 must be real.
+            token_type_ids, position_ids: (B, N) int64, as in Hugging Face models.
+            labels: class ids, (B,) int64, or targets of a regression, (B,) float.
+            output_attentions, output_hidden_states: return them for every layer.
+            return_dict: False returns a tuple.
+
+        Raises:
+            ValueError: neither or both of ``input_ids`` and ``inputs_embeds``; an example without a real token
+                at position 0 (padding on the left).
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        hidden = self.backbone.embed(self.dense, input_ids, token_type_ids, position_ids, inputs_embeds)
+        alive = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+        if attention_mask is not None:
+            alive = attention_mask.bool()
+            if not bool(alive[:, 0].all()):
+                raise ValueError(
+                    "position 0 of an example is padding; the classification token must stand there: "
+                    "pad on the right (tokenizer.padding_side = 'right')"
+                )
+        soft = self.training and self.config.masking_mode == "soft"
+        encoded = masked_encoder(
+            self.backbone,
+            self.backbone.layers(self.dense),
+            self.pruner,
+            hidden,
+            alive,
+            soft=soft,
+            scoring_mode=self.config.scoring_mode,
+            score_length=self.config.score_length,
+            keep_states=bool(output_hidden_states),
+            keep_attentions=bool(output_attentions),
+        )
+        logits = self.backbone.classify(self.dense, encoded.hidden[:, 0])
+        output = LTPOutput(
+            loss=None if labels is None else self.objective(logits, labels, encoded.gate_sums),
+            logits=logits,
+            hidden_states=encoded.hidden_states or None,
+            attentions=encoded.attentions or None,
+            token_lengths=encoded.token_lengths,
+            gate_sums=encoded.gate_sums,
+        )
+        return output if return_dict is not False else output.to_tuple()
+
+    def objective(self, logits: Tensor, labels: Tensor, gate_sums: Tensor | None) -> Tensor:
+        """The task's loss, plus lambda times the regulariser under the soft rule (LTP §3.3).
+
+        Args:
+            logits: (B, num_labels).
+            labels: (B,) int64 class ids, or float targets where ``num_labels`` is 1.
+            gate_sums: (B, L) float32, or None under the hard rule.
+
+        Returns:
+            Scalar float32.
+        """
+        if self.num_labels == 1:
+            loss = functional.mse_loss(logits.float().squeeze(-1), labels.float())
+        else:
+            loss = functional.cross_entropy(logits.float(), labels)
+        if gate_sums is not None:
+            loss = loss + self.config.lambda_threshold * sparsity_penalty(gate_sums, self.config.score_length)
+        return loss
+
+
+def _is_ltp_checkpoint(name_or_path: str | os.PathLike[str], kwargs: dict[str, Any]) -> bool:
+    """Whether a directory's or hub id's ``config.json`` is one of ltp's."""
+    hub = {key: kwargs[key] for key in ("revision", "subfolder", "cache_dir", "token", "local_files_only") if key in kwargs}
+    path = cast(str, cached_file(name_or_path, CONFIG_NAME, **hub))
+    with open(path, encoding="utf-8") as file:
+        return json.load(file).get("model_type") == LTPConfig.model_type
+
+
+AutoConfig.register(LTPConfig.model_type, LTPConfig)
+AutoModelForSequenceClassification.register(LTPConfig, LTPForSequenceClassification)

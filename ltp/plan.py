@@ -1,0 +1,336 @@
+"""From a configuration to a run: every null filled, the method, the parent and the run directory.
+
+``outputs/<model>/<task>/`` holds a tree of runs, the published layout::
+
+    finetune/lr_…/seed_…                                              the dense parent of all others
+    absolute_threshold/rate_…/temperature_…/lambda_…/lr_…/seed_…      soft
+    absolute_threshold/rate_…/temperature_…/lambda_…/lr_…/seed_…/hard/lr_…   hard, inside its soft run
+    absolute_threshold/rate_…/hard/lr_…/seed_…                        manual thresholds
+    topk/rate_…/lr_…/seed_…
+"""
+
+import copy
+import json
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ltp.checkpoints import RESULTS_FILE, Checkpoint, inspect_checkpoint
+from ltp.config import TrainSettings, check_ranges
+from ltp.errors import UserError
+from ltp.tasks import TASKS, Task, custom_task, get_task
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MissingParent:
+    """A parent run that is not finished: the settings that train it."""
+
+    directory: Path
+    stage: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, ready to start.
+
+    Attributes:
+        settings: the configuration with every null filled.
+        task: the task's row; a custom task's labels are still unknown.
+        method: ``dense``, ``learned``, ``manual`` or ``topk``.
+        directory: where the run lives.
+        parent: the checkpoint it starts from; None when it starts from a pretrained or a random encoder.
+        missing: the parent that must be trained first, in which case ``parent`` is None.
+    """
+
+    settings: TrainSettings
+    task: Task
+    method: str
+    directory: Path
+    parent: Checkpoint | None
+    missing: MissingParent | None
+
+    @property
+    def parent_name(self) -> str | None:
+        """The parent as results name it: a run directory, a checkpoint's name, or None."""
+        if self.missing is not None:
+            return str(self.missing.directory)
+        if self.parent is not None:
+            return str(self.parent.run_dir or self.parent.source)
+        return self.settings.model.name_or_path
+
+
+def plan_run(given: TrainSettings, *, model_is_chosen: bool = False) -> Run:
+    """Work out what a configuration asks for. Reads small files only.
+
+    Args:
+        given: the configuration, nulls included.
+        model_is_chosen: whether the model was chosen by the user, rather than by default; a restored checkpoint
+            must then agree with it, and else brings its own.
+
+    Raises:
+        UserError: values out of range, contradictory selections, or a checkpoint that does not fit.
+    """
+    check_ranges(given)
+    settings = copy.deepcopy(given)
+    task = _task(settings)
+    restored = None if settings.restore == "auto" else inspect_checkpoint(settings.restore)
+    if restored is not None:
+        _fit_model(settings, restored, model_is_chosen)
+        check_labels_if_known(restored, task)
+    carried = restored.pruning if restored is not None else {}
+
+    stage, mode = _stage_and_mode(settings, restored)
+    settings.stage, settings.prune.mode = stage, mode
+    method = _method(settings, stage, mode, restored)
+    settings.prune.learned = method == "learned" if mode == "absolute_threshold" else None
+    _fill(settings, task, method, carried)
+
+    parent, missing = restored, None
+    if restored is None and method != "dense":
+        parent, missing = _find_parent(settings, task, method)
+    directory = _directory(settings, method, parent, missing)
+    return Run(settings, task, method, directory, parent, missing)
+
+
+def check_labels(checkpoint: Checkpoint, task: Task) -> None:
+    """Check that a checkpoint's head fits the task.
+
+    Raises:
+        UserError: it has another number of labels.
+    """
+    if checkpoint.num_labels != task.num_labels:
+        raise UserError(
+            f"restore={checkpoint.source} has {checkpoint.num_labels} labels, task={task.name} has {task.num_labels}; "
+            f"restore a checkpoint that was fine-tuned on {task.name}."
+        )
+    names = checkpoint.config.get("id2label")
+    if names and task.labels and sorted(names.values()) == sorted(task.labels):
+        order = tuple(names[key] for key in sorted(names, key=int))
+        if order != task.labels:
+            raise UserError(
+                f"restore={checkpoint.source} numbers its labels {', '.join(order)}; task={task.name} has "
+                f"{', '.join(task.labels)} in this order. Reorder the head's rows and id2label, or fine-tune anew."
+            )
+
+
+def _task(settings: TrainSettings) -> Task:
+    chosen = settings.task
+    if chosen.train_file is None and chosen.validation_file is None:
+        return get_task(chosen.name)
+    if chosen.name in TASKS:
+        raise UserError(f"task.train_file and task.validation_file go with task=custom, not task={chosen.name}")
+    return custom_task(
+        chosen.name,
+        text_columns=chosen.text_columns,
+        label_column=chosen.label_column,
+        metric=chosen.metric,
+        size=chosen.size,
+    )
+
+
+def _fit_model(settings: TrainSettings, restored: Checkpoint, model_is_chosen: bool) -> None:
+    model = settings.model
+    if not model_is_chosen:
+        model.name, model.name_or_path, model.architecture = restored.name, None, {}
+        return
+    wanted = model.architecture
+    if model.name_or_path is not None and (Path(model.name_or_path) / "config.json").is_file():
+        wanted = json.loads((Path(model.name_or_path) / "config.json").read_text(encoding="utf-8"))
+    for key in ("model_type", "num_hidden_layers", "hidden_size"):
+        has = restored.dense_config.get(key)
+        if key in wanted and has is not None and has != wanted[key]:
+            raise UserError(
+                f"restore={settings.restore} has {key} {has}, model={model.name} has {wanted[key]}: another "
+                "architecture. Leave model= out to take the checkpoint's, or restore one that fits."
+            )
+
+
+def _stage_and_mode(settings: TrainSettings, restored: Checkpoint | None) -> tuple[str, str]:
+    """The stage and the prune mode: what was given, else the checkpoint's, else what goes with the other."""
+    stage, mode = settings.stage, settings.prune.mode
+    carried = restored.pruning if restored is not None else {}
+    if stage == "finetune" and mode not in (None, "none"):
+        raise UserError(
+            f"stage=finetune trains the dense model, prune_mode={mode} prunes it: "
+            "leave one of them out (stage=soft learns thresholds, stage=hard trains with fixed ones)."
+        )
+    if stage == "soft" and mode == "topk":
+        raise UserError("stage=soft with prune=topk: top-k has nothing to learn. Use stage=hard, or prune=threshold.")
+    if stage in ("soft", "hard") and mode == "none":
+        raise UserError(f"stage={stage} with prune=none: nothing is pruned. Use stage=finetune, or prune=threshold.")
+    if stage == "soft" and settings.prune.learned is False:
+        raise UserError("stage=soft learns thresholds, prune=manual gives them: use stage=hard, or prune=threshold.")
+    if mode is None and stage != "finetune":
+        # soft can only be thresholds; a finetune run's checkpoint says nothing
+        mode = "absolute_threshold" if stage == "soft" else carried.get("prune_mode")
+        if mode is None and settings.prune.learned is not None:
+            mode = "absolute_threshold"
+        if mode is None:
+            mode = "absolute_threshold" if stage is not None else "none"
+    mode = mode or "none"
+    if stage is None:
+        fixed = settings.prune.learned is False or (restored is not None and restored.holds_thresholds)
+        stage = {"none": "finetune", "topk": "hard"}.get(mode, "hard" if fixed else "soft")
+    return stage, mode
+
+
+def _method(settings: TrainSettings, stage: str, mode: str, restored: Checkpoint | None) -> str:
+    if stage == "finetune":
+        return "dense"
+    if mode == "topk":
+        return "topk"
+    if stage == "soft":
+        return "learned"
+    learned = settings.prune.learned
+    if restored is None:
+        return "manual" if learned is False else "learned"
+    if learned and not restored.holds_thresholds:
+        raise UserError(
+            f"restore={restored.source} holds no learned thresholds, which prune.learned=true asks for: "
+            "run stage=soft on it first, or use prune=manual."
+        )
+    return "manual" if learned is False or not restored.holds_thresholds else "learned"
+
+
+def _fill(settings: TrainSettings, task: Task, method: str, carried: dict[str, Any]) -> None:
+    """Fill every null: the checkpoint's value, else the recipe's."""
+    assert settings.stage is not None
+    recipe, prune = settings.recipe.pruning, settings.prune
+    stage = settings.recipe.stages[settings.stage]
+    defaults: dict[str, Any] = {
+        "lr": stage.lr if stage.lr is not None else task.lr,
+        "batch_size": stage.batch_size,
+        "epochs": stage.epochs.small if task.size == "small" else stage.epochs.large,
+        "weight_decay": stage.weight_decay,
+        "warmup_ratio": stage.warmup_ratio,
+        "save_step": stage.save_step,
+        "load_best": stage.load_best,
+    }
+    for key, default in defaults.items():
+        if getattr(settings, key) is None:
+            setattr(settings, key, default)
+
+    learned = method == "learned"
+    relevant: dict[str, Any] = {}
+    if method != "dense":
+        relevant |= {"scoring_mode": recipe.scoring_mode, "score_length": settings.task.max_length}
+    if method in ("learned", "manual"):
+        relevant["final_token_threshold"] = recipe.learned_threshold if learned else recipe.manual_threshold
+    if learned:
+        relevant |= {"temperature": recipe.temperature, "lambda_threshold": recipe.lambda_threshold}
+    if learned and settings.stage == "soft":
+        relevant["lr_threshold"] = settings.lr
+    if method == "topk":
+        relevant["token_keep_rate"] = recipe.token_keep_rate
+    file_keys = {"temperature": "threshold_temperature"}
+    for key in ("scoring_mode", "score_length", "final_token_threshold", "token_keep_rate", "temperature",
+                "lambda_threshold", "lr_threshold"):  # fmt: skip
+        value = getattr(prune, key)
+        if key not in relevant:
+            if value is not None:
+                raise UserError(
+                    f"prune.{key}={value} has no meaning for a {_describe(method, settings.stage)} run; leave it out"
+                )
+            continue
+        if value is None:
+            setattr(prune, key, carried.get(file_keys.get(key, key), relevant[key]))
+
+
+def _describe(method: str, stage: str) -> str:
+    return {"dense": "dense", "topk": "top-k", "manual": "manual-threshold", "learned": f"{stage} learned-threshold"}[method]
+
+
+def _find_parent(settings: TrainSettings, task: Task, method: str) -> tuple[Checkpoint | None, MissingParent | None]:
+    """The finished run that this one starts from, or the one to train first.
+
+    Of several the one at the recipe's learning rate is taken; ltp does not guess among others.
+    """
+    hard_of_learned = settings.stage == "hard" and method == "learned"
+    stage = "soft" if hard_of_learned else "finetune"
+    folder = _soft_folder(settings) if hard_of_learned else _task_folder(settings) / "finetune"
+    recipe_lr = settings.recipe.stages[stage].lr
+    default = folder / _lr(recipe_lr if recipe_lr is not None else task.lr) / _seed(settings)
+    finished = sorted(path.parent for path in folder.glob(f"lr_*/{_seed(settings)}/{RESULTS_FILE}"))
+    if default in finished or not finished:
+        chosen = default
+    elif len(finished) == 1:
+        chosen = finished[0]
+    else:
+        raise UserError(
+            f"restore=auto: several {stage} runs could be the parent, none at the recipe's learning rate: "
+            f"{', '.join(map(str, finished))}. Choose one with restore=…"
+        )
+    if chosen in finished:
+        checkpoint = inspect_checkpoint(str(chosen))
+        check_labels_if_known(checkpoint, task)
+        return checkpoint, None
+    return None, MissingParent(chosen, stage)
+
+
+def check_labels_if_known(checkpoint: Checkpoint, task: Task) -> None:
+    """:func:`check_labels`, where the task's labels are known before its files are read."""
+    if task.is_regression or task.labels is not None:
+        check_labels(checkpoint, task)
+
+
+def _directory(
+    settings: TrainSettings, method: str, parent: Checkpoint | None, missing: MissingParent | None
+) -> Path:
+    assert settings.lr is not None
+    leaf = Path(_lr(settings.lr)) / _seed(settings)
+    folder = _task_folder(settings)
+    if method == "dense":
+        return folder / "finetune" / leaf
+    if method == "topk":
+        return folder / "topk" / f"rate_{number(settings.prune.token_keep_rate)}" / leaf
+    if settings.stage == "soft":
+        return _soft_folder(settings) / leaf
+    if method == "learned":
+        if missing is not None:
+            return missing.directory / "hard" / _lr(settings.lr)
+        if parent is not None and parent.run_dir is not None:
+            assert parent.results is not None
+            same_seed = parent.results["seed"] == settings.seed
+            return parent.run_dir / "hard" / (Path(_lr(settings.lr)) if same_seed else leaf)
+    rate = f"rate_{number(settings.prune.final_token_threshold)}"
+    return folder / "absolute_threshold" / rate / "hard" / leaf
+
+
+def _task_folder(settings: TrainSettings) -> Path:
+    return Path(settings.output_root) / model_name(settings) / settings.task.name
+
+
+def _soft_folder(settings: TrainSettings) -> Path:
+    prune = settings.prune
+    return (
+        _task_folder(settings)
+        / "absolute_threshold"
+        / f"rate_{number(prune.final_token_threshold)}"
+        / f"temperature_{number(prune.temperature)}"
+        / f"lambda_{number(prune.lambda_threshold)}"
+    )
+
+
+def model_name(settings: TrainSettings) -> str:
+    """The folder of a model's runs: ``model.name``, or the checkpoint's own name."""
+    name = settings.model.name or (settings.model.name_or_path or "scratch").rstrip("/").rsplit("/", 1)[-1]
+    return re.sub(r"[^\w.-]", "_", name)
+
+
+def _lr(lr: float) -> str:
+    return f"lr_{number(lr)}"
+
+
+def _seed(settings: TrainSettings) -> str:
+    return f"seed_{settings.seed}"
+
+
+def number(value: float | None) -> str:
+    """A number as run directories write it: ``2e-05``, ``0.01``, ``-0.2``."""
+    assert value is not None
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)

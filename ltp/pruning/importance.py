@@ -1,0 +1,33 @@
+"""Token importance: the attention a token receives (LTP §3.1)."""
+
+import torch
+from torch import Tensor
+
+#: ``mean`` divides by a constant Z, ``mean_norm`` by the number of tokens alive.
+SCORING_MODES = ("mean", "mean_norm")
+
+
+def importance(probs: Tensor, alive: Tensor, *, scoring_mode: str = "mean", score_length: int = 128) -> Tensor:
+    """Importance ``s(j) = 1/(H·Z) Σ_h Σ_{i alive} A[h,i,j]`` of every token, from attention before dropout.
+
+    Sums run over queries that are alive, so the score depends neither on padding nor on the rest of the batch.
+
+    Args:
+        probs: attention probabilities before dropout, (B, H, N, N), any float type; rows are queries.
+        alive: tokens alive when the layer starts, (B, N) bool.
+        scoring_mode: ``mean``: Z is ``score_length``, so a token that gets a uniform share scores 1/Z whatever
+            the length of its sentence; ``mean_norm``: Z is the number of tokens alive.
+        score_length: the constant Z, in tokens (128 on GLUE).
+
+    Returns:
+        Scores, (B, N) float32; 0 for tokens that are not alive (nobody attends to them).
+    """
+    with torch.autocast(probs.device.type, enabled=False):  # a product in half precision would round the scores
+        queries = alive.float()[:, None, None, :]  # (B, 1, 1, N)
+        received = (queries @ probs.float()).squeeze(2).sum(dim=1)  # (B, H, 1, N) -> (B, N)
+    heads = probs.shape[1]
+    if scoring_mode == "mean":
+        return received / (heads * score_length)
+    if scoring_mode == "mean_norm":
+        return received / (heads * alive.sum(dim=1, keepdim=True))
+    raise ValueError(f"scoring_mode is {scoring_mode!r}; it must be one of {', '.join(SCORING_MODES)}")

@@ -1,0 +1,100 @@
+"""Pruning by a threshold a layer, given or learned (LTP §3.2-3.3)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ltp.pruning.base import Pruner
+
+
+def threshold_schedule(final_token_threshold: float, num_layers: int) -> Tensor:
+    """Initial thresholds ``theta_l = final_token_threshold · l / L`` of layers l = 1..L.
+
+    Returns:
+        Thresholds on importance, (L,) float32. With 0.01 and 12 layers the 3rd, 6th, 9th and 12th are 0.0025,
+        0.005, 0.0075 and 0.01.
+    """
+    layers = torch.arange(1, num_layers + 1, dtype=torch.float64)
+    return (final_token_threshold * layers / num_layers).to(torch.float32)
+
+
+def threshold_survivors(scores: Tensor, threshold: Tensor, alive: Tensor) -> Tensor:
+    """Hard rule: token j survives when ``s(j) >= theta``; the classification token always does.
+
+    Args:
+        scores: importance, (B, N) float32.
+        threshold: theta of the layer, scalar float32.
+        alive: tokens alive when the layer starts, (B, N) bool.
+
+    Returns:
+        Survivors, (B, N) bool.
+    """
+    survivors = alive & (scores >= threshold)
+    survivors[:, 0] = alive[:, 0]
+    return survivors
+
+
+def threshold_gate(scores: Tensor, threshold: Tensor, alive: Tensor, temperature: float) -> Tensor:
+    """Soft rule: ``m(j) = sigmoid((s(j) − theta) / temperature)``, 1 for the classification token.
+
+    Differentiable in the scores and in the threshold; it becomes the hard rule as the temperature goes to 0.
+
+    Args:
+        scores: importance, (B, N) float32.
+        threshold: theta of the layer, scalar float32.
+        alive: real tokens, (B, N) bool.
+        temperature: T > 0, in units of importance.
+
+    Returns:
+        Gate m, (B, N) float32, 0 for padding.
+    """
+    gate = torch.sigmoid((scores - threshold) / temperature)
+    class_token = torch.zeros_like(alive)
+    class_token[:, 0] = True
+    return torch.where(class_token, 1.0, gate) * alive
+
+
+def sparsity_penalty(gate_sums: Tensor, score_length: int) -> Tensor:
+    """The regulariser ``Σ_l 1/B Σ_b 1/Z Σ_j m_l(b, j)`` (LTP §3.3), which lambda multiplies.
+
+    Z is constant, so a token has the same price in a short sentence as in a long one, as it has in FLOPs.
+
+    Args:
+        gate_sums: Σ_j m_l(b, j) over the real tokens, (B, L) float32.
+        score_length: the constant Z, in tokens.
+
+    Returns:
+        Scalar float32, between 0 and L·N/Z.
+    """
+    return gate_sums.sum(dim=1).mean() / score_length
+
+
+class ThresholdPruner(Pruner):
+    """One threshold a layer on importance: ``prune_mode: absolute_threshold``.
+
+    Attributes:
+        thresholds: the effective thresholds, (L,) float32, saved with the weights. Keep them float32.
+    """
+
+    prune_mode = "absolute_threshold"
+
+    def __init__(self, num_layers: int, final_token_threshold: float, temperature: float = 1e-3) -> None:
+        super().__init__()
+        self.final_token_threshold = final_token_threshold
+        self.temperature = temperature
+        self.thresholds = nn.Parameter(threshold_schedule(final_token_threshold, num_layers))
+
+    @classmethod
+    def from_config(cls, config: Any) -> "ThresholdPruner":
+        return cls(config.num_hidden_layers, config.final_token_threshold, config.threshold_temperature)
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        self.thresholds.copy_(threshold_schedule(self.final_token_threshold, self.thresholds.numel()))
+
+    def survivors(self, layer: int, scores: Tensor, alive: Tensor, lengths: Tensor) -> Tensor:
+        return threshold_survivors(scores, self.thresholds[layer - 1], alive)
+
+    def gate(self, layer: int, scores: Tensor, alive: Tensor) -> Tensor:
+        return threshold_gate(scores, self.thresholds[layer - 1], alive, self.temperature)

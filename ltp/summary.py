@@ -1,0 +1,32 @@
+"""What a finished run shows in the terminal."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_results(results: dict[str, Any], directory: Path) -> None:
+    """Print a run's metrics, cost and tokens per layer, and where it lives."""
+    console = Console()
+    hyper = results["hyperparameters"]
+    title = f"{results['task']} · {results['model']} · {results['method']}, {results['stage']} · lr {hyper['lr']:g}"
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for name, value in results["metrics"].items():
+        table.add_row(name, f"{value:.4f}")
+    table.add_row("relative FLOPs", f"{results['relative_flops']:.3f}")
+    table.add_row("GFLOPs an example", f"{results['gflops']:.4g} of {results['dense_gflops']:.4g} dense")
+    table.add_row("tokens per layer", tokens_text(results["tokens_per_layer"]))
+    if results["thresholds"] is not None:
+        table.add_row("thresholds", "  ".join(f"{value:.4f}" for value in results["thresholds"]))
+    table.add_row("time", f"{results['duration_seconds']:.0f} s on {results['device']}")
+    console.print(table)
+    console.print(f"run directory: {directory}", soft_wrap=True, highlight=False)
+
+
+def tokens_text(tokens: list[float]) -> str:
+    """Mean tokens alive entering each layer, and after the last: ``21.8 → 14.0 → 3.1``."""
+    return " → ".join(f"{count:.1f}" for count in tokens)

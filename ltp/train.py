@@ -1,0 +1,111 @@
+"""``python -m ltp.train``: train one run, with the parents it needs."""
+
+import dataclasses
+import logging
+import re
+import sys
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from ltp import cli
+from ltp.config import TrainSettings, typed
+from ltp.plan import Run, plan_run
+from ltp.runs import check_same, is_finished, read_results
+from ltp.summary import print_results
+
+log = logging.getLogger("ltp")
+
+
+def main(cfg: DictConfig) -> float | None:
+    """Train the run that a configuration describes.
+
+    Returns:
+        The task's main metric on the validation split, for sweepers that optimise it.
+    """
+    cli.check_selections()
+    given = typed(cfg)
+    run = plan(given)
+    if cli.is_sweep():
+        cli.start_run(cli.task_overrides())
+        return float(read_results(plan(given).directory)["metric"]["value"])
+
+    from ltp import training  # Lightning takes seconds to import, and a mistake should not
+
+    if training.is_main_process():
+        check_same(run)
+        if is_finished(run.directory) and not given.overwrite:
+            log.info("finished already, skipped: %s (overwrite=true starts it afresh)", run.directory)
+            results = read_results(run.directory)
+            print_results(results, run.directory)
+            return float(results["metric"]["value"])
+        if run.missing is not None:
+            log.info("parent missing, training it first: %s", run.missing.directory)
+            training.read_splits(run)  # a mistake in the data should show before the parent's hours
+            cli.start_run(parent_overrides(run))
+            run = plan(given)
+            check_same(run)
+    log.info("run directory: %s", run.directory)
+    results = training.train(run)
+    if training.is_main_process():
+        print_results(results, run.directory)
+    return float(results["metric"]["value"])
+
+
+def plan(given: TrainSettings) -> Run:
+    """:func:`ltp.plan.plan_run`, with what only the command line knows."""
+    keys = {override.lstrip("+~").split("=")[0] for override in cli.task_overrides()}
+    if "model.name_or_path" in keys and "model.name" not in keys:
+        # another checkpoint than the option's: runs are named after it
+        given = dataclasses.replace(given, model=dataclasses.replace(given.model, name=None, architecture={}))
+    return plan_run(given, model_is_chosen=bool(keys & {"model", "model.name_or_path"}))
+
+
+def parent_overrides(run: Run) -> list[str]:
+    """The command line that trains a run's missing parent.
+
+    What belongs to the machine, the model and the task is passed on as it was resolved; what belongs to the
+    stage (learning rate, epochs, …) is left to the parent's own recipe.
+    """
+    assert run.missing is not None
+    choices = HydraConfig.get().runtime.choices
+    settings = run.settings
+    overrides = [f"{group}={choices[group]}" for group in ("task", "model", "recipe", "trainer")]
+    overrides += [f"stage={run.missing.stage}"]
+    for group in ("task", "model", "recipe", "trainer"):
+        overrides += _as_overrides(group, dataclasses.asdict(getattr(settings, group)))
+    loggers = ",".join(settings.logger)
+    overrides += [f"logger=[{loggers}]", *_as_overrides("logger", settings.logger)]
+    for key in ("seed", "output_root", "data_dir"):
+        overrides += _as_overrides(key, getattr(settings, key))
+    if run.missing.stage == "soft":
+        overrides += ["prune_mode=absolute_threshold"]
+        for key in ("scoring_mode", "score_length", "final_token_threshold", "temperature", "lambda_threshold"):
+            overrides += _as_overrides(f"prune.{key}", getattr(settings.prune, key))
+    return overrides
+
+
+def _as_overrides(key: str, value: Any) -> list[str]:
+    """Leaves of a configuration node in Hydra's override grammar."""
+    if isinstance(value, dict):
+        return [override for name, item in value.items() for override in _as_overrides(f"{key}.{name}", item)]
+    # ++ because dicts of the schema (model.architecture, recipe.stages) take keys that the option may lack
+    return [f"++{key}={_literal(value)}"]
+
+
+def _literal(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return "[" + ",".join(map(_literal, value)) + "]"
+    if isinstance(value, str):
+        escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
+        return f"'{escaped}'"
+    return repr(value)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run_command("train", main))
