@@ -13,7 +13,7 @@ from torch.utils.data import Sampler
 
 from ltp.errors import UserError
 
-GROUP_BATCHES = 50  # batches sorted by length together: long enough to save padding, short enough to stay random
+GROUP_BATCHES = 50  # batches sorted by length together: enough to save padding, few enough to stay random
 
 
 def check_batch_size(batch_size: int, world_size: int, accumulate: int) -> None:
@@ -28,7 +28,7 @@ def check_batch_size(batch_size: int, world_size: int, accumulate: int) -> None:
     below = batch_size // parts * parts
     works = f"{below} or {below + parts}" if below > 0 else f"{parts}"
     raise UserError(
-        f"batch_size={batch_size} is the batch of one optimiser step and must be a multiple of trainer.devices"
+        f"batch_size={batch_size} is the batch of an optimiser step and must be a multiple of trainer.devices"
         f" ({world_size}) x trainer.accumulate_grad_batches ({accumulate}) = {parts}; {works} would work."
     )
 
@@ -112,7 +112,7 @@ class TrainBatches(Sampler[list[int]]):
         self.epoch = epoch
 
     def resume(self, epoch: int, done: int) -> None:
-        """Continue in the middle: the next iteration through `epoch` leaves out its first `done` micro-batches."""
+        """Let the next pass, if it is through `epoch`, leave out the first `done` micro-batches."""
         self.epoch = epoch
         self._resume = (epoch, done)
 

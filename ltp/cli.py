@@ -1,5 +1,6 @@
 """Hydra's front door: where ``conf/`` is, how errors are told, how a process of one run is started."""
 
+import difflib
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
 from ltp.config import unknown_key
@@ -42,15 +44,25 @@ def config_dir() -> str:
     raise UserError(f"no configuration found in {', '.join(map(str, places))}; set LTP_CONF to the folder of train.yaml")
 
 
-def run_command(config_name: str, job: Callable[[DictConfig], Any]) -> int:
+def run_command(config_name: str, job: Callable[[DictConfig], Any], show: Callable[[DictConfig], None]) -> int:
     """Run a job under Hydra and tell errors in one line each.
+
+    Args:
+        config_name: the root configuration in ``conf/``.
+        job: what the command does.
+        show: what ``--cfg job`` does instead: print the whole configuration, nulls filled.
 
     Returns:
         The exit code: 0, 1 for failures while running, 2 for bad input, 130 and 143 after SIGINT and SIGTERM.
     """
     # Lightning starts further ranks with overrides appended to this command line: flags must come first.
-    overrides = get_args_parser().parse_args().overrides
-    sys.argv[1:] = [word for word in sys.argv[1:] if word not in overrides] + overrides
+    arguments = get_args_parser().parse_intermixed_args()
+    overrides = arguments.overrides
+    if arguments.cfg == "job" and arguments.package is None:
+        job = show
+        sys.argv[1:] = [*overrides, "hydra.mode=RUN"]
+    else:
+        sys.argv[1:] = [word for word in sys.argv[1:] if word not in overrides] + overrides
     # Hydra would print tracebacks and exit with 1; here exceptions arrive below.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     failures: list[LTPError] = []
@@ -74,6 +86,8 @@ def run_command(config_name: str, job: Callable[[DictConfig], Any]) -> int:
         return _fail(UserError(explain(error, overrides)))
     except KeyboardInterrupt:
         return 130
+    except SIGTERMException:
+        return 143
     return 0
 
 
@@ -90,7 +104,8 @@ def explain(error: Exception, overrides: list[str]) -> str:
     cause = str(error.__cause__ or error).split("\n")[0]
     if match := re.search(r"Could not find '([\w-]+)/(.+?)'", text):
         group, option = match.groups()
-        options = [line.strip() for line in text.split("\n") if line.startswith("\t")]
+        listed = text.split("Available options", 1)[-1].split("Config search path", 1)[0]
+        options = [line.strip() for line in listed.split("\n") if line.startswith("\t")]
         return f"{group}={option}: no such option.{_near(option, options)} Options: {', '.join(options)}"
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match[1]
@@ -106,8 +121,6 @@ def explain(error: Exception, overrides: list[str]) -> str:
 
 
 def _near(word: str, options: list[str]) -> str:
-    import difflib
-
     near = difflib.get_close_matches(word, options, n=2)
     return f" Did you mean {' or '.join(near)}?" if near else ""
 

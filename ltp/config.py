@@ -189,14 +189,13 @@ def _reject_appended(node: Any, prefix: str) -> None:
 
 def unknown_key(key: str) -> str:
     """The message for a key that does not exist, with the near matches."""
-    keys = known_keys()
-    # a key in the wrong place is matched by its last part, a misspelled one by its letters
+    keys = [known for known in known_keys() if not known.startswith("recipe.")]
+    # a key in the wrong place is found by its last part, a misspelled one by its letters
     last = key.rsplit(".", 1)[-1]
-    moved = [known for known in keys if known.rsplit(".", 1)[-1] == last]
-    near = moved or difflib.get_close_matches(key, keys, n=3, cutoff=0.6)
+    near = [known for known in keys if known.rsplit(".", 1)[-1] == last]
     if not near:
         by_last = {known.rsplit(".", 1)[-1]: known for known in keys}
-        near = [by_last[name] for name in difflib.get_close_matches(last, by_last, n=3, cutoff=0.6)]
+        near = [by_last[name] for name in difflib.get_close_matches(last, by_last, n=2, cutoff=0.7)]
     hint = f"did you mean {' or '.join(near)}?" if near else "see python -m ltp.train --cfg job for every key"
     return f"unknown key {key}; {hint}"
 

@@ -86,9 +86,10 @@ class GLUEDataModule(pl.LightningDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        for key, value in (("eval_batch_size", eval_batch_size), ("trainer.accumulate_grad_batches", accumulate)):
-            if value < 1:
-                raise UserError(f"{key}={value}: must be at least 1.")
+        if eval_batch_size < 1:
+            raise UserError(f"trainer.eval_batch_size={eval_batch_size}: must be at least 1.")
+        if accumulate < 1:
+            raise UserError(f"trainer.accumulate_grad_batches={accumulate}: must be at least 1.")
         check_batch_size(batch_size, 1, accumulate)
         _check_tokenizer(tokenizer, len(splits.task.text_columns), max_length)
         self.task = splits.task
@@ -135,7 +136,7 @@ class GLUEDataModule(pl.LightningDataModule):
         for name, split in self.splits.validation.items():
             if len(split) < self._world_size:
                 raise UserError(
-                    f"The split {name} has {len(split)} rows, fewer than trainer.devices ({self._world_size})."
+                    f"{name} has {len(split)} rows, too few for trainer.devices={self._world_size}."
                 )
             self._encode(name, split)
 
@@ -167,10 +168,10 @@ class GLUEDataModule(pl.LightningDataModule):
         return loaders
 
     def loss_weight(self, batch_idx: int, rows: int) -> float:
-        """Weight of a training micro-batch's mean loss, such that the optimiser step's is a mean over its rows.
+        """Weight of a training micro-batch's mean loss, so that the optimiser step's is a mean over its rows.
 
-        Lightning averages over accumulated micro-batches and DDP over processes; in the smaller batch at the end
-        of an epoch their numbers of rows differ.
+        Lightning averages over accumulated micro-batches and DDP over processes; in the smaller batch at the
+        end of an epoch their numbers of rows differ.
 
         Args:
             batch_idx: Lightning's, of the epoch.
@@ -205,12 +206,12 @@ class GLUEDataModule(pl.LightningDataModule):
                 batched=True,
                 remove_columns=list(self.task.text_columns),
                 keep_in_memory=True,
-                new_fingerprint=f"{name}-encoded",  # spares hashing the tokenizer: nothing is looked up in a cache
+                new_fingerprint=f"{name}-encoded",  # nothing is cached, so the tokenizer need not be hashed
             )
 
     def _loader(self, encoded: datasets.Dataset, batches: Any) -> DataLoader[Batch]:
         return DataLoader(
-            encoded,  # type: ignore[arg-type]  # has __getitem__ and __len__, and fetches a batch at once
+            encoded,  # has __getitem__ and __len__, and fetches a batch at once
             batch_sampler=batches,
             collate_fn=self._collate,
             num_workers=self.num_workers,
@@ -220,10 +221,10 @@ class GLUEDataModule(pl.LightningDataModule):
 
 def _resume(batches: TrainBatches, trainer: pl.Trainer) -> None:
     """Let the first pass over the batches start where the checkpoint that is being restored stopped."""
-    fit_loop = trainer.fit_loop
+    fit_loop: Any = trainer.fit_loop
     epoch, done = fit_loop.epoch_progress.current.processed, 0
     if fit_loop.restarting:
-        # `processed`, not `completed`, which is one too few where the checkpoint was saved in a batch's last hook
+        # `processed`: `completed` is one too few where the checkpoint was saved in a batch's last hook
         done = fit_loop.epoch_loop.batch_progress.current.processed
         if done >= len(batches):  # saved at the end of an epoch
             epoch, done = epoch + 1, 0
@@ -235,16 +236,16 @@ def _resume(batches: TrainBatches, trainer: pl.Trainer) -> None:
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, texts: int, max_length: int) -> None:
     special = tokenizer.num_special_tokens_to_add(pair=texts == 2)
     if max_length < special + texts:
-        raise UserError(f"max_length={max_length}: too short for {texts} text(s) and {special} special tokens.")
+        raise UserError(f"task.max_length={max_length}: too short; {special} tokens are special.")
     if max_length > tokenizer.model_max_length:
         raise UserError(
-            f"max_length={max_length}: the model reads at most {tokenizer.model_max_length} tokens."
+            f"task.max_length={max_length}: the model reads at most {tokenizer.model_max_length} tokens."
         )
 
 
 def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     if tokenizer.pad_token_id is None:
-        raise UserError(f"The tokenizer {tokenizer.name_or_path!r} has no padding token: it is not BERT's or RoBERTa's.")
+        raise UserError(f"The tokenizer {tokenizer.name_or_path!r} has no padding token; give it one.")
     return int(tokenizer.pad_token_id)
 
 

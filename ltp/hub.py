@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from ltp.errors import UserError
 
@@ -23,12 +24,14 @@ log = logging.getLogger(__name__)
 def go_offline() -> None:
     """Make huggingface_hub, transformers and datasets use cached files only, imported already or not."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # also for processes started later: the ranks and jobs of this run
-    flags = {"huggingface_hub.constants": ("HF_HUB_OFFLINE",), "datasets.config": ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")}
-    for module_name, names in flags.items():
-        module = sys.modules.get(module_name)
-        for name in names:
-            if module is not None:
-                setattr(module, name, True)
+    flags = (  # as read from the environment when these modules were imported
+        ("huggingface_hub.constants", "HF_HUB_OFFLINE"),
+        ("datasets.config", "HF_HUB_OFFLINE"),
+        ("datasets.config", "HF_DATASETS_OFFLINE"),
+    )
+    for module, flag in flags:
+        if module in sys.modules:
+            setattr(sys.modules[module], flag, True)
 
 
 @functools.cache
@@ -40,47 +43,44 @@ def hub_in_reach() -> bool:
     if _is_offline():
         go_offline()
         return False
-    answered = threading.Event()
-
-    def probe() -> None:
-        if _answers():
-            answered.set()
-        finished.set()
-
+    answers: list[bool] = []
     # A thread, because looking a host's name up can take longer than any timeout of the client.
-    finished = threading.Event()
-    threading.Thread(target=probe, daemon=True).start()
-    finished.wait(PROBE_SECONDS)
-    if not answered.is_set():
-        log.warning("The Hugging Face hub is out of reach: using cached files only.")
-        go_offline()
-    return answered.is_set()
+    probe = threading.Thread(target=lambda: answers.append(_answers()), daemon=True)
+    probe.start()
+    probe.join(PROBE_SECONDS)
+    if answers == [True]:
+        return True
+    log.warning("The Hugging Face hub is out of reach: using cached files only.")
+    go_offline()
+    return False
 
 
 @contextmanager
-def loading_from_hub(what: str, remedy: str) -> Iterator[None]:
+def loading_from_hub(what: str, remedy: str, *, source: str | Path | None = None) -> Iterator[None]:
     """Wrap a load that may need the hub: probes first, and turns a failure into one clear message.
 
     Args:
         what: What is loaded, for the message: "the model bert-base-uncased".
-        remedy: What to do instead, as whole sentences: "Give a directory with model.name_or_path=DIR.".
+        remedy: What to do instead, in sentences: "Connect, or give model.name_or_path=DIR.".
+        source: What is passed to the loader. Where it is a local directory, the hub is left alone.
 
     Raises:
-        UserError: The load failed, because the hub is out of reach and `what` not in the cache, or because
-            the hub has nothing of that name.
+        UserError: The load failed: the hub is out of reach and the cache does not hold it, or has nothing
+            of that name, or the files are not what they should be.
     """
-    in_reach = hub_in_reach()
+    local = source is not None and Path(source).is_dir()
+    in_reach = local or hub_in_reach()
     try:
         yield
     except UserError:
         raise
-    except (OSError, ValueError) as error:  # the clients raise subclasses of these, DatasetNotFoundError too
+    except (OSError, ValueError) as error:  # what the clients raise derives from these
         if in_reach:
-            reason = " ".join(str(error).split())
-            raise UserError(f"Cannot load {what}: {reason} {remedy}") from error
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise UserError(f"Cannot load {what}: {reason}. {remedy}") from error
         raise UserError(
-            f"Cannot load {what}: the Hugging Face hub is out of reach and the cache does not hold it. "
-            f"Connect to the network, or: {remedy}"
+            f"Cannot load {what}: the Hugging Face hub is out of reach (or HF_HUB_OFFLINE is set)"
+            f" and the cache does not hold it. {remedy}"
         ) from error
 
 

@@ -166,6 +166,8 @@ def check_pruning(
     require(0 <= final_token_threshold < 1, "final_token_threshold", final_token_threshold, "in [0, 1)")
     require(-10 <= token_keep_rate <= 1, "token_keep_rate", token_keep_rate, "in [-10, 1]")
     require(masking_mode in MASKING_MODES, "masking_mode", masking_mode, f"one of {', '.join(MASKING_MODES)}")
+    learnable = masking_mode == "hard" or PRUNERS[prune_mode].learnable
+    require(learnable, "masking_mode", masking_mode, f"hard with prune_mode {prune_mode}, which has nothing to learn")
     require(
         0 < threshold_temperature <= 1,
         "threshold_temperature",

@@ -1,6 +1,8 @@
 """The LightningModule: what a training step and an evaluation are, for every stage and method."""
 
+import logging
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +18,8 @@ from ltp.errors import RunError
 from ltp.flops import dense_layer_flops, layer_flops
 from ltp.modeling import LTPForSequenceClassification
 from ltp.tasks import Task, build_metrics
+
+log = logging.getLogger(__name__)
 
 
 class CostMetric(Metric):
@@ -201,3 +205,7 @@ class LTPModule(pl.LightningModule):
                 quiet[f"threshold/layer_{layer:02d}"] = threshold
         self.log_dict({f"val/{name}": value for name, value in shown.items()}, prog_bar=True)
         self.log_dict({f"val/{name}": value for name, value in quiet.items()})
+        if self.trainer.is_global_zero and self.trainer.state.fn == "fit" and not sys.stderr.isatty():
+            # where no progress bar can be seen (a file, a cluster's log), a line an evaluation
+            progress = ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
+            log.info("step %d of %d: %s", self.global_step, self.total_steps, progress)

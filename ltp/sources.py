@@ -9,8 +9,10 @@ from pathlib import Path
 
 import datasets
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ltp import tables
+from ltp.columns import check_rows, infer_labels
 from ltp.errors import UserError
 from ltp.hub import loading_from_hub
 from ltp.synthetic import demo_rows
@@ -62,6 +64,8 @@ _CLASSIC_STEMS = {
     "validation_mismatched": "dev_mismatched",
 }
 _MRPC_IDS = ("#1 ID", "#2 ID")
+_HUB_COLUMNS = "Use the hub's column names."
+_CUSTOM_COLUMNS = "Name the file's columns with task.text_columns and task.label_column."
 
 
 def load_splits(
@@ -87,9 +91,10 @@ def load_splits(
     Raises:
         UserError: A file, column, text or label is missing or wrong, or the hub is out of reach.
     """
-    for key, limit in (("max_train_samples", max_train_samples), ("max_validation_samples", max_validation_samples)):
+    limits = {"max_train_samples": max_train_samples, "max_validation_samples": max_validation_samples}
+    for key, limit in limits.items():
         if limit is not None and limit < 1:
-            raise UserError(f"{key}={limit}: must be at least 1, or null for all rows.")
+            raise UserError(f"task.{key}={limit}: must be at least 1, or null for all rows.")
     _check_sources(task, data_dir, train_file, validation_file)
     if task.name == "demo":
         splits = {split: pa.Table.from_pylist(demo_rows(split)) for split in ("train", "validation")}
@@ -108,21 +113,20 @@ def load_splits(
 
 def _check_sources(task: Task, data_dir: object, train_file: object, validation_file: object) -> None:
     """Stop where a key is missing, or given but of no use to this task."""
+    files = {"task.train_file": train_file, "task.validation_file": validation_file}
     if task.name in TASKS:
-        for key, value in (("train_file", train_file), ("validation_file", validation_file)):
+        for key, value in files.items():
             if value is not None:
-                raise UserError(f"{key}={value}: only task=custom reads it; task={task.name} takes data_dir.")
+                raise UserError(f"{key}={value}: goes with task=custom, not task={task.name}.")
         if task.name == "demo" and data_dir is not None:
-            raise UserError(f"data_dir={data_dir}: task=demo is generated and reads no files; leave data_dir out.")
+            raise UserError(f"data_dir={data_dir}: task=demo is generated; leave data_dir out.")
         return
     if data_dir is not None:
-        raise UserError(f"data_dir={data_dir}: task={task.name} takes train_file and validation_file instead.")
-    for key, value in (("train_file", train_file), ("validation_file", validation_file)):
+        raise UserError(f"data_dir={data_dir}: task={task.name} takes {' and '.join(files)} instead.")
+    for key, value in files.items():
         if value is None:
-            raise UserError(
-                f"{key} is missing: task={task.name} needs train_file and validation_file"
-                f" ({', '.join(tables.SUFFIXES)})."
-            )
+            formats = ", ".join(tables.SUFFIXES)
+            raise UserError(f"{key} is missing: task={task.name} needs {' and '.join(files)} ({formats}).")
 
 
 def _dataset(table: pa.Table, limit: int | None) -> datasets.Dataset:
@@ -131,14 +135,14 @@ def _dataset(table: pa.Table, limit: int | None) -> datasets.Dataset:
 
 
 def _from_hub(task: Task) -> dict[str, pa.Table]:
-    what = f"the dataset {HUB_DATASET} ({task.name})"
-    with loading_from_hub(what, "give a folder with data_dir=DIR, or try task=demo model=tiny, which need none."):
+    remedy = "Connect, or give a folder with data_dir=DIR, or try task=demo, which needs neither."
+    with loading_from_hub(f"the dataset {HUB_DATASET} ({task.name})", remedy):
         dataset = datasets.load_dataset(HUB_DATASET, task.name)
     splits = {}
     for split in ("train", *task.validation_splits):
         table = dataset[split].with_format("arrow")[:]
         where = f"{HUB_DATASET} ({task.name}), split {split}"
-        splits[split] = tables.check_rows(table, task, where, blank_is_missing=False)
+        splits[split] = check_rows(table, task, where, blank_is_missing=False)
     return splits
 
 
@@ -146,12 +150,12 @@ def _custom(task: Task, train_file: Path, validation_file: Path) -> tuple[Task, 
     columns = (*task.text_columns, task.label_column)
     raw = {}
     for split, path in (("train", train_file.expanduser()), ("validation", validation_file.expanduser())):
-        raw[split] = path, tables.read_table(path, columns)
+        raw[split] = path, tables.read_table(path, columns, remedy=_CUSTOM_COLUMNS)
     if not task.is_regression:
         path, table = raw["train"]
-        task = dataclasses.replace(task, labels=tables.infer_labels(table, task, path))
+        task = dataclasses.replace(task, labels=infer_labels(table, task, path))
     checked = {
-        split: tables.check_rows(table, task, path, blank_is_missing=_blank_is_missing(path))
+        split: check_rows(table, task, path, blank_is_missing=_blank_is_missing(path))
         for split, (path, table) in raw.items()
     }
     return task, checked
@@ -175,13 +179,14 @@ def _local(task: Task, data_dir: Path) -> dict[str, pa.Table]:
         if path is not None:
             files[split] = path
         elif split == "validation_mismatched":
-            log.warning("data_dir=%s: mnli without validation_mismatched; only matched is evaluated", data_dir)
+            log.warning("data_dir=%s: no validation_mismatched; mnli is evaluated on matched only", data_dir)
         elif task.name == "mrpc" and (corpus := _corpus_folder(folders)):
             return _mrpc_corpus(task, corpus)
         else:
-            wanted = [f"{split}.{{{','.join(suffix[1:] for suffix in tables.SUFFIXES)}}}", f"{_CLASSIC_STEMS[split]}.tsv"]
-            looked = " and ".join(map(str, folders))
-            raise UserError(f"data_dir={data_dir}: no {' or '.join(dict.fromkeys(wanted))} in {looked}.")
+            wanted = f"{split}.{{{','.join(suffix[1:] for suffix in tables.SUFFIXES)}}}"
+            if split != "train":
+                wanted += f" or {_CLASSIC_STEMS[split]}.tsv"
+            raise UserError(f"data_dir={data_dir}: no {wanted} in {' or '.join(map(str, folders))}.")
     return {split: _read_glue(task, path) for split, path in files.items()}
 
 
@@ -192,9 +197,8 @@ def _find(task: Task, folders: list[Path], split: str) -> Path | None:
         for stem in stems:
             found = [path for suffix in tables.SUFFIXES if (path := folder / f"{stem}{suffix}").is_file()]
             if len(found) > 1:
-                raise UserError(
-                    f"{folder}: {' and '.join(path.name for path in found)} both hold the split {split}; keep one."
-                )
+                names = " and ".join(path.name for path in found)
+                raise UserError(f"{folder}: {names} all claim to be the split {split}; keep one.")
             if found:
                 return found[0]
         classic = folder / f"{_CLASSIC_STEMS[split]}.tsv"
@@ -208,11 +212,13 @@ def _read_glue(task: Task, path: Path) -> pa.Table:
     classic = _CLASSIC[task.name]
     wanted = (*task.text_columns, task.label_column)
     if path.suffix != ".tsv":
-        table = tables.read_table(path, wanted)
+        table = tables.read_table(path, wanted, remedy=_HUB_COLUMNS)
     else:
         table = _read_glue_tsv(path, wanted, classic)
-    # QQP itself holds a few empty questions.
-    return tables.check_rows(table, task, path, blank_is_missing=_blank_is_missing(path) and task.name != "qqp")
+    blank_is_missing = (
+        _blank_is_missing(path) and task.name != "qqp"
+    )  # QQP itself holds a few empty questions
+    return check_rows(table, task, path, blank_is_missing=blank_is_missing)
 
 
 def _read_glue_tsv(path: Path, wanted: tuple[str, ...], classic: _Classic) -> pa.Table:
@@ -221,12 +227,14 @@ def _read_glue_tsv(path: Path, wanted: tuple[str, ...], classic: _Classic) -> pa
         return tables.read_separated(path, wanted, skip_broken=True)
     if classic.header:  # the first line is an example already
         if len(found) != len(classic.header):
-            tables.require_columns(path, wanted, found)
+            tables.require_columns(path, wanted, found, _HUB_COLUMNS)
         return tables.read_separated(path, wanted, names=classic.header, skip_broken=True)
     names = {column: classic.columns.get(column, column) for column in wanted}
     if not set(names.values()) <= set(found):
-        classic_names = " or, as in the classic download, ".join((", ".join(wanted), ", ".join(names.values())))
-        raise UserError(f"{path}: needs the columns {classic_names}; found: {', '.join(found)}.")
+        remedy = _HUB_COLUMNS
+        if classic.columns:
+            remedy = f"{_HUB_COLUMNS[:-1]}, or the classic download's: {', '.join(names.values())}."
+        tables.require_columns(path, wanted, found, remedy)
     table = tables.read_separated(path, list(names.values()), skip_broken=True)
     return table.select(list(names.values())).rename_columns(list(names))
 
@@ -244,21 +252,23 @@ def _mrpc_corpus(task: Task, folder: Path) -> dict[str, pa.Table]:
         if not path.is_file():
             continue
         columns = [*classic.values(), *_MRPC_IDS]
-        tables.require_columns(path, columns, tables.header(path))
+        tables.require_columns(path, columns, tables.header(path), "Take MRPC's original files.")
         table = tables.read_separated(path, columns).rename_columns([*classic, *_MRPC_IDS])
-        checked = tables.check_rows(table.select(list(classic)), task, path, blank_is_missing=True)
+        checked = check_rows(table.select(list(classic)), task, path, blank_is_missing=True)
         pairs = list(zip(*(table[name].to_pylist() for name in _MRPC_IDS), strict=True))
         splits[split] = checked, pairs
     train, pairs = splits["train"]
     ids_file = next((p for p in (folder / "dev_ids.tsv", folder / "mrpc_dev_ids.tsv") if p.is_file()), None)
     if ids_file is not None:
-        lines = ids_file.read_text(encoding="utf-8-sig").splitlines()
-        dev_pairs = {tuple(line.split("\t")) for line in lines}
+        dev_pairs = {tuple(line.split("\t")) for line in ids_file.read_text(errors="replace").splitlines()}
         in_dev = pa.array([pair in dev_pairs for pair in pairs])
         held_out = train.filter(in_dev)
         if held_out.num_rows in (0, train.num_rows):
-            raise UserError(f"{ids_file}: its id pairs name {held_out.num_rows} of {train.num_rows} training rows.")
-        return {"train": train.filter(pa.compute.invert(in_dev)), "validation": held_out}
+            raise UserError(
+                f"{ids_file}: its id pairs name {held_out.num_rows} of the {train.num_rows} rows of"
+                " msr_paraphrase_train.txt; take GLUE's dev_ids.tsv."
+            )
+        return {"train": train.filter(pc.invert(in_dev)), "validation": held_out}
     if "validation" not in splits:
         raise UserError(
             f"{folder}: msr_paraphrase_train.txt alone has no validation split;"

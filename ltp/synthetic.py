@@ -16,27 +16,34 @@ if TYPE_CHECKING:
 TRAIN_ROWS = 8_000
 VALIDATION_ROWS = 1_000
 
-POSITIVE = (
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+POSITIVE = _words(
     "good great lovely brilliant charming delightful superb wonderful excellent beautiful clever funny"
     " moving perfect fresh warm"
-).split()
-NEGATIVE = (
+)
+NEGATIVE = _words(
     "bad awful boring dull terrible horrible weak ugly stupid clumsy poor tedious annoying messy empty cold"
-).split()
-NEGATIONS = "not never hardly".split()
+)
+NEGATIONS = _words("not never hardly")
 
-_SUBJECTS = "film movie story plot scene script actor director camera music ending dialogue picture cast".split()
-_VERBS = "was seemed looked felt remained became".split()
-_ACTIONS = "follows shows finds meets leaves watches visits joins calls sees".split()
-_NOUNS = (
+_SUBJECTS = _words(
+    "film movie story plot scene script actor director camera music ending dialogue picture cast"
+)
+_VERBS = _words("was seemed looked felt remained became")
+_ACTIONS = _words("follows shows finds meets leaves watches visits joins calls sees")
+_NOUNS = _words(
     "sailor teacher doctor farmer village river house train city garden letter brother sister stranger"
     " window mountain school summer winter morning evening road market island"
-).split()
-_QUALITIES = "old young small tall quiet little local english french wooden first second other late early".split()
-_PLACES = "in near behind beside across through from toward around under".split()
-_JOINTS = "and while then because when so".split()
-_OPENINGS = "here today again later meanwhile once perhaps finally".split()
-_ARTICLES = "the this that every one".split()
+)
+_QUALITIES = _words("old young small tall quiet little local english french wooden first second late early")
+_PLACES = _words("in near behind beside across through from toward around under")
+_JOINTS = _words("and while then because when so")
+_OPENINGS = _words("here today again later meanwhile once perhaps finally")
+_ARTICLES = _words("the this that every one")
 
 Row = dict[str, Any]
 
@@ -47,7 +54,7 @@ def demo_rows(split: str, seed: int = 0, rows: int | None = None) -> list[Row]:
     Args:
         split: "train" or "validation"; no sentence is in both.
         seed: Another seed gives another corpus.
-        rows: The first so many rows; default: all (8,000 and 1,000). More than 8,000 training rows can be had.
+        rows: The first so many rows; default: 8,000 and 1,000. More training rows can be had.
 
     Returns:
         Rows `{"sentence": str, "label": 0 or 1}` (1: positive). Any even number of first rows is balanced.
@@ -58,7 +65,8 @@ def demo_rows(split: str, seed: int = 0, rows: int | None = None) -> list[Row]:
         rows = TRAIN_ROWS if split == "train" else VALIDATION_ROWS
     if split == "validation" and rows > VALIDATION_ROWS:
         raise ValueError(f"the demo corpus has {VALIDATION_ROWS} validation rows, not {rows}")
-    first = VALIDATION_ROWS if split == "train" else 0  # one stream of distinct sentences: validation, then train
+    # One stream of distinct sentences: first the validation split, then the training split.
+    first = VALIDATION_ROWS if split == "train" else 0
     rng = random.Random(seed)
     seen: dict[str, Row] = {}
     while len(seen) < first + rows:
@@ -70,8 +78,9 @@ def demo_rows(split: str, seed: int = 0, rows: int | None = None) -> list[Row]:
 
 def demo_vocabulary() -> list[str]:
     """Every word of the demo corpus, in a fixed order."""
-    groups = (POSITIVE, NEGATIVE, NEGATIONS, _SUBJECTS, _VERBS, _ACTIONS, _NOUNS, _QUALITIES, _PLACES, _JOINTS)
-    return list(dict.fromkeys(word for group in (*groups, _OPENINGS, _ARTICLES) for word in group))
+    opinions = (POSITIVE, NEGATIVE, NEGATIONS, _SUBJECTS, _VERBS)
+    neutral = (_ACTIONS, _NOUNS, _QUALITIES, _PLACES, _JOINTS, _OPENINGS, _ARTICLES)
+    return list(dict.fromkeys(word for group in opinions + neutral for word in group))
 
 
 def _sentence(rng: random.Random, label: int) -> str:

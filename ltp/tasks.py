@@ -67,7 +67,7 @@ class Task:
         if self.is_regression:
             return 1
         if self.labels is None:
-            raise ValueError(f"the labels of task {self.name!r} are known only once its training file was read")
+            raise ValueError(f"task {self.name}: labels are known only once the training file was read")
         return len(self.labels)
 
 
@@ -82,7 +82,9 @@ _ROWS = (
     Task("cola", ("sentence",), ("unacceptable", "acceptable"), ("matthews",), "small", 2e-5),
     Task("sst2", ("sentence",), ("negative", "positive"), ("accuracy",), "large", 2e-5),
     Task("qnli", ("question", "sentence"), _ENTAILMENT, ("accuracy",), "large", 2e-5),
-    Task("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), ("accuracy", "f1"), "large", 3e-5),
+    Task(
+        "qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), ("accuracy", "f1"), "large", 3e-5
+    ),
     Task(
         "mnli",
         ("premise", "hypothesis"),
@@ -114,7 +116,7 @@ def custom_task(name: str, *, text_columns: Sequence[str], label_column: str, me
     """A task on the user's own files. Its labels are inferred later, from the training file.
 
     Args:
-        name: Names the task in run directories: letters, digits, `_`, `-` and `.`, not a built-in task's name.
+        name: Names the task in run directories: letters, digits, `_`, `-`, `.`; no built-in task's name.
         text_columns: One or two column names.
         label_column: Name of the column with the label.
         metric: The main metric. "pearson" and "spearman" make it a regression task.
@@ -125,7 +127,9 @@ def custom_task(name: str, *, text_columns: Sequence[str], label_column: str, me
     """
     columns = (text_columns,) if isinstance(text_columns, str) else tuple(text_columns or ())
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
-        raise UserError(f"task.name={name}: use letters, digits, '_', '-' and '.' only (it names a directory).")
+        raise UserError(
+            f"task.name={name}: use letters, digits, '_', '-' and '.' only: it names a directory."
+        )
     if name in TASKS:
         raise UserError(f"task.name={name}: this is a built-in task; give the custom task another name.")
     if not 1 <= len(columns) <= 2 or not all(isinstance(column, str) and column for column in columns):
@@ -137,7 +141,12 @@ def custom_task(name: str, *, text_columns: Sequence[str], label_column: str, me
         raise UserError("task.label_column is empty: name the column that holds the label.")
     if len({*columns, label_column}) <= len(columns):
         raise UserError(
-            f"task.text_columns={list(columns)} and task.label_column={label_column}: each column can be named once."
+            f"task.text_columns={list(columns)}, task.label_column={label_column}:"
+            " a column can be named only once."
+        )
+    if "label" in columns:
+        raise UserError(
+            f"task.text_columns={list(columns)}: a text column cannot be called 'label'; rename it."
         )
     known = CLASSIFICATION_METRICS + REGRESSION_METRICS
     if metric not in known:
@@ -159,10 +168,13 @@ def build_metrics(task: Task) -> MetricCollection:
         A collection keyed by the task's metric names. It takes `(preds, target)`, both of shape (batch,):
         int64 class ids for classification, floats for regression.
     """
-    from torchmetrics import MetricCollection
+    from torchmetrics import Metric, MetricCollection
 
     from ltp.metrics import build_metric
 
     # Compute groups would let metrics share their states where these are equal after the first batch, which
     # accuracy's and F1's can be by coincidence.
-    return MetricCollection({name: build_metric(name, task.num_labels) for name in task.metrics}, compute_groups=False)
+    metrics: dict[str, Metric | MetricCollection] = {
+        name: build_metric(name, task.num_labels) for name in task.metrics
+    }
+    return MetricCollection(metrics, compute_groups=False)

@@ -6,6 +6,7 @@ import re
 import sys
 from typing import Any
 
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
@@ -46,11 +47,19 @@ def main(cfg: DictConfig) -> float | None:
             cli.start_run(parent_overrides(run))
             run = plan(given)
             check_same(run)
-    log.info("run directory: %s", run.directory)
     results = training.train(run)
     if training.is_main_process():
         print_results(results, run.directory)
     return float(results["metric"]["value"])
+
+
+def show(cfg: DictConfig) -> None:
+    """Print the whole run that a configuration describes, as yaml; start nothing."""
+    cli.check_selections()
+    run = plan(typed(cfg))
+    print(f"# run directory: {run.directory}")
+    print(f"# parent: {run.parent_name}{' (missing: trained first)' if run.missing else ''}")
+    print(yaml.safe_dump(dataclasses.asdict(run.settings), sort_keys=False, allow_unicode=True), end="")
 
 
 def plan(given: TrainSettings) -> Run:
@@ -108,4 +117,4 @@ def _literal(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run_command("train", main))
+    sys.exit(cli.run_command("train", main, show))

@@ -60,8 +60,7 @@ def train(run: Run) -> dict[str, Any]:
     except (MisconfigurationException, ValueError) as error:
         raise UserError(f"trainer: {error}") from error
     resume = open_directory(run) if is_main_process() else last_checkpoint(run.directory)
-    if resume is not None:
-        log.info("resuming from %s", resume)
+    log.info("%s %s", "resuming" if resume is not None else "training", run.directory)
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True if resume else None)
     except SIGTERMException:
@@ -95,8 +94,8 @@ def quiet_libraries() -> None:
     """Leave the terminal to the run's own lines."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # Lightning's use of torch
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
 
@@ -138,7 +137,7 @@ def build_tokenizer(run: Run) -> PreTrainedTokenizerBase:
     source = run.parent.path if run.parent is not None else run.settings.model.name_or_path
     if source is None:
         return demo_tokenizer()
-    with loading_from_hub(f"the tokenizer of {source}", _MODEL_REMEDY):
+    with loading_from_hub(f"the tokenizer of {source}", _MODEL_REMEDY, source=source):
         return AutoTokenizer.from_pretrained(source)
 
 
@@ -157,7 +156,7 @@ def build_model(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> LTP
     }
     pruning = {key: value for key, value in pruning.items() if value is not None}
     if run.parent is not None:
-        with loading_from_hub(f"restore={run.parent.source}", _MODEL_REMEDY):
+        with loading_from_hub(f"restore={run.parent.source}", _MODEL_REMEDY, source=run.parent.path):
             model = LTPForSequenceClassification.from_pretrained(run.parent.path, **pruning)
     else:
         model = LTPForSequenceClassification.from_dense(build_dense(run, task, tokenizer), **pruning)
@@ -188,7 +187,7 @@ def build_dense(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> Any
             num_labels=task.num_labels,
         )
         return backbone.classifier_class(config)
-    with loading_from_hub(f"model.name_or_path={settings.name_or_path}", _MODEL_REMEDY):
+    with loading_from_hub(f"model.name_or_path={settings.name_or_path}", _MODEL_REMEDY, source=settings.name_or_path):
         config = AutoConfig.from_pretrained(settings.name_or_path)
         if config.model_type not in BACKBONES:
             raise UserError(

@@ -8,13 +8,15 @@ from torch import Tensor, nn
 class Pruner(nn.Module):
     """Decides, layer by layer, which tokens go on. It executes nothing: see :mod:`ltp.masked`.
 
-    A method overrides :meth:`survivors`. One that can be learned also overrides :meth:`gate`.
+    A method overrides :meth:`survivors`. One that is learnable also overrides :meth:`gate`.
     """
 
     #: the value of ``prune_mode`` that selects the method, in ``config.json`` and on the command line
     prune_mode: ClassVar[str]
     #: whether the method reads importance scores; without, attention need not compute them
     needs_scores: ClassVar[bool] = True
+    #: whether the method has a soft form, :meth:`gate`
+    learnable: ClassVar[bool] = False
 
     @classmethod
     def from_config(cls, config: Any) -> "Pruner":

@@ -78,6 +78,7 @@ class ThresholdPruner(Pruner):
     """
 
     prune_mode = "absolute_threshold"
+    learnable = True
 
     def __init__(self, num_layers: int, final_token_threshold: float, temperature: float = 1e-3) -> None:
         super().__init__()
