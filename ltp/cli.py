@@ -66,18 +66,21 @@ def run_command(config_name: str, job: Callable[[DictConfig], Any], show: Callab
     # Hydra would print tracebacks and exit with 1; here exceptions arrive below.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     failures: list[LTPError] = []
+    failed_jobs: list[str] = []
 
     def guarded(cfg: DictConfig) -> Any:
         try:
             return job(cfg)
         except LTPError as error:  # later jobs of a sweep must not suffer for it
             failures.append(error)
+            failed_jobs.append(" ".join(task_overrides()))
             return None
 
     try:
         hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(guarded)()
         if len(failures) > 1:
-            failures = [RunError("\n".join([f"{len(failures)} jobs failed:", *map(str, failures)]))]
+            jobs = [f"  {job}\n    {error}" for job, error in zip(failed_jobs, failures, strict=True)]
+            raise RunError("\n".join([f"{len(failures)} jobs of the sweep failed:", *jobs]))
         if failures:
             raise failures[0]
     except LTPError as error:

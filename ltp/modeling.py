@@ -160,6 +160,15 @@ def check_pruning(
         if not ok:
             raise ValueError(f"{key} is {value!r}; it must be {range_}")
 
+    numbers = {
+        "score_length": score_length,
+        "final_token_threshold": final_token_threshold,
+        "token_keep_rate": token_keep_rate,
+        "threshold_temperature": threshold_temperature,
+        "lambda_threshold": lambda_threshold,
+    }
+    for key, value in numbers.items():  # a config.json edited by hand may hold "0.01"
+        require(isinstance(value, int | float), key, value, "a number")
     require(prune_mode in PRUNERS, "prune_mode", prune_mode, f"one of {', '.join(PRUNERS)}")
     require(scoring_mode in SCORING_MODES, "scoring_mode", scoring_mode, f"one of {', '.join(SCORING_MODES)}")
     require(score_length >= 1, "score_length", score_length, "at least 1 (tokens)")
@@ -211,6 +220,7 @@ class LTPForSequenceClassification(PreTrainedModel):
         self.num_labels = config.num_labels
         self.dense = self.backbone.classifier_class(config.build_dense_config())
         self.pruner = PRUNERS[config.prune_mode].from_config(config)
+        self._keep_in_fp32_modules_strict = {"pruner"}  # rounded to half precision they are other thresholds
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -292,7 +302,7 @@ class LTPForSequenceClassification(PreTrainedModel):
             pruner.load_state_dict(self.pruner.state_dict())
         elif isinstance(self.pruner, ThresholdPruner) and isinstance(pruner, ThresholdPruner):
             log.warning("thresholds start again from final_token_threshold=%g", after["final_token_threshold"])
-        self.pruner = pruner
+        self.pruner = pruner.train(self.training)
 
     @property
     def thresholds(self) -> Tensor | None:

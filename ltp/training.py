@@ -60,7 +60,8 @@ def train(run: Run) -> dict[str, Any]:
     except (MisconfigurationException, ValueError) as error:
         raise UserError(f"trainer: {error}") from error
     resume = open_directory(run) if is_main_process() else last_checkpoint(run.directory)
-    log.info("%s %s", "resuming" if resume is not None else "training", run.directory)
+    if is_main_process():
+        log.info("%s %s", "resuming" if resume is not None else "training", run.directory)
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True if resume else None)
     except SIGTERMException:

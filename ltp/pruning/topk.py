@@ -24,7 +24,8 @@ def keep_rates(token_keep_rate: float, num_layers: int) -> list[float]:
             rates.append(1.0)
         else:
             progress = (layer - dense_layers) / (num_layers - dense_layers)
-            rates.append(max(0.0, 1.0 + (token_keep_rate - 1.0) * progress))
+            rate = max(0.0, 1.0 + (token_keep_rate - 1.0) * progress)
+            rates.append(round(rate, 12))  # 0.3, not 0.30000000000000004, which rounds 15 tokens to 5 instead of 4
     return rates
 
 

@@ -1,0 +1,78 @@
+"""Tiny BERT and RoBERTa classifiers with random weights, and examples for them."""
+
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
+
+SIZES = {
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 6,
+    "num_labels": 3,
+    "initializer_range": 0.2,  # ten times the usual
+}
+CONFIGS = {
+    "bert": (BertConfig, {"max_position_embeddings": 64}),
+    "roberta": (RobertaConfig, {"max_position_embeddings": 66, "type_vocab_size": 1}),
+}
+CLASSIFIERS = {"bert": BertForSequenceClassification, "roberta": RobertaForSequenceClassification}
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def make_dense():
+    """``make_dense(family, **config)``: a Hugging Face classifier in evaluation mode, its weights from a seed."""
+
+    def make(family, *, seed=0, **config):
+        config_class, defaults = CONFIGS[family]
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = CLASSIFIERS[family](config_class(**SIZES | defaults | config))
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    if parameter.dim() == 1:  # biases start at 0 and norms at 1, which would hide mistakes in them
+                        parameter.add_(0.1 * torch.randn_like(parameter))
+                    elif "query" in name or "key" in name:  # attention far from uniform, so that scores spread
+                        parameter.mul_(4)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture(params=["bert", "roberta"])
+def family(request):
+    return request.param
+
+
+@pytest.fixture
+def dense(make_dense, family):
+    return make_dense(family)
+
+
+@pytest.fixture(scope="session")
+def sentences():
+    """Token ids of four examples of 14, 9, 17 and 3 tokens: [CLS] is 2, [SEP] 3."""
+    generator = torch.Generator().manual_seed(7)
+    lengths = (14, 9, 17, 3)
+    return [[2, *torch.randint(5, 100, (n - 2,), generator=generator).tolist(), 3] for n in lengths]
+
+
+@pytest.fixture(scope="session")
+def make_batch():
+    """``make_batch(model, sentences, length)``: padded ``input_ids`` and ``attention_mask``."""
+
+    def make(model, sentences, length=None):
+        pad = {"bert": 0, "roberta": 1}[getattr(model.config, "backbone_type", model.config.model_type)]
+        length = length or max(map(len, sentences))
+        return {
+            "input_ids": torch.tensor([ids + [pad] * (length - len(ids)) for ids in sentences]),
+            "attention_mask": torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids in sentences]),
+        }
+
+    return make
