@@ -99,7 +99,9 @@ def inspect_checkpoint(source: str) -> Checkpoint:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         location = str(path)
     elif path.exists() or source.startswith(("/", ".", "~")) or source.count("/") > 1:
-        raise UserError(f"restore={source}: no such directory. Give a run directory, a Hugging Face directory or a hub id.")
+        raise UserError(
+            f"restore={source}: no such directory. Give a run directory, a Hugging Face directory or a hub id."
+        )
     else:
         config = _hub_config(source)
     checkpoint = Checkpoint(source=source, path=location, config=config, run_dir=run_dir, results=results)

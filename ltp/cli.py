@@ -41,7 +41,9 @@ def config_dir() -> str:
     for place in places:
         if (place / "train.yaml").is_file():
             return str(place.resolve())
-    raise UserError(f"no configuration found in {', '.join(map(str, places))}; set LTP_CONF to the folder of train.yaml")
+    raise UserError(
+        f"no configuration found in {', '.join(map(str, places))}; set LTP_CONF to the folder of train.yaml"
+    )
 
 
 def run_command(config_name: str, job: Callable[[DictConfig], Any], show: Callable[[DictConfig], None]) -> int:

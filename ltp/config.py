@@ -235,11 +235,9 @@ def check_ranges(settings: TrainSettings) -> None:
     temperature = prune.temperature
     require_if("prune.temperature", temperature, 0 < (temperature or 0) <= 1, "in (0, 1]; published: 1e-5 to 2e-3")
     lambda_ = prune.lambda_threshold
-    require_if(
-        "prune.lambda_threshold", lambda_, 0 <= (lambda_ or 0) < float("inf"), "0 or more; published: 0.01–0.2"
-    )
+    require_if("prune.lambda_threshold", lambda_, 0 <= (lambda_ or 0) < float("inf"), "0 or more; published: 0.01–0.2")
     require_if("prune.lr_threshold", prune.lr_threshold, 0 < (prune.lr_threshold or 0) < 1, "above 0 and below 1")
-    require(8 <= task.max_length, "task.max_length", task.max_length, "8 or more (tokens)")
+    require(task.max_length >= 8, "task.max_length", task.max_length, "8 or more (tokens)")
     for key in ("max_train_samples", "max_validation_samples"):
         value = getattr(task, key)
         require_if(f"task.{key}", value, (value or 0) >= 1, "1 or more (rows)")
@@ -250,6 +248,11 @@ def check_ranges(settings: TrainSettings) -> None:
         trainer.precision,
         f"one of {', '.join(PRECISIONS)} (weights and thresholds stay float32)",
     )
-    require(trainer.accumulate_grad_batches >= 1, "trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, "1 or more")
+    require(
+        trainer.accumulate_grad_batches >= 1,
+        "trainer.accumulate_grad_batches",
+        trainer.accumulate_grad_batches,
+        "1 or more",
+    )
     require(trainer.eval_batch_size >= 1, "trainer.eval_batch_size", trainer.eval_batch_size, "1 or more")
     require(trainer.gradient_clip_val >= 0, "trainer.gradient_clip_val", trainer.gradient_clip_val, "0 or more")

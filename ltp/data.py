@@ -135,9 +135,7 @@ class GLUEDataModule(pl.LightningDataModule):
             self._encode("train", self.splits.train)
         for name, split in self.splits.validation.items():
             if len(split) < self._world_size:
-                raise UserError(
-                    f"{name} has {len(split)} rows, too few for trainer.devices={self._world_size}."
-                )
+                raise UserError(f"{name} has {len(split)} rows, too few for trainer.devices={self._world_size}.")
             self._encode(name, split)
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -238,9 +236,7 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, texts: int, max_length:
     if max_length < special + texts:
         raise UserError(f"task.max_length={max_length}: too short; {special} tokens are special.")
     if max_length > tokenizer.model_max_length:
-        raise UserError(
-            f"task.max_length={max_length}: the model reads at most {tokenizer.model_max_length} tokens."
-        )
+        raise UserError(f"task.max_length={max_length}: the model reads at most {tokenizer.model_max_length} tokens.")
 
 
 def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -252,7 +252,7 @@ class LTPForSequenceClassification(PreTrainedModel):
         return model.train(dense.training)
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]  # fewer named arguments, all of them in kwargs
         cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any
     ) -> "LTPForSequenceClassification":
         """Load a run's ``model/``, or a dense BERT or RoBERTa classifier, as a pruned classifier.
@@ -392,7 +392,9 @@ class LTPForSequenceClassification(PreTrainedModel):
 
 def _is_ltp_checkpoint(name_or_path: str | os.PathLike[str], kwargs: dict[str, Any]) -> bool:
     """Whether a directory's or hub id's ``config.json`` is one of ltp's."""
-    hub = {key: kwargs[key] for key in ("revision", "subfolder", "cache_dir", "token", "local_files_only") if key in kwargs}
+    hub = {
+        key: kwargs[key] for key in ("revision", "subfolder", "cache_dir", "token", "local_files_only") if key in kwargs
+    }
     path = cast(str, cached_file(name_or_path, CONFIG_NAME, **hub))
     with open(path, encoding="utf-8") as file:
         return json.load(file).get("model_type") == LTPConfig.model_type

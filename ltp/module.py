@@ -14,6 +14,7 @@ from torch.optim import AdamW, Optimizer
 from torchmetrics import Metric
 from transformers import get_linear_schedule_with_warmup
 
+from ltp.data import GLUEDataModule
 from ltp.errors import RunError
 from ltp.flops import dense_layer_flops, layer_flops
 from ltp.modeling import LTPForSequenceClassification
@@ -101,7 +102,7 @@ class LTPModule(pl.LightningModule):
         self.warmup_steps, self.total_steps = math.ceil(warmup_ratio * total_steps), total_steps
         self.seed = seed
         self.validation_splits = tuple(validation_splits)
-        self.scores = torch.nn.ModuleList(build_metrics(task) for _ in self.validation_splits)
+        self.scores: Any = torch.nn.ModuleList(build_metrics(task) for _ in self.validation_splits)
         self.last_scores: dict[str, float] = {}
         self.last_cost: dict[str, Any] = {}
         config = model.config
@@ -131,7 +132,8 @@ class LTPModule(pl.LightningModule):
         if output.gate_sums is not None:
             kept = output.gate_sums.detach().mean(dim=0) / output.token_lengths[:, 0].double().mean()
             self.log("train/kept_fraction", kept.mean().float(), prog_bar=True, batch_size=rows)
-        return output.loss * self.trainer.datamodule.loss_weight(batch_idx, rows)
+        datamodule: GLUEDataModule = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
+        return output.loss * datamodule.loss_weight(batch_idx, rows)
 
     def _check_finite(self, loss: Tensor) -> None:
         bad = (~torch.isfinite(loss.detach())).float()
@@ -144,7 +146,7 @@ class LTPModule(pl.LightningModule):
                 "trainer.precision=32-true."
             )
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """AdamW with warm-up and linear decay; thresholds in a group of their own."""
         optimizer = AdamW(self._parameter_groups(), lr=self.lr)
         schedule = get_linear_schedule_with_warmup(optimizer, self.warmup_steps, self.total_steps)

@@ -227,8 +227,15 @@ def _fill(settings: TrainSettings, task: Task, method: str, carried: dict[str, A
     if method == "topk":
         relevant["token_keep_rate"] = recipe.token_keep_rate
     file_keys = {"temperature": "threshold_temperature"}
-    for key in ("scoring_mode", "score_length", "final_token_threshold", "token_keep_rate", "temperature",
-                "lambda_threshold", "lr_threshold"):  # fmt: skip
+    for key in (
+        "scoring_mode",
+        "score_length",
+        "final_token_threshold",
+        "token_keep_rate",
+        "temperature",
+        "lambda_threshold",
+        "lr_threshold",
+    ):
         value = getattr(prune, key)
         if key not in relevant:
             if value is not None:
@@ -241,7 +248,9 @@ def _fill(settings: TrainSettings, task: Task, method: str, carried: dict[str, A
 
 
 def _describe(method: str, stage: str) -> str:
-    return {"dense": "dense", "topk": "top-k", "manual": "manual-threshold", "learned": f"{stage} learned-threshold"}[method]
+    return {"dense": "dense", "topk": "top-k", "manual": "manual-threshold", "learned": f"{stage} learned-threshold"}[
+        method
+    ]
 
 
 def _find_parent(settings: TrainSettings, task: Task, method: str) -> tuple[Checkpoint | None, MissingParent | None]:
@@ -277,9 +286,7 @@ def check_labels_if_known(checkpoint: Checkpoint, task: Task) -> None:
         check_labels(checkpoint, task)
 
 
-def _directory(
-    settings: TrainSettings, method: str, parent: Checkpoint | None, missing: MissingParent | None
-) -> Path:
+def _directory(settings: TrainSettings, method: str, parent: Checkpoint | None, missing: MissingParent | None) -> Path:
     assert settings.lr is not None
     leaf = Path(_lr(settings.lr)) / _seed(settings)
     folder = _task_folder(settings)

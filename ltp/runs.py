@@ -93,7 +93,9 @@ def open_directory(run: Run) -> Path | None:
     if run.settings.overwrite:
         clear(run.directory)
     run.directory.mkdir(parents=True, exist_ok=True)
-    write_atomically(run.directory / CONFIG_FILE, yaml.safe_dump(stored_config(run), sort_keys=False, allow_unicode=True))
+    write_atomically(
+        run.directory / CONFIG_FILE, yaml.safe_dump(stored_config(run), sort_keys=False, allow_unicode=True)
+    )
     return last_checkpoint(run.directory)
 
 
@@ -104,8 +106,10 @@ def last_checkpoint(directory: Path) -> Path | None:
 
 
 def clear(directory: Path) -> None:
-    """Remove what a run wrote. Runs inside (``hard/``) stay: their stored parent no longer matches, which
-    :func:`check_same` reports."""
+    """Remove what a run wrote.
+
+    Runs inside (``hard/``) stay: their stored parent no longer matches, which :func:`check_same` reports.
+    """
     for name in reversed(_OWN):  # results first: what is half removed must not look finished
         path = directory / name
         if path.is_dir():

@@ -215,9 +215,7 @@ def _read_glue(task: Task, path: Path) -> pa.Table:
         table = tables.read_table(path, wanted, remedy=_HUB_COLUMNS)
     else:
         table = _read_glue_tsv(path, wanted, classic)
-    blank_is_missing = (
-        _blank_is_missing(path) and task.name != "qqp"
-    )  # QQP itself holds a few empty questions
+    blank_is_missing = _blank_is_missing(path) and task.name != "qqp"  # QQP itself holds a few empty questions
     return check_rows(table, task, path, blank_is_missing=blank_is_missing)
 
 

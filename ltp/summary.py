@@ -1,5 +1,6 @@
-"""What a finished run shows in the terminal."""
+"""What finished runs show in the terminal."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,41 @@ def print_results(results: dict[str, Any], directory: Path) -> None:
     table.add_row("time", f"{results['duration_seconds']:.0f} s on {results['device']}")
     console.print(table)
     console.print(f"run directory: {directory}", soft_wrap=True, highlight=False)
+
+
+def comparison(runs: Iterable[dict[str, Any]]) -> Table:
+    """One table of several runs of a task and a model: metric, cost, tokens per layer.
+
+    Args:
+        runs: contents of ``results.json``.
+    """
+    ordered = sorted(runs, key=lambda run: (-run["relative_flops"], run["method"], run["stage"]))
+    first = ordered[0]
+    table = Table(title=f"{first['task']} · {first['model']}", title_justify="left")
+    table.add_column("method")
+    table.add_column(first["metric"]["name"], justify="right")
+    table.add_column("relative FLOPs", justify="right")
+    table.add_column("tokens alive entering each layer → after the last")
+    for run in ordered:
+        table.add_row(
+            describe(run),
+            f"{run['metric']['value']:.4f}",
+            f"{run['relative_flops']:.3f}",
+            tokens_text(run["tokens_per_layer"]),
+        )
+    return table
+
+
+def describe(run: dict[str, Any]) -> str:
+    """A run's method and what sets its cost, in words."""
+    hyper = run["hyperparameters"]
+    if run["method"] == "dense":
+        return "dense"
+    if run["method"] == "topk":
+        return f"top-k, keep rate {hyper['token_keep_rate']:g}"
+    if run["method"] == "manual":
+        return f"manual thresholds, {hyper['final_token_threshold']:g}"
+    return f"learned thresholds (LTP), {run['stage']}"
 
 
 def tokens_text(tokens: list[float]) -> str:

@@ -30,9 +30,7 @@ NEGATIVE = _words(
 )
 NEGATIONS = _words("not never hardly")
 
-_SUBJECTS = _words(
-    "film movie story plot scene script actor director camera music ending dialogue picture cast"
-)
+_SUBJECTS = _words("film movie story plot scene script actor director camera music ending dialogue picture cast")
 _VERBS = _words("was seemed looked felt remained became")
 _ACTIONS = _words("follows shows finds meets leaves watches visits joins calls sees")
 _NOUNS = _words(

@@ -72,9 +72,7 @@ def header(path: Path) -> list[str]:
 def require_columns(where: object, wanted: Sequence[str], found: Sequence[str], remedy: str) -> None:
     """Raise a UserError that names the columns missing from `found`, or found twice."""
     if missing := [column for column in wanted if column not in found]:
-        raise UserError(
-            f"{where}: no column {' and '.join(map(repr, missing))}; found: {', '.join(found)}. {remedy}"
-        )
+        raise UserError(f"{where}: no column {' and '.join(map(repr, missing))}; found: {', '.join(found)}. {remedy}")
     if double := [column for column in wanted if list(found).count(column) > 1]:
         raise UserError(f"{where}: column {double[0]!r} appears twice.")
 
@@ -124,9 +122,7 @@ def read_separated(
         row = f"row {first.number - (0 if names else 1)}" if first.number else "a row"
         fields = f"{row} has {first.actual_columns} fields instead of {first.expected_columns}"
         if not skip_broken or len(broken) * 100 > table.num_rows:
-            hint = (
-                "quote texts with commas" if is_csv else "texts in TSV files cannot hold tabs or line breaks"
-            )
+            hint = "quote texts with commas" if is_csv else "texts in TSV files cannot hold tabs or line breaks"
             raise UserError(f"{path}: {fields}; {hint}.")
         log.warning("%s: %d broken rows left out, as in the hub's GLUE (%s)", path, len(broken), fields)
     return table

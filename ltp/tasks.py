@@ -82,9 +82,7 @@ _ROWS = (
     Task("cola", ("sentence",), ("unacceptable", "acceptable"), ("matthews",), "small", 2e-5),
     Task("sst2", ("sentence",), ("negative", "positive"), ("accuracy",), "large", 2e-5),
     Task("qnli", ("question", "sentence"), _ENTAILMENT, ("accuracy",), "large", 2e-5),
-    Task(
-        "qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), ("accuracy", "f1"), "large", 3e-5
-    ),
+    Task("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), ("accuracy", "f1"), "large", 3e-5),
     Task(
         "mnli",
         ("premise", "hypothesis"),
@@ -127,9 +125,7 @@ def custom_task(name: str, *, text_columns: Sequence[str], label_column: str, me
     """
     columns = (text_columns,) if isinstance(text_columns, str) else tuple(text_columns or ())
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
-        raise UserError(
-            f"task.name={name}: use letters, digits, '_', '-' and '.' only: it names a directory."
-        )
+        raise UserError(f"task.name={name}: use letters, digits, '_', '-' and '.' only: it names a directory.")
     if name in TASKS:
         raise UserError(f"task.name={name}: this is a built-in task; give the custom task another name.")
     if not 1 <= len(columns) <= 2 or not all(isinstance(column, str) and column for column in columns):
@@ -141,13 +137,10 @@ def custom_task(name: str, *, text_columns: Sequence[str], label_column: str, me
         raise UserError("task.label_column is empty: name the column that holds the label.")
     if len({*columns, label_column}) <= len(columns):
         raise UserError(
-            f"task.text_columns={list(columns)}, task.label_column={label_column}:"
-            " a column can be named only once."
+            f"task.text_columns={list(columns)}, task.label_column={label_column}: a column can be named only once."
         )
     if "label" in columns:
-        raise UserError(
-            f"task.text_columns={list(columns)}: a text column cannot be called 'label'; rename it."
-        )
+        raise UserError(f"task.text_columns={list(columns)}: a text column cannot be called 'label'; rename it.")
     known = CLASSIFICATION_METRICS + REGRESSION_METRICS
     if metric not in known:
         raise UserError(
@@ -174,7 +167,5 @@ def build_metrics(task: Task) -> MetricCollection:
 
     # Compute groups would let metrics share their states where these are equal after the first batch, which
     # accuracy's and F1's can be by coincidence.
-    metrics: dict[str, Metric | MetricCollection] = {
-        name: build_metric(name, task.num_labels) for name in task.metrics
-    }
+    metrics: dict[str, Metric | MetricCollection] = {name: build_metric(name, task.num_labels) for name in task.metrics}
     return MetricCollection(metrics, compute_groups=False)

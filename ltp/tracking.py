@@ -57,7 +57,9 @@ def build_loggers(chosen: dict[str, Any], directory: Path) -> list[Logger]:
     loggers: list[Logger] = [MetricsFile(directory)]
     places = {"{run_dir}": str(directory), "{run_name}": str(directory)}
     for name, arguments in chosen.items():
-        filled = {key: places.get(value, value) if isinstance(value, str) else value for key, value in arguments.items()}
+        filled = {
+            key: places.get(value, value) if isinstance(value, str) else value for key, value in arguments.items()
+        }
         try:
             loggers.append(instantiate(filled))
         except Exception as error:  # Hydra wraps whatever a logger's constructor raises

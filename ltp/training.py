@@ -165,7 +165,7 @@ def build_model(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> LTP
     model.config.id2label = dict(enumerate(names))
     model.config.label2id = {name: index for index, name in enumerate(names)}
     model.config.problem_type = "regression" if task.is_regression else "single_label_classification"
-    limit = getattr(model.dense.base_model.embeddings, "position_ids").shape[-1]
+    limit = model.dense.base_model.embeddings.position_ids.shape[-1]
     if model.config.backbone_type == "roberta":
         limit -= 2  # positions start after the padding index
     if settings.task.max_length > limit:
@@ -247,8 +247,9 @@ def build_trainer(run: Run, datamodule: GLUEDataModule) -> pl.Trainer:
     folder = run.directory / CHECKPOINT_FOLDER
     common: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False, "save_on_train_epoch_end": False}
     callbacks: list[Callback] = [
-        ModelCheckpoint(filename="best", monitor=f"val/{datamodule.task.main_metric}", mode="max",
-                        save_weights_only=True, **common),  # fmt: skip
+        ModelCheckpoint(
+            filename="best", monitor=f"val/{datamodule.task.main_metric}", mode="max", save_weights_only=True, **common
+        ),
         ModelCheckpoint(filename="last", save_on_exception=True, **common),
     ]
     chosen = settings.trainer
@@ -315,9 +316,16 @@ def describe(run: Run, task: Task, model: LTPForSequenceClassification) -> dict[
     }
     hyperparameters |= {
         key: getattr(settings.prune, key)
-        for key in ("scoring_mode", "score_length", "final_token_threshold", "token_keep_rate", "temperature",
-                    "lambda_threshold", "lr_threshold")
-    }  # fmt: skip
+        for key in (
+            "scoring_mode",
+            "score_length",
+            "final_token_threshold",
+            "token_keep_rate",
+            "temperature",
+            "lambda_threshold",
+            "lr_threshold",
+        )
+    }
     hyperparameters |= {
         "max_length": settings.task.max_length,
         "precision": settings.trainer.precision,

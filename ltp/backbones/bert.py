@@ -1,6 +1,7 @@
 """BERT, base and large."""
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
@@ -11,16 +12,16 @@ from ltp.backbones.base import Backbone
 class BertBackbone(Backbone):
     """``BertForSequenceClassification``."""
 
-    config_class = BertConfig
-    classifier_class = BertForSequenceClassification
+    config_class: ClassVar[Any] = BertConfig
+    classifier_class: ClassVar[Any] = BertForSequenceClassification
 
     @staticmethod
-    def layers(model: nn.Module) -> Sequence[nn.Module]:
+    def layers(model: Any) -> Sequence[nn.Module]:
         return model.base_model.encoder.layer
 
     @staticmethod
     def embed(
-        model: nn.Module,
+        model: Any,
         input_ids: Tensor | None,
         token_type_ids: Tensor | None,
         position_ids: Tensor | None,
@@ -34,25 +35,27 @@ class BertBackbone(Backbone):
         )
 
     @staticmethod
-    def project(layer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(layer: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         attention = layer.attention.self
         heads = (attention.num_attention_heads, attention.attention_head_size)
-        return tuple(linear(hidden).unflatten(-1, heads) for linear in (attention.query, attention.key, attention.value))
+        linears = (attention.query, attention.key, attention.value)
+        query, key, value = (linear(hidden).unflatten(-1, heads) for linear in linears)
+        return query, key, value
 
     @staticmethod
-    def attention_dropout(layer: nn.Module) -> float:
+    def attention_dropout(layer: Any) -> float:
         dropout = layer.attention.self.dropout
         return dropout.p if dropout.training else 0.0
 
     @staticmethod
-    def attention_output(layer: nn.Module, context: Tensor, residual: Tensor) -> Tensor:
+    def attention_output(layer: Any, context: Tensor, residual: Tensor) -> Tensor:
         return layer.attention.output(context, residual)
 
     @staticmethod
-    def feed_forward(layer: nn.Module, hidden: Tensor) -> Tensor:
+    def feed_forward(layer: Any, hidden: Tensor) -> Tensor:
         return layer.feed_forward_chunk(hidden)
 
     @staticmethod
-    def classify(model: nn.Module, class_token: Tensor) -> Tensor:
+    def classify(model: Any, class_token: Tensor) -> Tensor:
         pooled = model.base_model.pooler(class_token[:, None])  # the pooler reads position 0 of (B, 1, D)
         return model.classifier(model.dropout(pooled))

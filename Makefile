@@ -1,0 +1,65 @@
+# make help lists the targets. Each one installs what it needs into .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+TASK ?= rte
+ARGS ?=
+TRAIN := $(BIN)/python -m ltp.train
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test train soft hard manual topk sweep lint typecheck format clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+	@echo
+	@echo "TASK=mrpc chooses the task, ARGS='lr=1e-5 seed=1' adds to the command."
+
+install: .venv/.installed  ## create .venv and install ltp with its pinned dependencies
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than Python 3.11; choose another with make PYTHON=python3.12"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: install  ## dense, soft, hard and both baselines on the embedded corpus, then one table (minutes on a laptop)
+	$(TRAIN) task=demo prune=threshold stage=hard
+	$(TRAIN) task=demo prune=manual
+	$(TRAIN) task=demo prune=topk
+	$(BIN)/python scripts/compare.py outputs/tiny/demo
+
+test: install  ## every test, offline, on the CPU
+	$(BIN)/python -m pytest
+
+train: install  ## the dense parent: make train TASK=mrpc
+	$(TRAIN) stage=finetune task=$(TASK) $(ARGS)
+
+soft: install  ## learn thresholds (trains the dense parent first where it is missing)
+	$(TRAIN) prune=threshold stage=soft task=$(TASK) $(ARGS)
+
+hard: install  ## fix learned thresholds and recover accuracy
+	$(TRAIN) prune=threshold stage=hard task=$(TASK) $(ARGS)
+
+manual: install  ## baseline: given thresholds
+	$(TRAIN) prune=manual task=$(TASK) $(ARGS)
+
+topk: install  ## baseline: top-k
+	$(TRAIN) prune=topk task=$(TASK) $(ARGS)
+
+sweep: install  ## the published grid of a task
+	$(TRAIN) -m sweep=ltp task=$(TASK) $(ARGS)
+
+lint: install  ## ruff, style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typecheck: install  ## mypy
+	$(BIN)/mypy
+
+format: install  ## let ruff rewrite the files
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove caches and build products; outputs/ and .venv stay
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	find ltp scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +

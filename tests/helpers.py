@@ -1,0 +1,86 @@
+"""Commands and configurations in this process: a new one takes some six seconds to import what it needs."""
+
+import contextlib
+import io
+import logging
+import shlex
+import sys
+from dataclasses import dataclass
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import open_dict
+
+from ltp import cli, train
+from ltp.config import typed
+
+#: A demo run of a second: two small layers, few rows, no bar.
+SMALL = (
+    "task.max_train_samples=96",
+    "task.max_validation_samples=48",
+    "model.architecture.num_hidden_layers=3",
+    "model.architecture.hidden_size=32",
+    "model.architecture.intermediate_size=64",
+    "batch_size=16",
+    "epochs=1",
+    "trainer=cpu",
+    "trainer.enable_progress_bar=false",
+    "trainer.log_every_n_steps=1",
+)
+
+
+def words(command):
+    """A command line's words; a sequence of words as it is."""
+    return shlex.split(command) if isinstance(command, str) else list(map(str, command))
+
+
+def composed(*overrides, config_name="train"):
+    """The configuration that a command line composes, with Hydra told about it as in a job."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir=cli.config_dir(), version_base="1.3"):
+        cfg = compose(config_name, overrides=list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
+
+
+def settings_of(command=""):
+    """What a command line says, nulls included."""
+    return typed(composed(*words(command)))
+
+
+def plan_of(command=""):
+    """The run that a command line describes."""
+    return train.plan(settings_of(command))
+
+
+@dataclass
+class Finished:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+def ltp_train(command=""):
+    """``python -m ltp.train`` in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(sys, "argv", ["ltp.train", *words(command)])
+        patch.setenv("HYDRA_FULL_ERROR", "1")  # the command sets it: here it is unset again
+        GlobalHydra.instance().clear()
+        try:
+            try:
+                code = cli.run_command("train", train.main, train.show)
+            except SystemExit as exit_:  # argparse
+                code = exit_.code
+        finally:
+            root.handlers[:] = handlers  # Hydra's write to a stream that is gone
+            root.setLevel(level)
+    return Finished(code, out.getvalue(), err.getvalue())
