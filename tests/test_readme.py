@@ -1,0 +1,54 @@
+"""Every command of the README is one that works: it composes, and its make targets exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from ltp import cli
+from ltp.config import check_ranges, typed
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL))
+LINES = [line.strip() for line in BLOCKS.splitlines() if line.strip() and not line.startswith("#")]
+TRAIN = [line for line in LINES if line.startswith("python -m ltp.train")]
+
+
+def test_every_line_of_a_block_is_a_known_kind_of_command():
+    assert TRAIN
+    assert [line for line in LINES if not line.startswith(("python -m ltp.train", "make "))] == []
+
+
+@pytest.mark.parametrize("line", TRAIN)
+def test_training_commands_compose(line):
+    words = shlex.split(line, comments=True)[3:]
+    overrides = [word for word in words if not word.startswith("-") and word != "job"]
+    is_sweep = "-m" in words
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir=cli.config_dir(), version_base="1.3"):
+        # one job of a sweep: the first of the comma-separated values
+        single = [re.sub(r"=([^\[\],]+),.*", r"=\1", override) for override in overrides] if is_sweep else overrides
+        check_ranges(typed(compose("train", overrides=single)))
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if line.startswith("make ")])
+def test_make_targets_exist(line):
+    target = line.split()[1]
+    assert re.search(rf"^{target}:.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+def test_every_official_flag_and_key_is_mapped():
+    flags = "--arch --task --restore --lr --temperature --lambda --weight_decay --bs --masking_mode --epoch --save_step --no_load"
+    keys = '"prune_mode" "final_token_threshold" "scoring_mode" "token_keep_rate"'
+    rows = [line for line in README.splitlines() if line.startswith("| `")]
+    for name in [*flags.split(), *keys.split()]:
+        assert any(row.split("|")[1].strip().startswith((f"`{name}", f'`{name}')) for row in rows), name
+
+
+def test_paths_that_the_readme_names_exist():
+    for path in re.findall(r"`((?:ltp|scripts|conf)/[\w./]*)`", README):
+        assert (ROOT / path).exists(), path
