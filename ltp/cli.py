@@ -160,6 +160,7 @@ def start_run(overrides: list[str]) -> None:
 
     Raises:
         RunError: it failed; it has printed why.
+        KeyboardInterrupt, SIGTERMException: it was stopped by the signal, which this process passed on.
     """
     environment = {key: value for key, value in os.environ.items() if key not in _RANK_VARIABLES}
     command = [sys.executable, "-m", TRAIN_MODULE, *overrides, "hydra.mode=RUN"]
@@ -177,6 +178,6 @@ def start_run(overrides: list[str]) -> None:
     if code in (130, -signal.SIGINT):
         raise KeyboardInterrupt
     if code in (143, -signal.SIGTERM):
-        sys.exit(143)
+        raise SIGTERMException
     if code:
-        raise RunError(f"the run failed with exit code {code}: {' '.join(overrides)}")
+        raise RunError(f"it failed with exit code {code}; its own message stands above")

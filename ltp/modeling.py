@@ -255,12 +255,12 @@ class LTPForSequenceClassification(PreTrainedModel):
     def from_pretrained(  # type: ignore[override]  # fewer named arguments, all of them in kwargs
         cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any
     ) -> "LTPForSequenceClassification":
-        """Load a run's ``model/``, or a dense BERT or RoBERTa classifier, as a pruned classifier.
+        """Load a run, or a dense BERT or RoBERTa classifier, as a pruned classifier.
 
         Args:
-            pretrained_model_name_or_path: directory or hub id. A dense checkpoint's ``config.json`` may carry
-                ``prune_mode``, ``final_token_threshold``, ``scoring_mode``, ``token_keep_rate`` and
-                ``score_length``; without them it does not prune.
+            pretrained_model_name_or_path: a run directory or its ``model/``, a Hugging Face directory or a hub id. A
+                dense checkpoint's ``config.json`` may carry ``prune_mode``, ``final_token_threshold``,
+                ``scoring_mode``, ``token_keep_rate`` and ``score_length``; without them it does not prune.
             kwargs: any of :class:`LTPConfig`'s arguments, which win over the file, and those of
                 ``PreTrainedModel.from_pretrained``. Weights are float32 unless ``dtype`` says otherwise.
 
@@ -269,6 +269,9 @@ class LTPForSequenceClassification(PreTrainedModel):
         """
         kwargs.setdefault("dtype", torch.float32)  # else a float16 file would give float16 thresholds
         wanted = {key: kwargs.pop(key) for key in (*PRUNING_KEYS, *SOFT_KEYS) if key in kwargs}
+        inside = os.path.join(pretrained_model_name_or_path, "model")
+        if os.path.isfile(os.path.join(inside, CONFIG_NAME)):  # a run directory
+            pretrained_model_name_or_path = inside
         if _is_ltp_checkpoint(pretrained_model_name_or_path, kwargs):
             model = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
             model.set_pruning(**wanted)

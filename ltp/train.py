@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from ltp import cli
 from ltp.config import TrainSettings, typed
+from ltp.errors import RunError
 from ltp.plan import Run, plan_run
 from ltp.runs import check_same, is_finished, read_results
 from ltp.summary import print_results
@@ -42,9 +43,12 @@ def main(cfg: DictConfig) -> float | None:
             print_results(results, run.directory)
             return float(results["metric"]["value"])
         if run.missing is not None:
+            training.check_sources(run)  # a mistake should show before the parent's hours
             log.info("parent missing, training it first: %s", run.missing.directory)
-            training.read_splits(run)  # a mistake in the data should show before the parent's hours
-            cli.start_run(parent_overrides(run))
+            try:
+                cli.start_run(parent_overrides(run))
+            except RunError as error:
+                raise RunError(f"the parent run {run.missing.directory}: {error}") from error
             run = plan(given)
             check_same(run)
     results = training.train(run)

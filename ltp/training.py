@@ -1,5 +1,6 @@
 """One run, from its plan to its results: build the model, fit, keep the right weights, evaluate, write."""
 
+import contextlib
 import logging
 import math
 import platform
@@ -127,6 +128,19 @@ def read_splits(run: Run) -> Splits:
     )
 
 
+def check_sources(run: Run) -> None:
+    """Look at all that a run and its missing parent will read, without loading weights.
+
+    Raises:
+        UserError: data, model or hardware do not fit.
+    """
+    check_hardware(run)
+    read_splits(run)
+    build_tokenizer(run)
+    if run.parent is None and run.settings.model.name_or_path is not None:
+        pretrained_config(run.settings.model.name_or_path)
+
+
 _MODEL_REMEDY = (
     "Give a local directory with model.name_or_path=DIR or restore=DIR, take task=demo model=tiny, "
     "or connect to the hub."
@@ -188,16 +202,27 @@ def build_dense(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> Any
             num_labels=task.num_labels,
         )
         return backbone.classifier_class(config)
+    pretrained_config(settings.name_or_path)
     with loading_from_hub(f"model.name_or_path={settings.name_or_path}", _MODEL_REMEDY, source=settings.name_or_path):
-        config = AutoConfig.from_pretrained(settings.name_or_path)
-        if config.model_type not in BACKBONES:
-            raise UserError(
-                f"model.name_or_path={settings.name_or_path} has the architecture {config.model_type}; "
-                f"ltp prunes {', '.join(sorted(BACKBONES))}."
-            )
         return AutoModelForSequenceClassification.from_pretrained(
             settings.name_or_path, num_labels=task.num_labels, dtype=torch.float32
         )
+
+
+def pretrained_config(name_or_path: str) -> Any:
+    """The configuration of a pretrained encoder.
+
+    Raises:
+        UserError: it cannot be read, or ltp has no adapter for it.
+    """
+    with loading_from_hub(f"model.name_or_path={name_or_path}", _MODEL_REMEDY, source=name_or_path):
+        config = AutoConfig.from_pretrained(name_or_path)
+    if config.model_type not in BACKBONES:
+        raise UserError(
+            f"model.name_or_path={name_or_path} has the architecture {config.model_type}; "
+            f"ltp prunes {', '.join(sorted(BACKBONES))}."
+        )
+    return config
 
 
 def build_modules(
@@ -354,7 +379,16 @@ def device_name(trainer: pl.Trainer) -> str:
     device = trainer.strategy.root_device
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type}: {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    return f"{processor_name()}, {torch.get_num_threads()} threads"
+
+
+def processor_name() -> str:
+    """The processor in words, as far as the system tells."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def is_main_process() -> bool:

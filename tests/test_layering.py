@@ -58,10 +58,8 @@ def reachable(module):
 
 
 def is_entry_point(module):
-    def compares_name(node):
-        return isinstance(node, ast.If) and ast.unparse(node.test) in ("__name__ == '__main__'", "'__main__' == __name__")
-
-    return any(compares_name(node) for node in TREES[module].body) or module.endswith(".__main__")
+    guards = [ast.unparse(node.test) for node in TREES[module].body if isinstance(node, ast.If)]
+    return "__name__ == '__main__'" in guards or module.endswith(".__main__")
 
 
 def test_the_reader_sees_imports():

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 import torch
@@ -255,7 +256,7 @@ class TestPruned:
         assert close(by_64.logits, by_128.logits)
 
     def test_threshold_0_prunes_nothing(self, dense, batch):
-        model = LTPForSequenceClassification.from_dense(dense, prune_mode="absolute_threshold", final_token_threshold=0.0)
+        model = LTPForSequenceClassification.from_dense(dense, **{**THRESHOLD, "final_token_threshold": 0.0})
         with torch.no_grad():
             output = model(**batch)
             assert close(output.logits, dense(**batch).logits)
@@ -283,7 +284,7 @@ class TestPruned:
             head = FlopCounterMode(display=False)
             with head, torch.no_grad():
                 classify(dense, torch.zeros(1, 32))
-            left = sum(n - m for n, m in zip(lengths, lengths[1:], strict=False))
+            left = sum(n - m for n, m in pairwise(lengths))
             expected = layer_flops(torch.tensor([lengths]), 32, 48).sum().item() - 2 * 32**2 * left
             assert counter.get_total_flops() - head.get_total_flops() == expected
 
@@ -301,6 +302,13 @@ class TestSoftTraining:
             assert output.gate_sums[example].sum().item() == pytest.approx(total.item(), rel=1e-5)
         penalty = sum(total.item() for _, total in runs) / 4 / 128
         assert penalty < 0.9 * sum(map(len, sentences)) * 6 / 4 / 128, "the gates should be partly closed"
+        task_loss = cross_entropy_in_plain_python(output.logits, LABELS)
+        assert output.loss.item() == pytest.approx(task_loss + 0.15 * penalty, rel=1e-5)
+
+    def test_the_penalty_divides_by_score_length(self, model, sentences, make_batch):
+        model.set_pruning(score_length=64)
+        output = model(**make_batch(model, sentences), labels=LABELS)
+        penalty = output.gate_sums.sum().item() / 4 / 64
         task_loss = cross_entropy_in_plain_python(output.logits, LABELS)
         assert output.loss.item() == pytest.approx(task_loss + 0.15 * penalty, rel=1e-5)
 
@@ -333,8 +341,8 @@ class TestSoftTraining:
         first, second = (layer.attention.self for layer in model.dense.base_model.encoder.layer[:2])
         assert first.query.weight.grad.any()
         assert first.key.weight.grad.any()
-        assert first.value.weight.grad is None
-        assert second.query.weight.grad is None
+        assert not first.value.weight.grad.any()
+        assert not second.query.weight.grad.any()
         assert (model.thresholds.grad != 0).tolist() == [True, False, False, False, False, False]
 
     def test_threshold_gradients_against_finite_differences(self, model, sentences, make_batch):
@@ -364,7 +372,7 @@ class TestSoftTraining:
 
     def test_first_layers_gates_become_its_survivors_as_temperature_goes_to_0(self, model, sentences, make_batch):
         batch = make_batch(model, sentences)
-        model.set_pruning(threshold_temperature=1e-9)
+        model.set_pruning(threshold_temperature=1e-9, final_token_threshold=0.03)
         soft = model(**batch).gate_sums[:, 0]
         hard = model.eval()(**batch).token_lengths[:, 1]
         assert close(soft, hard.float())
@@ -385,14 +393,7 @@ class TestSoftTraining:
         assert gradient.dtype == torch.float32
         assert gradient.isfinite().all()
         assert (gradient != 0).all()
-        assert torch.nn.functional.cosine_similarity(gradient, expected, dim=0) > 0.98
-
-    @pytest.mark.parametrize("prune_mode", ["none", "topk"])
-    def test_methods_without_a_soft_form_say_so(self, make_dense, sentences, make_batch, prune_mode):
-        dense = make_dense("bert").train()
-        model = LTPForSequenceClassification.from_dense(dense, prune_mode=prune_mode, masking_mode="soft")
-        with pytest.raises(TypeError, match=r"Pruner has no soft form: it has nothing to learn$|^NoPruning has"):
-            model(**make_batch(dense, sentences))
+        assert gradient.tolist() == pytest.approx(expected.tolist(), rel=0.05, abs=0.01)
 
 
 class TestHardTraining:
@@ -525,12 +526,23 @@ class TestBadInput:
         assert str(raised.value) == message
         assert model.config.to_dict() == before
 
+    @pytest.mark.parametrize("prune_mode", ["none", "topk"])
+    def test_soft_masking_needs_thresholds_to_learn(self, model, prune_mode):
+        message = f"masking_mode is 'soft'; it must be hard with prune_mode {prune_mode}, which has nothing to learn"
+        with pytest.raises(ValueError) as raised:  # noqa: PT011
+            LTPConfig(prune_mode=prune_mode, masking_mode="soft")
+        assert str(raised.value) == message
+        with pytest.raises(ValueError) as raised:  # noqa: PT011
+            model.set_pruning(prune_mode=prune_mode, masking_mode="soft")
+        assert str(raised.value) == message
+
     def test_unknown_pruning_keys(self, model):
         with pytest.raises(ValueError, match=r"^unknown pruning keys: keep_rate, temperature$"):
             model.set_pruning(temperature=1e-3, keep_rate=0.2)
 
     def test_unknown_backbone(self):
-        dense = DistilBertForSequenceClassification(DistilBertConfig(vocab_size=10, dim=8, hidden_dim=8, n_layers=1, n_heads=1))
+        config = DistilBertConfig(vocab_size=10, dim=8, hidden_dim=8, n_layers=1, n_heads=1)
+        dense = DistilBertForSequenceClassification(config)
         with pytest.raises(ValueError, match=r"^model_type is 'distilbert'; ltp prunes bert, roberta$"):
             LTPForSequenceClassification.from_dense(dense)
 
@@ -628,7 +640,7 @@ class TestOwnDirectory:
         loaded = loader.from_pretrained(directory)
         assert type(loaded) is LTPForSequenceClassification
         assert torch.equal(loaded.thresholds, torch.tensor(self.LEARNED))
-        assert loaded.config.to_dict() == model.config.to_dict()
+        assert loaded.config.to_dict() == model.config.to_dict() | {"_name_or_path": str(directory)}
         with torch.no_grad():
             expected, actual = model(**batch), loaded(**batch)
         assert torch.equal(actual.logits, expected.logits)
@@ -669,7 +681,9 @@ class TestOwnDirectory:
         assert loaded.dense.config.id2label == names
 
     def test_arguments_win_over_the_file(self, directory):
-        topk = LTPForSequenceClassification.from_pretrained(directory, prune_mode="topk", token_keep_rate=0.5)
+        topk = LTPForSequenceClassification.from_pretrained(
+            directory, prune_mode="topk", token_keep_rate=0.5, masking_mode="hard"
+        )
         assert topk.pruner.keep_rates[-1] == 0.5
         assert topk.thresholds is None
         restarted = LTPForSequenceClassification.from_pretrained(directory, final_token_threshold=0.02)
@@ -687,7 +701,7 @@ class TestOwnDirectory:
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_thresholds_are_not_rounded_by_loading_in_half_precision(self, directory, dtype):
         model = LTPForSequenceClassification.from_pretrained(directory, dtype=dtype)
-        assert model.dense.classifier.parameters().__next__().dtype == dtype
+        assert model.dense.dtype == dtype
         assert model.thresholds.dtype == torch.float32
         assert torch.equal(model.thresholds, torch.tensor(self.LEARNED))
 
