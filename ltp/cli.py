@@ -13,7 +13,7 @@ from typing import Any
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -69,8 +69,11 @@ def run_command(config_name: str, job: Callable[[DictConfig], Any], show: Callab
     os.environ["HYDRA_FULL_ERROR"] = "1"
     failures: list[LTPError] = []
     failed_jobs: list[str] = []
+    composed = False
 
     def guarded(cfg: DictConfig) -> Any:
+        nonlocal composed
+        composed = True
         try:
             return job(cfg)
         except LTPError as error:  # later jobs of a sweep must not suffer for it
@@ -88,6 +91,10 @@ def run_command(config_name: str, job: Callable[[DictConfig], Any], show: Callab
     except LTPError as error:
         return _fail(error)
     except (HydraException, OmegaConfBaseException) as error:
+        return _fail(UserError(explain(error, overrides)))
+    except ValueError as error:
+        if composed:
+            raise
         return _fail(UserError(explain(error, overrides)))
     except KeyboardInterrupt:
         return 130
@@ -107,11 +114,17 @@ def explain(error: Exception, overrides: list[str]) -> str:
     """One message for what Hydra or OmegaConf reject: the key, what is wrong, the near matches."""
     text = str(error)
     cause = str(error.__cause__ or error).split("\n")[0]
-    if match := re.search(r"Could not find '([\w-]+)/(.+?)'", text):
-        group, option = match.groups()
-        listed = text.split("Available options", 1)[-1].split("Config search path", 1)[0]
-        options = [line.strip() for line in listed.split("\n") if line.startswith("\t")]
-        return f"{group}={option}: no such option.{_near(option, options)} Options: {', '.join(options)}"
+    if match := re.search(r"Could not (?:find|load) '([\w-]+)/(.+?)'", text):
+        return _no_such_option(*match.groups())
+    if "Config group override must be a string" in text:  # task=3, prune=null
+        for group, option in (word.split("=", 1) for word in overrides if "=" in word):
+            if _options(group) and option not in _options(group):
+                return _no_such_option(group, option)
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be read as key=value; quote a value that holds special characters"
+    if match := re.search(r"Ambiguous value for argument '(.+)'", text):
+        key, values = match[1].split("=", 1)
+        return f"{match[1]}: several values make a sweep, which needs -m; a list is written {key}=[{values}]"
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match[1]
         if "not in" in cause or "No match" in text or "Could not override" in cause:
@@ -125,9 +138,15 @@ def explain(error: Exception, overrides: list[str]) -> str:
     return f"{text.splitlines()[0]} {'' if cause in text else cause}".strip()
 
 
-def _near(word: str, options: list[str]) -> str:
-    near = difflib.get_close_matches(word, options, n=2)
-    return f" Did you mean {' or '.join(near)}?" if near else ""
+def _options(group: str) -> list[str]:
+    return sorted(path.stem for path in (Path(config_dir()) / group).glob("*.yaml")) if group else []
+
+
+def _no_such_option(group: str, option: str) -> str:
+    options = _options(group)
+    near = difflib.get_close_matches(option, options, n=2)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return f"{group}={option}: no such option.{hint} Options: {', '.join(options)}"
 
 
 def is_sweep() -> bool:

@@ -15,6 +15,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from ltp.errors import UserError
 
 STAGES = ("finetune", "soft", "hard")
+PRUNE_MODES = ("none", "absolute_threshold", "topk")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
@@ -195,7 +196,9 @@ def unknown_key(key: str) -> str:
     near = [known for known in keys if known.rsplit(".", 1)[-1] == last]
     if not near:
         by_last = {known.rsplit(".", 1)[-1]: known for known in keys}
-        near = [by_last[name] for name in difflib.get_close_matches(last, by_last, n=2, cutoff=0.7)]
+        names = difflib.get_close_matches(last, by_last, n=2, cutoff=0.7)
+        names = names or [name for name in by_last if name.startswith(f"{last}_")][:2]
+        near = [by_last[name] for name in names]
     hint = f"did you mean {' or '.join(near)}?" if near else "see python -m ltp.train --cfg job for every key"
     return f"unknown key {key}; {hint}"
 
@@ -223,6 +226,7 @@ def check_ranges(settings: TrainSettings) -> None:
     require_if("save_step", s.save_step, (s.save_step or 0) >= 0, "0 (every epoch) or more")
     require(0 <= s.seed < 2**32, "seed", s.seed, "in [0, 2^32)")
     require_if("stage", s.stage, s.stage in STAGES, f"one of {', '.join(STAGES)}")
+    require_if("prune.mode", prune.mode, prune.mode in PRUNE_MODES, f"one of {', '.join(PRUNE_MODES)}")
     # the pruning keys once more, though the model checks them too: here with the command line's names
     require_if(
         "prune.scoring_mode", prune.scoring_mode, prune.scoring_mode in ("mean", "mean_norm"), "mean or mean_norm"
@@ -256,3 +260,4 @@ def check_ranges(settings: TrainSettings) -> None:
     )
     require(trainer.eval_batch_size >= 1, "trainer.eval_batch_size", trainer.eval_batch_size, "1 or more")
     require(trainer.gradient_clip_val >= 0, "trainer.gradient_clip_val", trainer.gradient_clip_val, "0 or more")
+    require(trainer.num_workers >= 0, "trainer.num_workers", trainer.num_workers, "0 or more")

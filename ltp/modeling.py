@@ -220,7 +220,6 @@ class LTPForSequenceClassification(PreTrainedModel):
         self.num_labels = config.num_labels
         self.dense = self.backbone.classifier_class(config.build_dense_config())
         self.pruner = PRUNERS[config.prune_mode].from_config(config)
-        self._keep_in_fp32_modules_strict = {"pruner"}  # rounded to half precision they are other thresholds
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:

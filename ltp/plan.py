@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ltp.checkpoints import RESULTS_FILE, Checkpoint, inspect_checkpoint
-from ltp.config import TrainSettings, check_ranges
+from ltp.config import TaskSettings, TrainSettings, check_ranges
 from ltp.errors import UserError
 from ltp.tasks import TASKS, Task, custom_task, get_task
 
@@ -86,6 +86,8 @@ def plan_run(given: TrainSettings, *, model_is_chosen: bool = False) -> Run:
     stage, mode = _stage_and_mode(settings, restored)
     settings.stage, settings.prune.mode = stage, mode
     method = _method(settings, stage, mode, restored)
+    if mode != "absolute_threshold" and settings.prune.learned is not None:
+        raise UserError(_meaningless("learned", settings, method))
     settings.prune.learned = method == "learned" if mode == "absolute_threshold" else None
     _fill(settings, task, method, carried)
 
@@ -118,11 +120,13 @@ def check_labels(checkpoint: Checkpoint, task: Task) -> None:
 
 
 def _task(settings: TrainSettings) -> Task:
-    chosen = settings.task
-    if chosen.train_file is None and chosen.validation_file is None:
+    chosen, unset = settings.task, TaskSettings()
+    own = ("train_file", "validation_file", "text_columns", "label_column", "metric", "size")
+    given = [key for key in own if getattr(chosen, key) != getattr(unset, key)]
+    if chosen.name in TASKS and given:
+        raise UserError(f"task.{given[0]}={getattr(chosen, given[0])} goes with task=custom, not task={chosen.name}")
+    if chosen.name != "custom" and not given:
         return get_task(chosen.name)
-    if chosen.name in TASKS:
-        raise UserError(f"task.train_file and task.validation_file go with task=custom, not task={chosen.name}")
     return custom_task(
         chosen.name,
         text_columns=chosen.text_columns,
@@ -193,7 +197,15 @@ def _method(settings: TrainSettings, stage: str, mode: str, restored: Checkpoint
             f"restore={restored.source} holds no learned thresholds, which prune.learned=true asks for: "
             "run stage=soft on it first, or use prune=manual."
         )
-    return "manual" if learned is False or not restored.holds_thresholds else "learned"
+    if learned is False or not restored.holds_thresholds:
+        return "manual"
+    began, given = restored.pruning.get("final_token_threshold"), settings.prune.final_token_threshold
+    if given is not None and given != began:
+        raise UserError(
+            f"restore={restored.source} learned its thresholds from final_token_threshold={began}; "
+            f"prune.final_token_threshold={given} would discard them: leave it out, or use prune=manual."
+        )
+    return "learned"
 
 
 def _fill(settings: TrainSettings, task: Task, method: str, carried: dict[str, Any]) -> None:
@@ -239,18 +251,16 @@ def _fill(settings: TrainSettings, task: Task, method: str, carried: dict[str, A
         value = getattr(prune, key)
         if key not in relevant:
             if value is not None:
-                raise UserError(
-                    f"prune.{key}={value} has no meaning for a {_describe(method, settings.stage)} run; leave it out"
-                )
+                raise UserError(_meaningless(key, settings, method))
             continue
         if value is None:
             setattr(prune, key, carried.get(file_keys.get(key, key), relevant[key]))
 
 
-def _describe(method: str, stage: str) -> str:
-    return {"dense": "dense", "topk": "top-k", "manual": "manual-threshold", "learned": f"{stage} learned-threshold"}[
-        method
-    ]
+def _meaningless(key: str, settings: TrainSettings, method: str) -> str:
+    runs = {"dense": "dense", "topk": "top-k", "manual": "manual-threshold"}
+    kind = runs.get(method, f"{settings.stage} learned-threshold")
+    return f"prune.{key}={getattr(settings.prune, key)} has no meaning for a {kind} run; leave it out"
 
 
 def _find_parent(settings: TrainSettings, task: Task, method: str) -> tuple[Checkpoint | None, MissingParent | None]:

@@ -70,6 +70,8 @@ def check_same(run: Run) -> None:
     if run.missing is not None or wanted.get("parent.run_id") is None:
         # the parent was deleted (or never was a run): what the child learned from it still stands
         stored.pop("parent.run_id", None)
+    elif stored.get("parent.run_id") == wanted["parent.run_id"]:
+        stored.pop("parent.name", None)  # the same run, perhaps under another path
     differing = [
         f"  {key}: {stored[key]} there, {wanted[key]} now"
         for key in sorted(stored.keys() & wanted.keys())

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
@@ -58,9 +59,14 @@ def train(run: Run) -> dict[str, Any]:
 
     try:
         trainer = build_trainer(run, datamodule)
-    except (MisconfigurationException, ValueError) as error:
+    except (MisconfigurationException, TypeError, ValueError) as error:
         raise UserError(f"trainer: {error}") from error
-    resume = open_directory(run) if is_main_process() else last_checkpoint(run.directory)
+    datamodule.trainer = trainer
+    datamodule.setup("fit")  # a batch that the processes cannot share should show before anything is written
+    try:
+        resume = open_directory(run) if is_main_process() else last_checkpoint(run.directory)
+    except OSError as error:
+        raise UserError(f"output_root={settings.output_root}: cannot write {run.directory}: {error.strerror}") from error
     if is_main_process():
         log.info("%s %s", "resuming" if resume is not None else "training", run.directory)
     try:
@@ -192,16 +198,24 @@ def build_dense(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> Any
     settings = run.settings.model
     if settings.name_or_path is None:
         architecture = dict(settings.architecture)
-        backbone = BACKBONES.get(str(architecture.pop("model_type", None)))
-        if backbone is None:
-            raise UserError("model.name_or_path is null and model.architecture names no model_type; set one of them")
-        config = backbone.config_class(
-            **architecture,
-            vocab_size=len(tokenizer),
-            pad_token_id=tokenizer.pad_token_id,
-            num_labels=task.num_labels,
-        )
-        return backbone.classifier_class(config)
+        model_type = architecture.pop("model_type", None)
+        if model_type not in BACKBONES:
+            known = ", ".join(sorted(BACKBONES))
+            raise UserError(
+                f"model.architecture.model_type={model_type}, and model.name_or_path is null: "
+                f"an encoder from scratch is one of {known}; a pretrained one is named by model.name_or_path"
+            )
+        backbone = BACKBONES[model_type]
+        try:
+            config = backbone.config_class(
+                **architecture,
+                vocab_size=len(tokenizer),
+                pad_token_id=tokenizer.pad_token_id,
+                num_labels=task.num_labels,
+            )
+            return backbone.classifier_class(config)
+        except (StrictDataclassError, TypeError, ValueError) as error:  # sizes that do not fit together
+            raise UserError(f"model.architecture: {' '.join(str(error).split())}") from error
     pretrained_config(settings.name_or_path)
     with loading_from_hub(f"model.name_or_path={settings.name_or_path}", _MODEL_REMEDY, source=settings.name_or_path):
         return AutoModelForSequenceClassification.from_pretrained(

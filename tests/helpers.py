@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import logging
 import shlex
 import sys
@@ -84,3 +85,46 @@ def ltp_train(command=""):
             root.handlers[:] = handlers  # Hydra's write to a stream that is gone
             root.setLevel(level)
     return Finished(code, out.getvalue(), err.getvalue())
+
+
+def write_json(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+MRPC_LABELS = {"0": "not_equivalent", "1": "equivalent"}
+
+
+def dense_checkpoint(directory, **changes):
+    """A Hugging Face directory of a dense BERT classifier, as far as planning reads it: ``config.json``."""
+    config = {
+        "model_type": "bert",
+        "architectures": ["BertForSequenceClassification"],
+        "num_hidden_layers": 12,
+        "hidden_size": 768,
+        "id2label": MRPC_LABELS,
+    }
+    write_json(directory / "config.json", config | changes)
+    return directory
+
+
+def finished_run(directory, *, model="bert-base", seed=0, run_id="0123456789ab", **changes):
+    """A finished run's directory, as far as planning reads it. ``changes`` go into the model's ``config.json``."""
+    config = {
+        "model_type": "ltp",
+        "architectures": ["LTPForSequenceClassification"],
+        "dense_config": {"model_type": "bert", "num_hidden_layers": 12, "hidden_size": 768},
+        "id2label": MRPC_LABELS,
+        "prune_mode": "none",
+        "scoring_mode": "mean",
+        "score_length": 128,
+        "final_token_threshold": 0.01,
+        "token_keep_rate": 0.2,
+        "masking_mode": "hard",
+        "threshold_temperature": 1e-3,
+        "lambda_threshold": 0.0,
+    }
+    write_json(directory / "model" / "config.json", config | changes)
+    write_json(directory / "results.json", {"model": model, "seed": seed, "run_id": run_id})
+    return directory

@@ -267,6 +267,12 @@ class TestTopKSchedule:
         assert keep_rates(-1.0, 6) == pytest.approx([1, 1, 1, 1 / 3, 0, 0])
         assert all(rate >= 0 for rate in keep_rates(-10, 24))
 
+    @pytest.mark.parametrize(("layers", "dense"), [(4, 3), (12, 3), (20, 3), (21, 4), (24, 4), (27, 5), (40, 6)])
+    def test_the_first_layers_keep_everything(self, layers, dense):
+        rates = keep_rates(0.2, layers)  # max(3, ceil(0.15 · L)) layers
+        assert rates[:dense] == [1] * dense
+        assert all(rate < 1 for rate in rates[dense:])
+
     @pytest.mark.parametrize("layers", [4, 6, 12, 24])
     def test_last_layers_rate_is_exactly_token_keep_rate(self, layers):
         for percent in range(0, 101, 5):
