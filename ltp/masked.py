@@ -4,33 +4,14 @@ It is the readable reference. It decides nothing: who survives is the pruner's d
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from ltp.attention import masked_attention
 from ltp.backbones import Backbone
+from ltp.encoder import EncoderPass
 from ltp.pruning import Pruner, importance
-
-
-@dataclass
-class EncoderPass:
-    """What an encoder pass leaves behind.
-
-    Attributes:
-        hidden: last hidden states, (B, N, D), 0 for tokens that are not alive.
-        token_lengths: tokens alive entering each layer, and after the last, (B, L+1) int64.
-        gate_sums: Σ_j m_l(b, j) of the soft rule, (B, L) float32; None under the hard rule.
-        hidden_states: embeddings and each layer's output, L+1 of (B, N, D); empty unless asked for.
-        attentions: each layer's probabilities before dropout, L of (B, H, N, N); empty unless asked for.
-    """
-
-    hidden: Tensor
-    token_lengths: Tensor
-    gate_sums: Tensor | None
-    hidden_states: tuple[Tensor, ...] = field(default=())
-    attentions: tuple[Tensor, ...] = field(default=())
 
 
 def masked_encoder(
@@ -84,7 +65,7 @@ def masked_encoder(
         if keep_attentions:
             attentions.append(probs)
     return EncoderPass(
-        hidden=hidden,
+        class_token=hidden[:, 0],
         token_lengths=torch.stack(token_lengths, dim=1),
         gate_sums=torch.stack(gate_sums, dim=1) if soft else None,
         hidden_states=tuple(states) if keep_states else (),

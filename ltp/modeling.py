@@ -15,6 +15,7 @@ from transformers.utils import CONFIG_NAME, cached_file
 
 from ltp.backbones import BACKBONES
 from ltp.masked import masked_encoder
+from ltp.packed import packed_encoder
 from ltp.pruning import PRUNERS, SCORING_MODES, Pruner, ThresholdPruner, sparsity_penalty
 
 log = logging.getLogger(__name__)
@@ -208,7 +209,11 @@ class LTPForSequenceClassification(PreTrainedModel):
     Attributes:
         dense: the Hugging Face classifier that owns the weights.
         pruner: the pruning method with its parameters (learned thresholds).
+        execution: ``packed`` removes pruned tokens; ``masked`` computes and hides them (the reference, and the form
+            that serves hidden states and attentions).
     """
+
+    execution = "packed"
 
     config_class = LTPConfig
     base_model_prefix = "dense"
@@ -348,20 +353,19 @@ class LTPForSequenceClassification(PreTrainedModel):
                     "position 0 of an example is padding; the classification token must stand there: "
                     "pad on the right (tokenizer.padding_side = 'right')"
                 )
-        soft = self.training and self.config.masking_mode == "soft"
-        encoded = masked_encoder(
-            self.backbone,
-            self.backbone.layers(self.dense),
-            self.pruner,
-            hidden,
-            alive,
-            soft=soft,
-            scoring_mode=self.config.scoring_mode,
-            score_length=self.config.score_length,
-            keep_states=bool(output_hidden_states),
-            keep_attentions=bool(output_attentions),
-        )
-        logits = self.backbone.classify(self.dense, encoded.hidden[:, 0])
+        common: dict[str, Any] = {
+            "soft": self.training and self.config.masking_mode == "soft",
+            "scoring_mode": self.config.scoring_mode,
+            "score_length": self.config.score_length,
+        }
+        parts = (self.backbone, self.backbone.layers(self.dense), self.pruner, hidden, alive)
+        if self.execution == "packed" and not (output_attentions or output_hidden_states):
+            encoded = packed_encoder(*parts, **common)
+        else:
+            encoded = masked_encoder(
+                *parts, **common, keep_states=bool(output_hidden_states), keep_attentions=bool(output_attentions)
+            )
+        logits = self.backbone.classify(self.dense, encoded.class_token)
         output = LTPOutput(
             loss=None if labels is None else self.objective(logits, labels, encoded.gate_sums),
             logits=logits,

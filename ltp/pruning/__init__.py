@@ -7,7 +7,7 @@ A new pruning method is one file with one subclass of :class:`Pruner`, named in 
 """
 
 from ltp.pruning.base import NoPruning, Pruner
-from ltp.pruning.importance import SCORING_MODES, importance
+from ltp.pruning.importance import SCORING_MODES, importance, normalise
 from ltp.pruning.threshold import (
     ThresholdPruner,
     sparsity_penalty,
@@ -30,6 +30,7 @@ __all__ = [
     "importance",
     "keep_counts",
     "keep_rates",
+    "normalise",
     "sparsity_penalty",
     "threshold_gate",
     "threshold_schedule",

@@ -25,7 +25,21 @@ def importance(probs: Tensor, alive: Tensor, *, scoring_mode: str = "mean", scor
     with torch.autocast(probs.device.type, enabled=False):  # a product in half precision would round the scores
         queries = alive.float()[:, None, None, :]  # (B, 1, 1, N)
         received = (queries @ probs.float()).squeeze(2).sum(dim=1)  # (B, H, 1, N) -> (B, N)
-    heads = probs.shape[1]
+    return normalise(received, alive, probs.shape[1], scoring_mode=scoring_mode, score_length=score_length)
+
+
+def normalise(received: Tensor, alive: Tensor, heads: int, *, scoring_mode: str, score_length: int) -> Tensor:
+    """Importance from the attention received: its sum over heads and queries, divided by H·Z.
+
+    Args:
+        received: (B, N) float32.
+        alive: tokens alive when the layer starts, (B, N) bool.
+        heads: H.
+        scoring_mode, score_length: see :func:`importance`.
+
+    Returns:
+        Scores, (B, N) float32.
+    """
     if scoring_mode == "mean":
         return received / (heads * score_length)
     if scoring_mode == "mean_norm":
