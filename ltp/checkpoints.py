@@ -96,7 +96,7 @@ def inspect_checkpoint(source: str) -> Checkpoint:
                 f"restore={source} is neither a run directory ({RESULTS_FILE} and {MODEL_FOLDER}/) nor a "
                 "Hugging Face directory (config.json); check the path."
             )
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = read_config(path / "config.json", f"restore={source}")
         location = str(path)
     elif path.exists() or source.startswith(("/", ".", "~")) or source.count("/") > 1:
         raise UserError(
@@ -122,7 +122,22 @@ def _hub_config(source: str) -> dict[str, Any]:
 
         file = cached_file(source, CONFIG_NAME)
     assert file is not None
-    return json.loads(Path(file).read_text(encoding="utf-8"))
+    return read_config(Path(file), f"restore={source}")
+
+
+def read_config(path: Path, what: str) -> dict[str, Any]:
+    """A ``config.json``.
+
+    Raises:
+        UserError: it is no JSON object; the message begins with ``what``.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        config = None
+    if not isinstance(config, dict):
+        raise UserError(f"{what}: config.json is no JSON object; download or save the checkpoint again.")
+    return config
 
 
 def _check_classifier(checkpoint: Checkpoint) -> None:

@@ -271,12 +271,18 @@ class LTPForSequenceClassification(PreTrainedModel):
         Returns:
             The model, in evaluation mode.
         """
-        kwargs.setdefault("dtype", torch.float32)  # else a float16 file would give float16 thresholds
+        # else a float16 file would give float16 thresholds
+        kwargs.setdefault("dtype", kwargs.pop("torch_dtype", torch.float32))
         wanted = {key: kwargs.pop(key) for key in (*PRUNING_KEYS, *SOFT_KEYS) if key in kwargs}
         inside = os.path.join(pretrained_model_name_or_path, "model")
         if os.path.isfile(os.path.join(inside, CONFIG_NAME)):  # a run directory
             pretrained_model_name_or_path = inside
         if _is_ltp_checkpoint(pretrained_model_name_or_path, kwargs):
+            if isinstance(given := kwargs.get("config"), LTPConfig):  # the Auto classes put the arguments in there
+                stored = LTPConfig.from_pretrained(pretrained_model_name_or_path)
+                for key in (*PRUNING_KEYS, *SOFT_KEYS):
+                    wanted.setdefault(key, getattr(given, key))
+                    setattr(given, key, getattr(stored, key))
             model = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
             model.set_pruning(**wanted)
             return model
@@ -389,6 +395,8 @@ class LTPForSequenceClassification(PreTrainedModel):
         """
         if self.num_labels == 1:
             loss = functional.mse_loss(logits.float().squeeze(-1), labels.float())
+        elif self.config.problem_type == "multi_label_classification":
+            loss = functional.binary_cross_entropy_with_logits(logits.float(), labels.float())
         else:
             loss = functional.cross_entropy(logits.float(), labels)
         if gate_sums is not None:

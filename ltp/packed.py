@@ -80,7 +80,11 @@ def packed_encoder(
         gate: Tensor | None = None
         if pruner.needs_scores:
             scores = normalise(
-                packing.pad(received), packing.alive, query.shape[1], scoring_mode=scoring_mode, score_length=score_length
+                packing.pad(received),
+                packing.alive,
+                query.shape[1],
+                scoring_mode=scoring_mode,
+                score_length=score_length,
             )
             if soft:
                 padded_gate = pruner.gate(number, scores, packing.alive)

@@ -10,14 +10,13 @@
 """
 
 import copy
-import json
 import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ltp.checkpoints import RESULTS_FILE, Checkpoint, inspect_checkpoint
+from ltp.checkpoints import RESULTS_FILE, Checkpoint, inspect_checkpoint, read_config
 from ltp.config import TaskSettings, TrainSettings, check_ranges
 from ltp.errors import UserError
 from ltp.tasks import TASKS, Task, custom_task, get_task
@@ -143,12 +142,13 @@ def _fit_model(settings: TrainSettings, restored: Checkpoint, model_is_chosen: b
         return
     wanted = model.architecture
     if model.name_or_path is not None and (Path(model.name_or_path) / "config.json").is_file():
-        wanted = json.loads((Path(model.name_or_path) / "config.json").read_text(encoding="utf-8"))
+        wanted = read_config(Path(model.name_or_path) / "config.json", f"model.name_or_path={model.name_or_path}")
     for key in ("model_type", "num_hidden_layers", "hidden_size"):
         has = restored.dense_config.get(key)
         if key in wanted and has is not None and has != wanted[key]:
             raise UserError(
-                f"restore={settings.restore} has {key} {has}, model={model.name} has {wanted[key]}: another "
+                f"restore={settings.restore} has {key} {has}, model={model.name or model.name_or_path} has "
+                f"{wanted[key]}: another "
                 "architecture. Leave model= out to take the checkpoint's, or restore one that fits."
             )
 

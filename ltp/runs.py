@@ -72,10 +72,12 @@ def check_same(run: Run) -> None:
         stored.pop("parent.run_id", None)
     elif stored.get("parent.run_id") == wanted["parent.run_id"]:
         stored.pop("parent.name", None)  # the same run, perhaps under another path
+    # a parent brings its model, however the command names it
+    free = (*_FREE, "model") if run.parent is not None or run.missing is not None else _FREE
     differing = [
         f"  {key}: {stored[key]} there, {wanted[key]} now"
         for key in sorted(stored.keys() & wanted.keys())
-        if stored[key] != wanted[key] and not any(key == free or key.startswith(f"{free}.") for free in _FREE)
+        if stored[key] != wanted[key] and not any(key == name or key.startswith(f"{name}.") for name in free)
     ]
     if differing:
         state = "a finished" if is_finished(run.directory) else "an unfinished"
@@ -129,11 +131,14 @@ def write_results(directory: Path, results: dict[str, Any]) -> None:
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that it is either whole or absent, also when the machine stops."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:

@@ -66,7 +66,9 @@ def train(run: Run) -> dict[str, Any]:
     try:
         resume = open_directory(run) if is_main_process() else last_checkpoint(run.directory)
     except OSError as error:
-        raise UserError(f"output_root={settings.output_root}: cannot write {run.directory}: {error.strerror}") from error
+        raise UserError(
+            f"output_root={settings.output_root}: cannot write {run.directory}: {error.strerror}"
+        ) from error
     if is_main_process():
         log.info("%s %s", "resuming" if resume is not None else "training", run.directory)
     try:

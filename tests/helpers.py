@@ -8,13 +8,14 @@ import shlex
 import sys
 from dataclasses import dataclass
 
+import datasets
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
-from ltp import cli, train
+from ltp import cli, hub, train
 from ltp.config import typed
 
 #: A demo run of a second: two small layers, few rows, no bar.
@@ -128,3 +129,18 @@ def finished_run(directory, *, model="bert-base", seed=0, run_id="0123456789ab",
     write_json(directory / "model" / "config.json", config | changes)
     write_json(directory / "results.json", {"model": model, "seed": seed, "run_id": run_id})
     return directory
+
+
+@contextlib.contextmanager
+def no_hub():
+    """The Hugging Face hub out of reach, its cache empty of what is asked for, and nothing tried over a network."""
+    from huggingface_hub import constants
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        for flag in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+            patch.setattr(datasets.config, flag, True)  # restored afterwards: ltp.hub.go_offline sets it
+        hub.hub_in_reach.cache_clear()
+        yield
+    hub.hub_in_reach.cache_clear()

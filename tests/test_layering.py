@@ -93,8 +93,9 @@ def test_the_model_is_usable_without_the_framework():
     [
         ("ltp.attention", ["ltp.pruning"]),
         ("ltp.backbones", ["ltp.pruning"]),
-        ("ltp.masked", ["ltp.attention", "ltp.backbones", "ltp.pruning"]),
-        ("ltp.modeling", ["ltp.masked", "ltp.attention", "ltp.backbones", "ltp.pruning"]),
+        ("ltp.masked", ["ltp.attention", "ltp.backbones", "ltp.encoder", "ltp.pruning"]),
+        ("ltp.packed", ["ltp.attention", "ltp.backbones", "ltp.encoder", "ltp.pruning"]),
+        ("ltp.modeling", ["ltp.masked", "ltp.packed", "ltp.attention", "ltp.backbones", "ltp.pruning"]),
     ],
 )
 def test_the_model_is_built_from_below(package, allowed):

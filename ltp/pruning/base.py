@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class Pruner(nn.Module):
-    """Decides, layer by layer, which tokens go on. It executes nothing: see :mod:`ltp.masked`.
+    """Decides, layer by layer, which tokens go on. It executes nothing: :mod:`ltp.packed` does.
 
     A method overrides :meth:`survivors`. One that is learnable also overrides :meth:`gate`.
     """
