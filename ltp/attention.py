@@ -29,16 +29,21 @@ def masked_attention(query: Tensor, key: Tensor, value: Tensor, alive: Tensor, d
 
 
 def packed_attention(
-    query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], dropout: float, *, needs_received: bool
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    groups: Sequence[tuple[int, int]],
+    dropout: float,
+    *,
+    needs_received: bool,
 ) -> tuple[Tensor, Tensor]:
     """Scaled dot-product attention within each of several packed sequences.
 
-    On a CPU a plain loop over the sequences beats padding groups of like length: each product is small enough for
-    the caches and nothing is computed for padding.
+    Sequences of equal length are one batched product over a view; nothing is padded or copied.
 
     Args:
         query, key, value: (T, H, D/H), the sequences one after the other.
-        lengths: their lengths, which sum to T.
+        groups: (sequences, tokens of each) of every run of neighbours of equal length; they cover all T tokens.
         dropout: probability of dropping an attention weight (0 outside training).
         needs_received: whether the second result is wanted; without, a fused kernel serves.
 
@@ -47,13 +52,16 @@ def packed_attention(
         over heads and queries, (T,) float32 (empty where it is not wanted).
     """
     contexts, received = [], []
-    parts = zip(*(x.transpose(0, 1).split(list(lengths), dim=1) for x in (query, key, value)), strict=True)
-    for q, k, v in parts:  # each (H, n, D/H)
-        if not needs_received:
-            contexts.append(functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout).transpose(0, 1))
-            continue
-        probs = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1)  # (H, n, n)
-        received.append(probs.sum(dim=(0, 1), dtype=torch.float32))
-        weights = functional.dropout(probs, dropout) if dropout else probs
-        contexts.append((weights.to(v.dtype) @ v).transpose(0, 1))  # (n, H, D/H)
+    sizes = [sequences * length for sequences, length in groups]
+    parts = zip(groups, *(x.split(sizes) for x in (query, key, value)), strict=True)
+    for group, *qkv in parts:
+        q, k, v = (x.unflatten(0, group).transpose(1, 2) for x in qkv)  # (sequences, H, n, D/H)
+        if needs_received:
+            probs = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1)  # (sequences, H, n, n)
+            received.append(probs.sum(dim=(1, 2), dtype=torch.float32).flatten())
+            weights = functional.dropout(probs, dropout) if dropout else probs
+            context = weights.to(v.dtype) @ v
+        else:
+            context = functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        contexts.append(context.transpose(1, 2).flatten(0, 1))  # (sequences · n, H, D/H)
     return torch.cat(contexts).flatten(1), torch.cat(received) if received else query.new_empty(0, dtype=torch.float32)

@@ -6,8 +6,10 @@ Values stand in ``conf/``; types and ranges here. ``null`` means "the checkpoint
 
 import dataclasses
 import difflib
+import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -107,7 +109,11 @@ class Recipe:
 
 @dataclass
 class TrainerSettings:
-    """Lightning's Trainer (group ``trainer``); names and meanings are Lightning's."""
+    """Lightning's Trainer (group ``trainer``); names and meanings are Lightning's.
+
+    ``num_threads`` is PyTorch's, on the CPU (null: PyTorch's choice); ``num_workers`` and ``eval_batch_size`` are the
+    data loaders'.
+    """
 
     accelerator: str = "auto"
     devices: Any = 1
@@ -121,6 +127,7 @@ class TrainerSettings:
     deterministic: bool = False
     detect_anomaly: bool = False
     enable_progress_bar: bool = True
+    num_threads: int | None = None
     num_workers: int = 0
     eval_batch_size: int = 64
 
@@ -158,13 +165,27 @@ def known_keys(schema: type = TrainSettings, prefix: str = "") -> list[str]:
     keys = []
     for item in dataclasses.fields(schema):
         keys.append(prefix + item.name)
-        if isinstance(item.type, type) and dataclasses.is_dataclass(item.type):
-            keys += known_keys(item.type, f"{prefix}{item.name}.")
+        for kind in (item.type, *typing.get_args(item.type)):  # a node may be optional
+            if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+                keys += known_keys(kind, f"{prefix}{item.name}.")
     return keys
 
 
+Settings = TypeVar("Settings")
+
+
 def typed(cfg: DictConfig) -> TrainSettings:
-    """The composed configuration as :class:`TrainSettings`.
+    """The composed configuration as :class:`TrainSettings`: see :func:`typed_as`."""
+    return typed_as(TrainSettings, cfg, unknown_key)
+
+
+def typed_as(schema: type[Settings], cfg: DictConfig, unknown: Callable[[str], str]) -> Settings:
+    """A composed configuration as an object of its schema.
+
+    Args:
+        schema: the dataclass.
+        cfg: what Hydra composed.
+        unknown: the message for a key that does not exist.
 
     Raises:
         UserError: a key was appended (``+prune.foo=1``) that the schema does not have, or a value is missing.
@@ -173,24 +194,24 @@ def typed(cfg: DictConfig) -> TrainSettings:
     if missing:
         raise UserError(f"{missing[0]} has no value; give it on the command line: {missing[0]}=…")
     settings = OmegaConf.to_object(cfg)
-    assert isinstance(settings, TrainSettings)
-    _reject_appended(settings, "")
+    assert isinstance(settings, schema)
+    _reject_appended(settings, "", unknown)
     return settings
 
 
-def _reject_appended(node: Any, prefix: str) -> None:
+def _reject_appended(node: Any, prefix: str, unknown: Callable[[str], str]) -> None:
     # an appended key slips past a structured config as a stray attribute
     names = {item.name for item in dataclasses.fields(node)}
     for name, value in vars(node).items():
         if name not in names:
-            raise UserError(unknown_key(prefix + name))
+            raise UserError(unknown(prefix + name))
         if dataclasses.is_dataclass(value):
-            _reject_appended(value, f"{prefix}{name}.")
+            _reject_appended(value, f"{prefix}{name}.", unknown)
 
 
-def unknown_key(key: str) -> str:
-    """The message for a key that does not exist, with the near matches."""
-    keys = [known for known in known_keys() if not known.startswith("recipe.")]
+def unknown_key(key: str, schema: type = TrainSettings, command: str = "ltp.train") -> str:
+    """The message for a key that a command's schema does not have, with the near matches."""
+    keys = [known for known in known_keys(schema) if not known.startswith("recipe.")]
     # a key in the wrong place is found by its last part, a misspelled one by its letters
     last = key.rsplit(".", 1)[-1]
     near = [known for known in keys if known.rsplit(".", 1)[-1] == last]
@@ -199,7 +220,7 @@ def unknown_key(key: str) -> str:
         names = difflib.get_close_matches(last, by_last, n=2, cutoff=0.7)
         names = names or [name for name in by_last if name.startswith(f"{last}_")][:2]
         near = [by_last[name] for name in names]
-    hint = f"did you mean {' or '.join(near)}?" if near else "see python -m ltp.train --cfg job for every key"
+    hint = f"did you mean {' or '.join(near)}?" if near else f"see python -m {command} --cfg job for every key"
     return f"unknown key {key}; {hint}"
 
 
@@ -260,4 +281,6 @@ def check_ranges(settings: TrainSettings) -> None:
     )
     require(trainer.eval_batch_size >= 1, "trainer.eval_batch_size", trainer.eval_batch_size, "1 or more")
     require(trainer.gradient_clip_val >= 0, "trainer.gradient_clip_val", trainer.gradient_clip_val, "0 or more")
+    threads = trainer.num_threads
+    require_if("trainer.num_threads", threads, (threads or 0) >= 1, "1 or more")
     require(trainer.num_workers >= 0, "trainer.num_workers", trainer.num_workers, "0 or more")

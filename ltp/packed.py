@@ -5,6 +5,7 @@ who survives is the pruner's decision, and :mod:`ltp.masked` is the reference th
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -16,29 +17,69 @@ from ltp.pruning import Pruner, normalise
 
 
 class Packing:
-    """Where the tokens of a batch stand in a packed tensor, and how to get from one layout to the other.
+    """Where the tokens of a batch stand in a packed tensor.
 
-    Args:
-        lengths: tokens alive of each sequence, (B,) at least 1.
-        device: of the index tensors.
+    Sequences stand in the order of their lengths, so that those of equal length are neighbours and their attention is
+    one batched product over a view, without padding.
+
+    Attributes:
+        counts: tokens of each sequence, (B,) int64, ascending.
+        order: the example that each sequence is, (B,) int64.
+        alive: the same tokens in rows, left-aligned, (B, N) bool.
+        groups: (sequences, tokens of each) of every run of equal lengths.
     """
 
-    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
-        self.lengths = list(lengths)
-        self.counts = torch.tensor(self.lengths, device=device)  # (B,)
-        positions = torch.arange(max(self.lengths), device=device)
-        self.alive = positions < self.counts[:, None]  # (B, N) bool, left-aligned
-        self.first = torch.cumsum(self.counts, dim=0) - self.counts  # (B,) index of each classification token
+    def __init__(self, counts: Tensor, order: Tensor) -> None:
+        self.counts, self.order = counts, order
+        lengths = counts.tolist()  # a layer's one synchronisation with a GPU
+        self.groups = [(len(list(run)), length) for length, run in groupby(lengths)]
+        self.alive = torch.arange(lengths[-1], device=counts.device) < counts[:, None]
+
+    @classmethod
+    def of(cls, rows: Tensor) -> tuple["Packing", Tensor]:
+        """Pack rows of tokens.
+
+        Args:
+            rows: the tokens to pack, (B, N) bool, at least one in each row.
+
+        Returns:
+            The packing, and the places of its tokens in the flattened rows, (T,) int64.
+        """
+        counts, order = rows.sum(dim=1).sort(stable=True)
+        places = torch.arange(rows.numel(), device=rows.device).view(rows.shape)
+        return cls(counts, order), places[order][rows[order]]
+
+    def keep(self, survivors: Tensor) -> tuple["Packing", Tensor]:
+        """Drop tokens.
+
+        Args:
+            survivors: the tokens to keep, (B, N) bool, a subset of :attr:`alive`.
+
+        Returns:
+            The packing of the survivors, and their places in this one, (T',) int64.
+        """
+        packing, places = Packing.of(survivors)
+        packing.order = self.order[packing.order]
+        packed_places = self.pad(torch.arange(int(self.alive.sum()), device=survivors.device))
+        return packing, packed_places.flatten()[places]
+
+    @property
+    def first(self) -> Tensor:
+        """Places of the classification tokens, (B,) int64."""
+        return self.counts.cumsum(dim=0) - self.counts
 
     def pad(self, packed: Tensor) -> Tensor:
         """(T,) → (B, N), 0 where there is no token."""
-        return torch.zeros(self.alive.shape, dtype=packed.dtype, device=packed.device).masked_scatter(
-            self.alive, packed
-        )
+        rows = torch.zeros(self.alive.shape, dtype=packed.dtype, device=packed.device)
+        return rows.masked_scatter(self.alive, packed)
 
-    def pack(self, padded: Tensor) -> Tensor:
-        """(B, N, …) → (T, …)."""
-        return padded[self.alive]
+    def pack(self, rows: Tensor) -> Tensor:
+        """(B, N) → (T,)."""
+        return rows[self.alive]
+
+    def by_example(self, values: Tensor) -> Tensor:
+        """One value a sequence, (B, …), in the order of the examples."""
+        return torch.empty_like(values).index_copy(0, self.order, values)
 
 
 def packed_encoder(
@@ -63,19 +104,15 @@ def packed_encoder(
         soft: the soft rule (gates on each layer's output) instead of the hard one.
         scoring_mode, score_length: see :func:`~ltp.pruning.importance`.
     """
+    packing, places = Packing.of(alive)
+    hidden = hidden.flatten(0, 1)[places]  # (T, D)
     real_lengths = alive.sum(dim=1)
-    packing = Packing(real_lengths.tolist(), hidden.device)
-    hidden = hidden[alive]  # (T, D)
     token_lengths, gate_sums = [real_lengths], []
     for number, layer in enumerate(layers, start=1):
         query, key, value = backbone.project(layer, hidden)
+        dropout = backbone.attention_dropout(layer)
         context, received = packed_attention(
-            query,
-            key,
-            value,
-            packing.lengths,
-            backbone.attention_dropout(layer),
-            needs_received=pruner.needs_scores,
+            query, key, value, packing.groups, dropout, needs_received=pruner.needs_scores
         )
         gate: Tensor | None = None
         if pruner.needs_scores:
@@ -87,17 +124,15 @@ def packed_encoder(
                 score_length=score_length,
             )
             if soft:
-                padded_gate = pruner.gate(number, scores, packing.alive)
-                gate_sums.append(padded_gate.sum(dim=1))
-                gate = packing.pack(padded_gate)
+                gates = pruner.gate(number, scores, packing.alive)
+                gate_sums.append(packing.by_example(gates.sum(dim=1)))
+                gate = packing.pack(gates)
             else:
-                survivors = pruner.survivors(number, scores, packing.alive, real_lengths)
-                kept = packing.pack(survivors)
-                lengths = survivors.sum(dim=1)
-                if not bool(kept.all()):
-                    context, hidden = context[kept], hidden[kept]
-                    packing = Packing(lengths.tolist(), hidden.device)
-        token_lengths.append(packing.counts)
+                survivors = pruner.survivors(number, scores, packing.alive, real_lengths[packing.order])
+                if not torch.equal(survivors, packing.alive):
+                    packing, places = packing.keep(survivors)
+                    context, hidden = context[places], hidden[places]
+        token_lengths.append(packing.by_example(packing.counts))
         if number == len(layers):  # nothing but the classification tokens is read behind the last layer
             context, hidden = context[packing.first], hidden[packing.first]
             gate = gate[packing.first] if gate is not None else None
@@ -105,7 +140,7 @@ def packed_encoder(
         if gate is not None:
             hidden = hidden * gate[:, None]
     return EncoderPass(
-        class_token=hidden,
+        class_token=packing.by_example(hidden),
         token_lengths=torch.stack(token_lengths, dim=1),
         gate_sums=torch.stack(gate_sums, dim=1) if soft else None,
     )

@@ -31,7 +31,8 @@ _OWN = (CONFIG_FILE, CHECKPOINT_FOLDER, METRICS_FILE, MODEL_FOLDER, RESULTS_FILE
 #: Keys that may differ when a run is started again: they decide neither what is learned nor from what.
 _FREE = (
     *("output_root", "overwrite", "restore", "recipe", "logger"),
-    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.num_workers"),
+    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
+    *("trainer.num_threads", "trainer.num_workers"),
     *("trainer.enable_progress_bar", "trainer.log_every_n_steps", "trainer.detect_anomaly", "trainer.eval_batch_size"),
 )
 

@@ -48,6 +48,8 @@ def train(run: Run) -> dict[str, Any]:
     started = time.monotonic()
     quiet_libraries()
     settings = run.settings
+    if settings.trainer.num_threads is not None:
+        torch.set_num_threads(settings.trainer.num_threads)
     check_hardware(run)
     splits = read_splits(run)
     if run.parent is not None:
