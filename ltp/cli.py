@@ -46,13 +46,19 @@ def config_dir() -> str:
     )
 
 
-def run_command(config_name: str, job: Callable[[DictConfig], Any], show: Callable[[DictConfig], None]) -> int:
+def run_command(
+    config_name: str,
+    job: Callable[[DictConfig], Any],
+    show: Callable[[DictConfig], None],
+    unknown: Callable[[str], str] = unknown_key,
+) -> int:
     """Run a job under Hydra and tell errors in one line each.
 
     Args:
         config_name: the root configuration in ``conf/``.
         job: what the command does.
         show: what ``--cfg job`` does instead: print the whole configuration, nulls filled.
+        unknown: the message for a key that the command does not have.
 
     Returns:
         The exit code: 0, 1 for failures while running, 2 for bad input, 130 and 143 after SIGINT and SIGTERM.
@@ -91,11 +97,11 @@ def run_command(config_name: str, job: Callable[[DictConfig], Any], show: Callab
     except LTPError as error:
         return _fail(error)
     except (HydraException, OmegaConfBaseException) as error:
-        return _fail(UserError(explain(error, overrides)))
+        return _fail(UserError(explain(error, overrides, unknown)))
     except ValueError as error:
         if composed:
             raise
-        return _fail(UserError(explain(error, overrides)))
+        return _fail(UserError(explain(error, overrides, unknown)))
     except KeyboardInterrupt:
         return 130
     except SIGTERMException:
@@ -110,7 +116,7 @@ def _fail(error: LTPError) -> int:
     return error.exit_code
 
 
-def explain(error: Exception, overrides: list[str]) -> str:
+def explain(error: Exception, overrides: list[str], unknown: Callable[[str], str] = unknown_key) -> str:
     """One message for what Hydra or OmegaConf reject: the key, what is wrong, the near matches."""
     text = str(error)
     cause = str(error.__cause__ or error).split("\n")[0]
@@ -128,7 +134,7 @@ def explain(error: Exception, overrides: list[str]) -> str:
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match[1]
         if "not in" in cause or "No match" in text or "Could not override" in cause:
-            return unknown_key(key)
+            return unknown(key)
         value = next((word.split("=", 1)[1] for word in overrides if word.split("=")[0] == key), "?")
         return f"{key}={value}: {cause}"
     if match := re.search(r"Error merging override (\S+)", text):

@@ -6,6 +6,7 @@ Values stand in ``conf/``; types and ranges here. ``null`` means "the checkpoint
 
 import dataclasses
 import difflib
+import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -165,7 +166,8 @@ def known_keys(schema: type = TrainSettings, prefix: str = "") -> list[str]:
     keys = []
     for item in dataclasses.fields(schema):
         keys.append(prefix + item.name)
-        for kind in (item.type, *typing.get_args(item.type)):  # a node may be optional
+        kinds = typing.get_args(item.type) if isinstance(item.type, types.UnionType) else (item.type,)
+        for kind in kinds:  # a node may be optional
             if isinstance(kind, type) and dataclasses.is_dataclass(kind):
                 keys += known_keys(kind, f"{prefix}{item.name}.")
     return keys

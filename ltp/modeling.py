@@ -3,20 +3,22 @@
 import json
 import logging
 import os
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import CONFIG_NAME, cached_file
 
 from ltp.backbones import BACKBONES
 from ltp.masked import masked_encoder
+from ltp.output import LTPOutput
 from ltp.packed import packed_encoder
 from ltp.pruning import PRUNERS, SCORING_MODES, Pruner, ThresholdPruner, sparsity_penalty
+
+if TYPE_CHECKING:
+    from ltp.deploy import DeployedClassifier
 
 log = logging.getLogger(__name__)
 
@@ -185,22 +187,6 @@ def check_pruning(
         "in (0, 1]; published values are 1e-5 to 2e-3",
     )
     require(0 <= lambda_threshold < float("inf"), "lambda_threshold", lambda_threshold, "0 or more")
-
-
-@dataclass
-class LTPOutput(SequenceClassifierOutput):
-    """Output of the pruned classifier.
-
-    Attributes:
-        loss: the objective, where labels were given: the task's loss, plus the regulariser under the soft rule.
-        logits: (B, num_labels).
-        token_lengths: tokens alive entering each layer, and after the last, (B, L+1) int64.
-        gate_sums: Σ_j m_l(b, j) under the soft rule, (B, L) float32; else None.
-        hidden_states, attentions: as in Hugging Face models (attentions before dropout), where asked for.
-    """
-
-    token_lengths: Tensor | None = None
-    gate_sums: Tensor | None = None
 
 
 class LTPForSequenceClassification(PreTrainedModel):
@@ -381,6 +367,27 @@ class LTPForSequenceClassification(PreTrainedModel):
             gate_sums=encoded.gate_sums,
         )
         return output if return_dict is not False else output.to_tuple()
+
+    def deploy(self, dtype: str = "float32") -> "DeployedClassifier":
+        """A frozen copy for inference on a CPU, with weights prepacked or quantised: call it like the model.
+
+        Args:
+            dtype: ``float32``, ``bfloat16`` or ``int8`` (dynamic).
+
+        Raises:
+            ValueError: an unknown dtype, or a model that is not on the CPU.
+            RuntimeError: int8 where PyTorch has no engine for it.
+        """
+        from ltp.deploy import DeployedClassifier  # training needs none of it
+
+        return DeployedClassifier(
+            self.backbone,
+            self.dense,
+            self.pruner,
+            dtype=dtype,
+            scoring_mode=self.config.scoring_mode,
+            score_length=self.config.score_length,
+        )
 
     def objective(self, logits: Tensor, labels: Tensor, gate_sums: Tensor | None) -> Tensor:
         """The task's loss, plus lambda times the regulariser under the soft rule (LTP §3.3).

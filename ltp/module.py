@@ -146,6 +146,15 @@ class LTPModule(pl.LightningModule):
                 "trainer.precision=32-true."
             )
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Count back to the last optimiser step: the gradients accumulated since then are not saved."""
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        begun = progress["current"]["processed"] % self.trainer.accumulate_grad_batches
+        if begun:
+            for counts in (progress["total"], progress["current"]):
+                done = counts["processed"] - begun
+                counts.update(ready=done, started=done, processed=done, completed=done)
+
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and linear decay; thresholds in a group of their own."""
         optimizer = AdamW(self._parameter_groups(), lr=self.lr)

@@ -75,7 +75,7 @@ def plan_run(given: TrainSettings, *, model_is_chosen: bool = False) -> Run:
     """
     check_ranges(given)
     settings = copy.deepcopy(given)
-    task = _task(settings)
+    task = task_of(settings.task)
     restored = None if settings.restore == "auto" else inspect_checkpoint(settings.restore)
     if restored is not None:
         _fit_model(settings, restored, model_is_chosen)
@@ -118,8 +118,13 @@ def check_labels(checkpoint: Checkpoint, task: Task) -> None:
             )
 
 
-def _task(settings: TrainSettings) -> Task:
-    chosen, unset = settings.task, TaskSettings()
+def task_of(chosen: TaskSettings) -> Task:
+    """The task that a configuration names; a custom one's labels are still unknown.
+
+    Raises:
+        UserError: there is no such task, or a key does not go with it.
+    """
+    unset = TaskSettings()
     own = ("train_file", "validation_file", "text_columns", "label_column", "metric", "size")
     given = [key for key in own if getattr(chosen, key) != getattr(unset, key)]
     if chosen.name in TASKS and given:

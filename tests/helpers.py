@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import datasets
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -18,11 +19,13 @@ from omegaconf import open_dict
 from ltp import cli, hub, train
 from ltp.config import typed
 
-#: A demo run of a second: two small layers, few rows, no bar.
+torch.set_num_threads(1)  # on models this small more of them get into each other's way
+
+#: A demo run of a second: four small layers, few rows, no bar.
 SMALL = (
     "task.max_train_samples=96",
     "task.max_validation_samples=48",
-    "model.architecture.num_hidden_layers=3",
+    "model.architecture.num_hidden_layers=4",
     "model.architecture.hidden_size=32",
     "model.architecture.intermediate_size=64",
     "batch_size=16",
@@ -68,8 +71,8 @@ class Finished:
     err: str
 
 
-def ltp_train(command=""):
-    """``python -m ltp.train`` in this process."""
+def ltp_train(command="", job=train.main):
+    """``python -m ltp.train`` in this process, or another job under its command line."""
     out, err = io.StringIO(), io.StringIO()
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
@@ -79,7 +82,7 @@ def ltp_train(command=""):
         GlobalHydra.instance().clear()
         try:
             try:
-                code = cli.run_command("train", train.main, train.show)
+                code = cli.run_command("train", job, train.show)
             except SystemExit as exit_:  # argparse
                 code = exit_.code
         finally:

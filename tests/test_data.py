@@ -228,9 +228,7 @@ def test_mnli_has_a_loader_for_each_validation_set(tokenizer):
     def split(count):
         return datasets.Dataset.from_list([{"premise": "a", "hypothesis": "b", "label": 2}] * count)
 
-    splits = Splits(
-        TASKS["mnli"], split(4), {"validation_matched": split(3), "validation_mismatched": split(5)}
-    )
+    splits = Splits(TASKS["mnli"], split(4), {"validation_matched": split(3), "validation_mismatched": split(5)})
     datamodule = GLUEDataModule(splits, tokenizer, batch_size=4)
     datamodule.setup("validate")
     assert datamodule.validation_splits == ("validation_matched", "validation_mismatched")
@@ -268,8 +266,7 @@ def test_early_errors(tokenizer):
     assert complaint(accumulate=3).startswith("batch_size=4 is the batch of an optimiser step and must be")
     assert complaint(world_size=3).endswith("accumulate_grad_batches (1) = 3; 3 or 6 would work.")
     assert complaint(rows=2, world_size=4) == (
-        "The training split has 2 rows, too few for"
-        " trainer.devices (4) x trainer.accumulate_grad_batches (1) = 4."
+        "The training split has 2 rows, too few for trainer.devices (4) x trainer.accumulate_grad_batches (1) = 4."
     )
     assert complaint(validation=1, world_size=2) == "validation has 1 rows, too few for trainer.devices=2."
     with pytest.raises(RuntimeError, match="loss_weight is known once train_dataloader was called"):
@@ -319,9 +316,7 @@ class SaveEverywhere(pl.Callback):
         self.directory = directory
 
     def _save(self, trainer, moment):
-        trainer.save_checkpoint(
-            self.directory / f"{moment}-{trainer.current_epoch}-{trainer.global_step}.ckpt"
-        )
+        trainer.save_checkpoint(self.directory / f"{moment}-{trainer.current_epoch}-{trainer.global_step}.ckpt")
 
     def on_train_batch_end(self, trainer, *_):
         if trainer.fit_loop.epoch_loop.batch_idx % 2 == 1:  # between steps: two micro-batches make one
@@ -352,9 +347,7 @@ def test_a_resumed_run_sees_exactly_the_rows_that_were_left(tokenizer, tmp_path,
         return module.seen
 
     whole = fit([SaveEverywhere(tmp_path)])
-    assert [(epoch, index) for epoch, index, _ in whole] == [
-        (epoch, index) for epoch in range(2) for index in range(8)
-    ]
+    assert [(epoch, index) for epoch, index, _ in whole] == [(epoch, index) for epoch in range(2) for index in range(8)]
     checkpoints = sorted(tmp_path.glob("*.ckpt"))
     assert len(checkpoints) == 8 + 4 + 2
     for path in checkpoints if num_workers == 0 else checkpoints[2:5]:

@@ -81,7 +81,16 @@ def test_the_ground_floor_imports_nothing_of_ltp_but_errors(package, allowed):
 
 
 def test_the_model_is_usable_without_the_framework():
-    for package in ("ltp", "ltp.pruning", "ltp.flops", "ltp.attention", "ltp.backbones", "ltp.masked", "ltp.modeling"):
+    for package in (
+        "ltp",
+        "ltp.pruning",
+        "ltp.flops",
+        "ltp.attention",
+        "ltp.backbones",
+        "ltp.masked",
+        "ltp.deploy",
+        "ltp.modeling",
+    ):
         for module in modules_of(package) if package != "ltp" else ["ltp"]:
             for needed in reachable(module):
                 frameworks = {name for name in IMPORTS[needed] if name.split(".")[0] in FRAMEWORKS}
@@ -95,7 +104,11 @@ def test_the_model_is_usable_without_the_framework():
         ("ltp.backbones", ["ltp.pruning"]),
         ("ltp.masked", ["ltp.attention", "ltp.backbones", "ltp.encoder", "ltp.pruning"]),
         ("ltp.packed", ["ltp.attention", "ltp.backbones", "ltp.encoder", "ltp.pruning"]),
-        ("ltp.modeling", ["ltp.masked", "ltp.packed", "ltp.attention", "ltp.backbones", "ltp.pruning"]),
+        ("ltp.deploy", ["ltp.backbones", "ltp.output", "ltp.pruning"]),
+        (
+            "ltp.modeling",
+            ["ltp.masked", "ltp.packed", "ltp.deploy", "ltp.attention", "ltp.backbones", "ltp.output", "ltp.pruning"],
+        ),
     ],
 )
 def test_the_model_is_built_from_below(package, allowed):

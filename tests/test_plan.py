@@ -396,13 +396,15 @@ def test_among_several_others_ltp_does_not_guess(root):
         "task=mrpc prune=threshold stage=soft",
         "task=mrpc prune=threshold stage=hard lr=5e-6 epochs=3 prune.temperature=1e-4 prune.scoring_mode=mean_norm",
         "prune=topk",
-        "prune=manual seed=3 task.max_train_samples=10 trainer=cpu trainer.precision=bf16-mixed output_root=/some/where",
+        "prune=manual seed=3 task.max_train_samples=10 trainer=cpu trainer.precision=bf16-mixed output_root=/a/b",
         "stage=hard model.architecture.num_hidden_layers=2 +model.architecture.layer_norm_eps=1e-6",
-        "stage=hard recipe.stages.soft.lr=1e-3 recipe.stages.finetune.epochs.small=1 recipe.pruning.learned_threshold=0.1",
+        "stage=hard recipe.stages.soft.lr=1e-3 recipe.stages.finetune.epochs.small=1"
+        " recipe.pruning.learned_threshold=0.1",
         "task=rte prune=topk model=roberta-base model.name_or_path=/data/roberta",
         "experiment=sst2-10k stage=hard logger=[tensorboard] logger.tensorboard.name=tb",
-        "task=custom prune=topk task.name=mine 'task.train_file=\"it'\\''s, a {f} = $x.csv\"' task.validation_file=b.csv"
-        " 'task.text_columns=[\"a b\",c]' task.metric=spearman 'data_dir=\"x\\\\y\"'",
+        "task=custom prune=topk task.name=mine task.validation_file=b.csv"
+        " 'task.train_file=\"it'\\''s, a {f} = $x.csv\"' 'task.text_columns=[\"a b\",c]' task.metric=spearman"
+        " 'data_dir=\"x\\\\y\"'",
     ],
 )
 def test_a_parent_s_command_line_leads_to_the_parent(command):

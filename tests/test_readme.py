@@ -46,7 +46,7 @@ def test_every_official_flag_and_key_is_mapped():
     keys = '"prune_mode" "final_token_threshold" "scoring_mode" "token_keep_rate"'
     rows = [line for line in README.splitlines() if line.startswith("| `")]
     for name in [*flags.split(), *keys.split()]:
-        assert any(row.split("|")[1].strip().startswith((f"`{name}", f'`{name}')) for row in rows), name
+        assert any(row.split("|")[1].strip().startswith((f"`{name}", f"`{name}")) for row in rows), name
 
 
 def test_paths_that_the_readme_names_exist():

@@ -220,9 +220,7 @@ def test_a_lone_mnli_validation_counts_as_matched(tmp_path, caplog):
     for split in ("train", "validation"):
         write(tmp_path / f"mnli/{split}.jsonl", MNLI)
     assert list(load_splits(TASKS["mnli"], data_dir=tmp_path).validation) == ["validation_matched"]
-    assert caplog.messages == [
-        f"data_dir={tmp_path}: no validation_mismatched; mnli is evaluated on matched only"
-    ]
+    assert caplog.messages == [f"data_dir={tmp_path}: no validation_mismatched; mnli is evaluated on matched only"]
 
 
 def test_first_rows(tmp_path):
@@ -248,9 +246,7 @@ def test_missing_places(tmp_path):
     assert message(sst2, data_dir=tmp_path) == f"data_dir={tmp_path}: holds no folder sst2 or SST-2."
     folder = tmp_path / "sst2"
     folder.mkdir()
-    assert message(sst2, data_dir=tmp_path) == (
-        f"data_dir={tmp_path}: no train.{{parquet,jsonl,csv,tsv}} in {folder}."
-    )
+    assert message(sst2, data_dir=tmp_path) == (f"data_dir={tmp_path}: no train.{{parquet,jsonl,csv,tsv}} in {folder}.")
     write(folder / "train.jsonl", [{"sentence": "a", "label": 1}])
     assert message(sst2, data_dir=tmp_path) == (
         f"data_dir={tmp_path}: no validation.{{parquet,jsonl,csv,tsv}} or dev.tsv in {folder}."
@@ -443,8 +439,7 @@ def test_custom_errors(tmp_path):
     )
     validation = write(tmp_path / "v.csv", [{"text": "a", "y": "no"}, {"text": "b", "y": "maybe"}])
     assert message(custom(), train_file=path, validation_file=validation) == (
-        f"{validation}: row 2 has label 'maybe' in column 'y'; "
-        "labels of task mine (from the training file): no, yes."
+        f"{validation}: row 2 has label 'maybe' in column 'y'; labels of task mine (from the training file): no, yes."
     )
     one = write(tmp_path / "one.csv", [{"text": "a", "y": "no"}])
     assert message(custom(), train_file=one, validation_file=path) == (
@@ -458,9 +453,7 @@ def test_custom_errors(tmp_path):
 
 
 def test_keys_of_other_tasks_are_refused(tmp_path):
-    assert message(TASKS["rte"], train_file="a.csv") == (
-        "task.train_file=a.csv: goes with task=custom, not task=rte."
-    )
+    assert message(TASKS["rte"], train_file="a.csv") == ("task.train_file=a.csv: goes with task=custom, not task=rte.")
     assert message(TASKS["demo"], data_dir=tmp_path) == (
         f"data_dir={tmp_path}: task=demo is generated; leave data_dir out."
     )
@@ -595,9 +588,7 @@ def test_glue_from_the_hub(monkeypatch):
 def test_loads_that_fail_although_the_hub_answers(monkeypatch):
     monkeypatch.setattr(hub, "hub_in_reach", lambda: True)
     with (
-        pytest.raises(
-            UserError, match=r"^Cannot load the model x: no\s?such repository\. Give another name\.$"
-        ),
+        pytest.raises(UserError, match=r"^Cannot load the model x: no\s?such repository\. Give another name\.$"),
         hub.loading_from_hub("the model x", "Give another name."),
     ):
         raise OSError("no\nsuch repository.")

@@ -96,8 +96,7 @@ def test_custom_task():
         ),
         (
             {"metric": "acc"},
-            "task.metric=acc: no such metric."
-            " Classification: accuracy, f1, matthews; regression: pearson, spearman.",
+            "task.metric=acc: no such metric. Classification: accuracy, f1, matthews; regression: pearson, spearman.",
         ),
         ({"size": "medium"}, "task.size=medium: must be small or large."),
     ],

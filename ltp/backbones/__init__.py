@@ -3,7 +3,7 @@
 A new encoder is one file with one subclass of :class:`Backbone`, named in :data:`BACKBONES`.
 """
 
-from ltp.backbones.base import Backbone
+from ltp.backbones.base import Backbone, LayerParts
 from ltp.backbones.bert import BertBackbone
 from ltp.backbones.roberta import RobertaBackbone
 
@@ -12,4 +12,4 @@ BACKBONES: dict[str, type[Backbone]] = {
     backbone.config_class.model_type: backbone for backbone in (BertBackbone, RobertaBackbone)
 }
 
-__all__ = ["BACKBONES", "Backbone", "BertBackbone", "RobertaBackbone"]
+__all__ = ["BACKBONES", "Backbone", "BertBackbone", "LayerParts", "RobertaBackbone"]

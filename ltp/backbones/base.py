@@ -1,10 +1,36 @@
 """What an encoder's adapter is."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class LayerParts:
+    """The modules of one post-norm encoder layer, for those who execute it otherwise (:mod:`ltp.deploy`).
+
+    Attributes:
+        heads: H.
+        query, key, value: projections D → D.
+        attention_output: projection D → D of the context, normalised by ``attention_norm`` with the residual.
+        up: D → I, followed by ``activation``.
+        down: I → D, normalised by ``output_norm`` with the residual.
+    """
+
+    heads: int
+    query: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
+    attention_output: nn.Linear
+    attention_norm: nn.LayerNorm
+    up: nn.Linear
+    activation: Callable[[Tensor], Tensor]
+    down: nn.Linear
+    output_norm: nn.LayerNorm
 
 
 class Backbone(ABC):
@@ -33,6 +59,45 @@ class Backbone(ABC):
         inputs_embeds: Tensor | None,
     ) -> Tensor:
         """Hidden states that enter layer 1, (B, N, D)."""
+
+    @staticmethod
+    @abstractmethod
+    def position_ids(model: Any, input_ids: Tensor) -> Tensor:
+        """Positions where the caller gives none: (B, N) int64 → (B, N) or (1, N) int64."""
+
+    @classmethod
+    def embed_tokens(
+        cls,
+        model: Any,
+        input_ids: Tensor,
+        alive: Tensor,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor | None,
+    ) -> Tensor:
+        """Hidden states of the real tokens alone, without computing padding's.
+
+        Args:
+            model: the classifier.
+            input_ids: (B, N) int64.
+            alive: real tokens, (B, N) bool.
+            token_type_ids, position_ids: (B, N) int64, or None.
+
+        Returns:
+            (T, D), sequence after sequence.
+        """
+        if position_ids is None:
+            position_ids = cls.position_ids(model, input_ids)
+        if token_type_ids is None:
+            token_type_ids = torch.zeros_like(input_ids)
+        ids, types, positions = (
+            x.expand_as(input_ids)[alive][None] for x in (input_ids, token_type_ids, position_ids)
+        )  # one long sequence, (1, T), that brings its own positions
+        return cls.embed(model, ids, types, positions, None).squeeze(0)
+
+    @staticmethod
+    @abstractmethod
+    def parts(layer: Any) -> LayerParts:
+        """A layer's modules."""
 
     @staticmethod
     @abstractmethod

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from ltp.backbones.base import Backbone
+from ltp.backbones.base import Backbone, LayerParts
 
 
 class BertBackbone(Backbone):
@@ -32,6 +33,26 @@ class BertBackbone(Backbone):
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
+        )
+
+    @staticmethod
+    def position_ids(model: Any, input_ids: Tensor) -> Tensor:
+        return torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+
+    @staticmethod
+    def parts(layer: Any) -> LayerParts:
+        attention = layer.attention.self
+        return LayerParts(
+            heads=attention.num_attention_heads,
+            query=attention.query,
+            key=attention.key,
+            value=attention.value,
+            attention_output=layer.attention.output.dense,
+            attention_norm=layer.attention.output.LayerNorm,
+            up=layer.intermediate.dense,
+            activation=layer.intermediate.intermediate_act_fn,
+            down=layer.output.dense,
+            output_norm=layer.output.LayerNorm,
         )
 
     @staticmethod

@@ -15,5 +15,10 @@ class RobertaBackbone(BertBackbone):
     classifier_class: ClassVar[Any] = RobertaForSequenceClassification
 
     @staticmethod
+    def position_ids(model: Any, input_ids: Tensor) -> Tensor:
+        embeddings = model.base_model.embeddings
+        return embeddings.create_position_ids_from_input_ids(input_ids, embeddings.padding_idx)
+
+    @staticmethod
     def classify(model: Any, class_token: Tensor) -> Tensor:
         return model.classifier(class_token[:, None])  # the head reads position 0 of (B, 1, D)

@@ -1,0 +1,457 @@
+"""``python -m ltp.bench``: how fast pruning is, measured side by side. The measuring is :mod:`ltp.benchmark`'s."""
+
+import dataclasses
+import datetime
+import difflib
+import functools
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig
+
+from ltp import cli
+from ltp.checkpoints import CONFIG_FILE, Checkpoint, inspect_checkpoint
+from ltp.config import TaskSettings, typed_as, unknown_key
+from ltp.errors import UserError
+
+if TYPE_CHECKING:  # torch and transformers take seconds to import, and a mistake should not
+    from ltp.benchmark import Plan
+    from ltp.modeling import LTPForSequenceClassification
+
+_REMEDY = "Give a run directory or a Hugging Face directory that exists, or leave restore out."
+
+
+@dataclass
+class BenchOptions:
+    """What is measured (``bench.…``); ``python -m ltp.bench --help`` says what each key means.
+
+    ``batch_size`` (int), ``dtype`` and ``engines`` (str) are one or a list: :func:`resolve` makes them lists.
+    """
+
+    shape: str | None = None
+    relative_flops: float | None = None
+    lengths: str | None = None
+    sequences: int = MISSING
+    batch_size: Any = MISSING
+    order: str = MISSING
+    dtype: Any = MISSING
+    threads: int | None = None
+    rounds: int = MISSING
+    engines: Any = None
+    baseline: str = MISSING
+    train: bool = MISSING
+    clock: str = MISSING
+    device: str = MISSING
+    output: str | None = None
+
+
+@dataclass
+class BenchSettings:
+    """One benchmark."""
+
+    bench: BenchOptions = field(default_factory=BenchOptions)
+    task: TaskSettings | None = None
+    restore: str | None = None
+    data_dir: str | None = None
+    output_root: str = MISSING
+    seed: int = MISSING
+
+
+ConfigStore.instance().store(name="bench_schema", node=BenchSettings)
+
+
+def unknown(key: str) -> str:
+    """The message for a key that the benchmark does not have."""
+    if key == "model":  # given, or asked for by task=demo, which brings a model to train
+        return "unknown key model; a benchmark's is chosen by restore=… (a demo run brings its task) or bench.shape=…"
+    return unknown_key(key, BenchSettings, "ltp.bench")
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """What the engines read.
+
+    Attributes:
+        source: in words, for the report.
+        ids: token ids of each sequence.
+        types: their token types, where the tokenizer makes them.
+    """
+
+    source: str
+    ids: list[list[int]]
+    types: list[list[int]] | None = None
+
+
+def main(cfg: DictConfig) -> None:
+    """Run the benchmark that a configuration describes; print its table and write its report."""
+    settings, checkpoint = resolve(cfg)
+    output = output_path(settings, checkpoint)
+    report = measure(settings, checkpoint)
+    write_report(output, report)
+    print_report(report)
+    print(f"report: {output}")
+
+
+def show(cfg: DictConfig) -> None:
+    """Print the whole configuration, nulls filled; measure nothing."""
+    settings, _ = resolve(cfg)
+    print(yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False, allow_unicode=True), end="")
+
+
+def resolve(cfg: DictConfig) -> tuple[BenchSettings, Checkpoint | None]:
+    """Check the configuration and fill its nulls. Reads small files only.
+
+    Returns:
+        The settings, and the checkpoint that is restored.
+
+    Raises:
+        UserError: a value is out of range, keys contradict each other, or the checkpoint is not there.
+    """
+    settings = typed_as(BenchSettings, cfg, unknown)
+    options = settings.bench
+    for key in ("batch_size", "dtype", "engines"):  # one may be written without brackets
+        value = getattr(options, key)
+        if value is not None and not isinstance(value, list):
+            setattr(options, key, [value])
+    check(settings)
+    checkpoint = inspect_checkpoint(settings.restore) if settings.restore is not None else None
+    if checkpoint is None:
+        options.shape = options.shape or "bert-base"
+        options.relative_flops = options.relative_flops if options.relative_flops is not None else 0.5
+        if settings.task is not None:
+            raise UserError(
+                f"task={settings.task.name} needs restore=…, whose tokenizer makes tokens of its texts; "
+                "bench.lengths=mrpc, sst2 or rte needs none"
+            )
+    elif checkpoint.run_dir is not None and settings.task is None and options.lengths is None:
+        _adopt_task(settings, checkpoint.run_dir)
+    if settings.task is None and options.lengths is None:
+        options.lengths = "mrpc"
+    return settings, checkpoint
+
+
+def _adopt_task(settings: BenchSettings, run_dir: Path) -> None:
+    """Measure a run on the task it was trained for."""
+    try:
+        stored = yaml.safe_load((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
+        settings.task = TaskSettings(**stored["task"])
+    except (OSError, KeyError, TypeError, yaml.YAMLError):
+        return  # a run from elsewhere, without its configuration
+    if settings.data_dir is None:
+        settings.data_dir = stored.get("data_dir")
+
+
+def check(settings: BenchSettings) -> None:
+    """Check every value.
+
+    Raises:
+        UserError: names the key, its value and its range.
+    """
+    from ltp.benchmark import DTYPES, ENGINES, LENGTHS, SHAPES
+
+    options = settings.bench
+
+    def require(ok: bool, key: str, value: Any, range_: str) -> None:
+        if not ok:
+            raise UserError(f"{key}={_text(value)} is out of range: it must be {range_}")
+
+    def one_of(key: str, value: Any, known: Sequence[str]) -> None:
+        if value is not None and value not in known:
+            near = difflib.get_close_matches(str(value), known, n=2)
+            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            raise UserError(f"{key}={value}: no such option.{hint} Options: {', '.join(known)}")
+
+    one_of("bench.shape", options.shape, list(SHAPES))
+    one_of("bench.lengths", options.lengths, list(LENGTHS))
+    one_of("bench.order", options.order, ("random", "sorted"))
+    one_of("bench.clock", options.clock, ("wall", "processor"))
+    one_of("bench.device", options.device, ("auto", "cpu", "cuda"))
+    for engine in options.engines or ():
+        one_of("bench.engines", engine, list(ENGINES))
+    for dtype in options.dtype:
+        one_of("bench.dtype", dtype, DTYPES)
+    one_of("bench.baseline", options.baseline, list(ENGINES))
+    cost = options.relative_flops
+    require(cost is None or 0 < cost <= 1, "bench.relative_flops", cost, "above 0 and at most 1")
+    require(options.sequences >= 1, "bench.sequences", options.sequences, "1 or more")
+    sizes = options.batch_size
+    whole = all(isinstance(size, int) and size >= 1 for size in sizes)
+    require(bool(sizes) and whole, "bench.batch_size", sizes, "one or more whole numbers from 1 on, as [1,32]")
+    require(bool(options.dtype), "bench.dtype", options.dtype, f"one or more of {', '.join(DTYPES)}")
+    require(options.engines != [], "bench.engines", options.engines, "one or more engines, or null for all")
+    require(options.rounds >= 1, "bench.rounds", options.rounds, "1 or more")
+    require(options.threads is None or options.threads >= 1, "bench.threads", options.threads, "1 or more, or null")
+    require(0 <= settings.seed < 2**32, "seed", settings.seed, "in [0, 2^32)")
+
+    if options.clock == "processor" and options.threads != 1:
+        raise UserError(
+            f"bench.clock=processor adds up the time of all threads; it needs bench.threads=1, not {options.threads}"
+        )
+    if settings.restore is not None and options.shape is not None:
+        raise UserError(
+            f"restore={settings.restore} and bench.shape={options.shape} contradict each other: give one of them"
+        )
+    if settings.task is not None and options.lengths is not None:
+        raise UserError(
+            f"task={settings.task.name} and bench.lengths={options.lengths} contradict each other: give one of them"
+        )
+    if settings.data_dir is not None and settings.task is None and settings.restore is None:
+        raise UserError(f"data_dir={settings.data_dir} goes with task=…; synthetic lengths need no data")
+
+
+def _text(value: Any) -> str:
+    return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
+
+
+def output_path(settings: BenchSettings, checkpoint: Checkpoint | None) -> Path:
+    """Where the report goes; its folder is made.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+    options = settings.bench
+    if options.output is not None:
+        path, key = Path(options.output).expanduser(), f"bench.output={options.output}"
+    else:
+        model = checkpoint.name if checkpoint is not None else options.shape
+        lengths = settings.task.name if settings.task is not None else options.lengths
+        now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        name = re.sub(r"[^\w.-]", "_", f"{model}_{lengths}_{now}.json")
+        path, key = Path(settings.output_root) / "bench" / name, f"output_root={settings.output_root}"
+    if path.is_dir():
+        raise UserError(f"{key} is a directory; give a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        trial = path.with_name(f".{path.name}.trial")  # minutes of measuring should not end in a write that fails
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise UserError(f"{key}: cannot write {path}: {error.strerror}") from error
+    return path
+
+
+def measure(settings: BenchSettings, checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """Load or make the model and the sequences, and compare the engines on them.
+
+    Returns:
+        The report: :func:`ltp.benchmark.run_benchmark`'s, with ``created``, ``settings``, ``model`` and ``lengths``.
+
+    Raises:
+        UserError: model, data or device do not fit.
+        RunError: an engine computes wrong results.
+    """
+    import torch
+
+    from ltp.benchmark import ENGINES, Plan, make_batches, run_benchmark
+
+    _quiet_libraries()
+    options = settings.bench
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("bench.device=cuda: no GPU found; use bench.device=cpu")
+    on_gpu = torch.cuda.is_available() and options.device != "cpu"
+    if on_gpu and options.clock == "processor":
+        raise UserError("bench.clock=processor does not see a GPU's time; use bench.clock=wall or bench.device=cpu")
+    device = torch.device("cuda" if on_gpu else "cpu")
+    plan = Plan(
+        engines=options.engines or tuple(ENGINES),
+        dtypes=options.dtype,
+        batch_sizes=options.batch_size,
+        rounds=options.rounds,
+        baseline=options.baseline,
+        train=options.train,
+        clock=options.clock,
+    )
+    with _threads(options.threads):
+        model = build_model(settings, checkpoint)
+        sequences = read_sequences(settings, checkpoint, model)
+        model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides self from mypy
+        batches = functools.partial(
+            make_batches,
+            sequences.ids,
+            order=options.order,
+            pad_token_id=model.config.dense_config.get("pad_token_id") or 0,
+            token_types=sequences.types,
+            device=device,
+        )
+        if options.relative_flops is not None:
+            _calibrate(model, batches(len(sequences.ids))[0], options.relative_flops)
+        report = _with_progress(model, batches, plan, run_benchmark)
+    sizes = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+    name = checkpoint.name if checkpoint is not None else f"{options.shape}, random weights"
+    return {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": f"python -m ltp.bench {' '.join(cli.task_overrides())}".rstrip(),
+        "settings": dataclasses.asdict(settings),
+        "model": {"name": name, "restore": settings.restore, **{key: getattr(model.config, key) for key in sizes}},
+        "pruning": model.config.prune_mode,
+        "lengths": sequences.source,
+        **report,
+    }
+
+
+def _calibrate(model: "LTPForSequenceClassification", batch: dict[str, Any], wanted: float) -> None:
+    from ltp.benchmark import calibrate
+
+    try:
+        calibrate(model, batch, wanted)
+    except ValueError as error:
+        raise UserError(f"bench.relative_flops={wanted} cannot be had here: {error}") from error
+
+
+def _with_progress(model: Any, batches: Any, plan: "Plan", run: Any) -> dict[str, Any]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("", total=None)
+
+        def tell(done: int, total: int, what: str) -> None:
+            progress.update(bar, completed=done, total=total, description=what)
+
+        return run(model, batches, plan, tell)
+
+
+@contextmanager
+def _threads(wanted: int | None) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    if wanted is not None:
+        torch.set_num_threads(wanted)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def build_model(settings: BenchSettings, checkpoint: Checkpoint | None) -> "LTPForSequenceClassification":
+    """The restored classifier, or one of a shape with random weights; float32, in evaluation mode.
+
+    Raises:
+        UserError: the checkpoint cannot be loaded.
+    """
+    from ltp.benchmark import random_classifier
+    from ltp.hub import loading_from_hub
+    from ltp.modeling import LTPForSequenceClassification
+
+    if checkpoint is None:
+        assert settings.bench.shape is not None
+        return LTPForSequenceClassification.from_dense(random_classifier(settings.bench.shape, settings.seed))
+    with loading_from_hub(f"restore={checkpoint.source}", _REMEDY, source=checkpoint.path):
+        return LTPForSequenceClassification.from_pretrained(checkpoint.path).eval()
+
+
+def read_sequences(
+    settings: BenchSettings, checkpoint: Checkpoint | None, model: "LTPForSequenceClassification"
+) -> Sequences:
+    """A sample of a task's validation split as the checkpoint's tokenizer reads it, or synthetic sequences.
+
+    Raises:
+        UserError: the data or the tokenizer are not there, or do not fit the model.
+    """
+    import numpy as np
+
+    from ltp.benchmark import LENGTHS, random_sequences, synthetic_lengths
+
+    options = settings.bench
+    if settings.task is None:
+        assert options.lengths is not None
+        lengths = synthetic_lengths(options.lengths, options.sequences, settings.seed)
+        mean = LENGTHS[options.lengths].mean
+        source = f"synthetic, like {options.lengths} (log-normal, mean {mean:g}, 4 to 128 tokens)"
+        return Sequences(source, random_sequences(lengths, model.config.vocab_size, settings.seed))
+
+    from ltp.plan import task_of
+    from ltp.sources import load_splits
+
+    assert checkpoint is not None  # resolve asked for it
+    task = settings.task
+    splits = load_splits(
+        task_of(task),
+        data_dir=settings.data_dir,
+        train_file=task.train_file,
+        validation_file=task.validation_file,
+        max_validation_samples=task.max_validation_samples,
+    )
+    split = next(iter(splits.validation.values()))
+    rows = np.random.default_rng(settings.seed).permutation(len(split))[: options.sequences]
+    chosen = split[rows.tolist()]
+    texts = [list(chosen[column]) for column in splits.task.text_columns]
+    encoded = _tokenizer(checkpoint)(*texts, truncation=True, max_length=task.max_length)
+    largest = max(max(row) for row in encoded["input_ids"])
+    if largest >= model.config.vocab_size:
+        raise UserError(
+            f"the tokenizer makes the token {largest}, the model knows {model.config.vocab_size} tokens: "
+            "they do not belong together"
+        )
+    source = f"{task.name}, validation split, {len(rows)} of {len(split)} rows"
+    return Sequences(source, encoded["input_ids"], encoded.get("token_type_ids"))
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Any:
+    from transformers import AutoTokenizer
+
+    from ltp.hub import loading_from_hub
+
+    with loading_from_hub(f"the tokenizer of restore={checkpoint.source}", _REMEDY, source=checkpoint.path):
+        return AutoTokenizer.from_pretrained(checkpoint.path)
+
+
+def _quiet_libraries() -> None:
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def write_report(path: Path, report: dict[str, Any]) -> None:
+    """Write the report as JSON, whole or not at all."""
+    from ltp.runs import write_atomically
+
+    write_atomically(path, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """Print a table a batch size, what they mean, and what was left out."""
+    from rich.console import Console
+
+    from ltp.benchmark.table import comparison, left_out
+    from ltp.summary import tokens_text
+
+    console = Console()
+    console.width = max(console.width, 130)  # a narrower terminal wraps lines, which is better than cut columns
+    hardware, tokens = report["hardware"], report["tokens"]
+    console.print(
+        f"{report['model']['name']} · {report['lengths']} · {report['sequences']} sequences of {tokens['mean']:.1f} "
+        f"tokens ({tokens['min']}–{tokens['max']}), {report['settings']['bench']['order']} order\n"
+        f"{hardware['device']}, {hardware['instructions']}, {hardware['threads']} of {hardware['cores']} cores, "
+        f"{report['plan']['clock']} time · "
+        f"torch {report['versions']['torch']} · relative FLOPs {report['relative_flops']:.3f} "
+        f"({tokens_text(report['tokens_per_layer'])})",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for size in report["settings"]["bench"]["batch_size"]:
+        console.print(comparison([row for row in report["results"] if row["batch_size"] == size]))
+    console.print(
+        f"Medians of the rounds (min–max). Speed-up: over {report['plan']['baseline']} in the same type (int8: over "
+        "float32; training: over masked). FLOPs: dense ÷ pruned. Efficiency: speed-up over the same engine unpruned "
+        "÷ FLOPs. Limit: time of the bare matrix products ÷ time. MiB: peak beyond the weights. HF: Hugging Face.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for line in left_out(report["left_out"]):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run_command("bench", main, show, unknown))

@@ -1,0 +1,299 @@
+"""The benchmark: build the engines, check what they compute, time them in interleaved rounds, report."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ltp.benchmark.engines import ENGINES, Infer, Models, UnavailableError, check_logits
+from ltp.benchmark.models import without_pruning
+from ltp.benchmark.products import bare_products
+from ltp.benchmark.profiles import total_relative_flops
+from ltp.benchmark.report import (
+    DEFINITIONS,
+    Check,
+    Facts,
+    Key,
+    Limit,
+    hardware,
+    inference_rows,
+    limit_of,
+    training_rows,
+    versions,
+)
+from ltp.benchmark.sequences import Batch
+from ltp.benchmark.timing import CLOCKS, Pass, Spread, interleaved, peak_memory, ratio
+from ltp.benchmark.training import TRAINING, TRAINING_TYPES, training_passes
+from ltp.modeling import LTPForSequenceClassification
+
+Tick = Callable[[str], None]  # a pass is done
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared, and how.
+
+    Attributes:
+        engines: names of :data:`ENGINES`.
+        dtypes: of :data:`~ltp.benchmark.engines.DTYPES`; an engine is timed in those it has.
+        batch_sizes: sequences a batch.
+        rounds: how often each engine is timed.
+        baseline: the engine that speed-ups are over.
+        train: time hard-stage training steps too, masked and packed.
+        clock: ``wall``, or ``processor`` for one thread on a machine that is busy with other things.
+    """
+
+    engines: Sequence[str] = tuple(ENGINES)
+    dtypes: Sequence[str] = ("float32",)
+    batch_sizes: Sequence[int] = (1, 32)
+    rounds: int = 5
+    baseline: str = "hf_sdpa"
+    train: bool = False
+    clock: str = "wall"
+
+
+def run_benchmark(
+    model: LTPForSequenceClassification,
+    batches: Callable[[int], Sequence[Batch]],
+    plan: Plan,
+    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+) -> dict[str, Any]:
+    """Compare the engines on the same sequences.
+
+    Args:
+        model: the pruned classifier, float32, in evaluation mode on its device. It is not changed.
+        batches: all sequences in batches of a size, for every size in the same order.
+        plan: what is compared, and how.
+        progress: told how many passes are done, of how many, and which was the last.
+
+    Returns:
+        The report in plain containers: ``hardware``, ``versions``, ``plan``, ``definitions``, ``sequences``,
+        ``tokens`` (a sequence), ``relative_flops``, ``tokens_per_layer``, ``left_out`` (engine, type, why) and
+        ``results``: a dict an engine, type and batch size.
+
+    Raises:
+        WrongResultsError: an engine does not compute what the reference does.
+    """
+    models = Models(model)
+    built, left_out = _build(models, plan)
+    limits = sorted({limit for key in built if (limit := limit_of(key)) is not None})
+    training = [dtype for dtype in plan.dtypes if dtype in TRAINING_TYPES] if plan.train and models.prunes else []
+    steps = (1 + plan.rounds) * (len(built) + len(training) * len(TRAINING)) + plan.rounds * len(limits)
+    done, total = 0, steps * len(plan.batch_sizes)
+
+    def tick(what: str) -> None:
+        nonlocal done
+        done += 1
+        progress(done, total, what)
+
+    progress(0, total, "the reference")
+    reference = _reference(models, batches(max(plan.batch_sizes)))
+    facts = Facts(len(reference.lengths), reference.relative_flops, plan.baseline)
+    results: list[dict[str, Any]] = []
+    for size in plan.batch_sizes:
+        chosen = batches(size)
+        results += _time_inference(built, limits, chosen, size, reference, facts, plan, tick)
+        for dtype in training:
+            results += _time_training(models, dtype, chosen, size, facts, plan, tick)
+    tokens = reference.lengths[:, 0].double()
+    return {
+        "hardware": hardware(models.device),
+        "versions": versions(),
+        "plan": asdict(plan),
+        "definitions": DEFINITIONS,
+        "sequences": facts.sequences,
+        "tokens": {"mean": float(tokens.mean()), "min": int(tokens.min()), "max": int(tokens.max())},
+        "relative_flops": reference.relative_flops,
+        "tokens_per_layer": reference.lengths.double().mean(dim=0).tolist(),
+        "left_out": left_out,
+        "results": results,
+    }
+
+
+def measured_speedup(
+    model: LTPForSequenceClassification,
+    dense: LTPForSequenceClassification | None,
+    batches: Iterable[Batch],
+    *,
+    rounds: int = 5,
+) -> dict[str, Any]:
+    """How much faster a pruned classifier is than a dense one, both packed, as they are, on some batches.
+
+    Threads, device and type are the caller's; modes and executions of the models are restored.
+
+    Args:
+        model: the pruned classifier.
+        dense: what it is compared with; None compares with its own weights without pruning.
+        batches: a few hundred sequences; what is no input of the model (labels) is left out.
+        rounds: how often each is timed, two passes a round.
+
+    Returns:
+        Plain containers: ``speedup`` (median, min, max), ``relative_flops``, ``efficiency``,
+        ``milliseconds_per_sequence`` and ``dense_milliseconds_per_sequence`` (medians), ``sequences``,
+        ``batch_size``, ``rounds``, ``threads`` and ``device``.
+    """
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    chosen = [{name: batch[name].to(model.device) for name in names if name in batch} for batch in batches]
+    other = dense if dense is not None else without_pruning(model)
+    with _measured(model), _measured(other), torch.inference_mode():
+        lengths = torch.cat([model(**batch).token_lengths.cpu() for batch in chosen])  # warms up, too
+        passes = {"dense": _pass(lambda batch: other(**batch).logits, chosen)}
+        passes["pruned"] = _pass(lambda batch: model(**batch).logits, chosen)
+        passes["dense"]()
+        seconds = interleaved(passes, rounds, synchronise=_synchroniser(model.device))
+    speedup = ratio(seconds["dense"], seconds["pruned"])
+    relative = total_relative_flops(lengths, model.config.hidden_size, model.config.intermediate_size)
+    return {
+        "speedup": speedup.as_dict(),
+        "relative_flops": relative,
+        "efficiency": speedup.median * relative,
+        "milliseconds_per_sequence": 1000 * Spread.of(seconds["pruned"]).median / len(lengths),
+        "dense_milliseconds_per_sequence": 1000 * Spread.of(seconds["dense"]).median / len(lengths),
+        "sequences": len(lengths),
+        "batch_size": max(len(batch["input_ids"]) for batch in chosen),
+        "rounds": rounds,
+        "threads": torch.get_num_threads(),
+        "device": hardware(model.device)["device"],
+    }
+
+
+@contextlib.contextmanager
+def _measured(model: LTPForSequenceClassification) -> Iterator[None]:
+    """Evaluation mode and packed execution, and afterwards what was before."""
+    training, execution = model.training, model.execution
+    model.eval()
+    model.execution = "packed"
+    try:
+        yield
+    finally:
+        model.train(training)
+        model.execution = execution
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """What every engine must compute, for all sequences in order.
+
+    Attributes:
+        config: the model's.
+        dense_logits, pruned_logits: (S, num_labels) float32.
+        lengths: tokens alive entering each layer, and after the last, (S, L+1) int64.
+        relative_flops: of the pruned model over all sequences.
+    """
+
+    config: Any
+    dense_logits: Tensor
+    pruned_logits: Tensor
+    lengths: Tensor
+    relative_flops: float
+
+
+@torch.inference_mode()
+def _reference(models: Models, batches: Sequence[Batch]) -> _Reference:
+    """Hugging Face's eager attention for what is dense, the masked form for what is pruned."""
+    eager = models.hugging_face("float32", "eager")
+    masked = models.ltp("float32", pruned=True, execution="masked")
+    dense_logits = torch.cat([eager(**batch).logits.cpu() for batch in batches])
+    outputs = [masked(**batch) for batch in batches]
+    pruned_logits = torch.cat([output.logits.cpu() for output in outputs])
+    lengths = torch.cat([output.token_lengths.cpu() for output in outputs])
+    config = models.pruned.config
+    relative = total_relative_flops(lengths, config.hidden_size, config.intermediate_size)
+    return _Reference(config, dense_logits, pruned_logits, lengths, relative)
+
+
+def _build(models: Models, plan: Plan) -> tuple[dict[Key, Infer], list[dict[str, str]]]:
+    """The engines that run here, in the order of :data:`ENGINES`, and why others do not."""
+    built: dict[Key, Infer] = {}
+    left_out = []
+    for name, engine in ENGINES.items():
+        for dtype in (dtype for dtype in plan.dtypes if name in plan.engines and dtype in engine.dtypes):
+            try:
+                if engine.pruned and not models.prunes:
+                    raise UnavailableError("this model does not prune; bench.relative_flops=0.5 gives it thresholds")
+                built[Key(name, dtype)] = engine.build(models, dtype)
+            except UnavailableError as error:
+                left_out.append({"engine": name, "dtype": dtype, "why": str(error)})
+    return built, left_out
+
+
+@torch.inference_mode()
+def _time_inference(
+    built: dict[Key, Infer],
+    limits: Sequence[Limit],
+    batches: Sequence[Batch],
+    size: int,
+    reference: _Reference,
+    facts: Facts,
+    plan: Plan,
+    tick: Tick,
+) -> list[dict[str, Any]]:
+    """Check the engines, then time them together with their limits: the report's rows."""
+    device = batches[0]["input_ids"].device
+    passes: dict[Key | Limit, Pass] = {}
+    checks: dict[Key, Check] = {}
+    for key, infer in built.items():
+        checks[key] = _check(key, infer, batches, reference)
+        passes[key] = _pass(infer, batches)
+        tick(f"batch {size} · {key}: checked")
+    for limit in limits:
+        lengths = reference.lengths if limit.pruned else reference.lengths[:, :1].expand_as(reference.lengths)
+        passes[limit] = bare_products(reference.config, lengths.split(size), limit.dtype, limit.backend, device)
+        passes[limit]()
+    seconds = interleaved(
+        passes,
+        plan.rounds,
+        clock=CLOCKS[plan.clock],
+        synchronise=_synchroniser(device),
+        after=lambda key: tick(f"batch {size} · {key}"),
+    )
+    return inference_rows(seconds, checks, size, facts)
+
+
+def _check(key: Key, infer: Infer, batches: Sequence[Batch], reference: _Reference) -> Check:
+    """One pass, which also warms up: are the logits right, and what memory did it take?"""
+    logits: list[Tensor] = []
+    pruned = ENGINES[key.engine].pruned
+    memory = peak_memory(lambda: logits.extend(infer(batch) for batch in batches), batches[0]["input_ids"].device)
+    difference = check_logits(
+        ENGINES[key.engine].title,
+        key.dtype,
+        logits,
+        reference.pruned_logits if pruned else reference.dense_logits,
+        "the masked form" if pruned else "Hugging Face eager",
+    )
+    return Check(difference, memory)
+
+
+def _time_training(
+    models: Models, dtype: str, batches: Sequence[Batch], size: int, facts: Facts, plan: Plan, tick: Tick
+) -> list[dict[str, Any]]:
+    """Time training steps, masked and packed: the report's rows."""
+    passes: dict[Key, Pass] = {}
+    for name, steps in training_passes(models, batches, dtype).items():
+        passes[Key(name, dtype)] = steps
+        steps()
+        tick(f"batch {size} · {TRAINING[name]}, {dtype}: warm")
+    seconds = interleaved(
+        passes,
+        plan.rounds,
+        clock=CLOCKS[plan.clock],
+        synchronise=_synchroniser(models.device),
+        after=lambda key: tick(f"batch {size} · {TRAINING[key.engine]}, {key.dtype}"),
+    )
+    return training_rows(seconds, size, facts)
+
+
+def _pass(infer: Infer, batches: Sequence[Batch]) -> Pass:
+    def run() -> None:
+        for batch in batches:
+            infer(batch)
+
+    return run
+
+
+def _synchroniser(device: torch.device) -> Callable[[], None]:
+    return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)

@@ -1,0 +1,56 @@
+"""A report's rows as a table for the terminal."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+
+def comparison(rows: Sequence[dict[str, Any]]) -> Table:
+    """One table of the rows of one batch size.
+
+    Args:
+        rows: of a report's ``results``, at least one.
+    """
+    table = Table(title=f"batch size {rows[0]['batch_size']}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("engine", no_wrap=True)
+    table.add_column("type", no_wrap=True)
+    for name in ("ms/sequence", "seq/s", "speed-up", "FLOPs", "efficiency", "limit", "MiB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    previous = rows[0]["kind"]
+    for row in rows:
+        if row["kind"] != previous:
+            table.add_section()
+            previous = row["kind"]
+        table.add_row(
+            row["title"],
+            row["dtype"],
+            _spread(row["milliseconds_per_sequence"], ".3g"),
+            f"{row['sequences_per_second']:.1f}",
+            _spread(row["speedup"], ".2f"),
+            _number(row["flops_ratio"], 2),
+            _number(row["efficiency"], 2),
+            _number(row["limit"], 2),
+            _number(row["peak_memory_mb"], 0),
+        )
+    return table
+
+
+def left_out(entries: Iterable[dict[str, str]]) -> list[str]:
+    """A line for each reason why something was not measured."""
+    reasons: dict[str, dict[str, None]] = {}  # insertion-ordered sets
+    for entry in entries:
+        reasons.setdefault(entry["why"], {})[entry["engine"]] = None
+    return [f"left out: {', '.join(engines)}: {why}" for why, engines in reasons.items()]
+
+
+def _spread(spread: dict[str, Any] | None, form: str) -> str:
+    if spread is None:
+        return ""
+    median, low, high = (format(spread[key], form) for key in ("median", "min", "max"))
+    return f"{median} ({low}–{high})"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,220 @@
+"""The deployed classifier: layers made of prepacked products, and the pass through them."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ltp.backbones import Backbone, LayerParts
+from ltp.deploy.attention import deployed_attention
+from ltp.deploy.linears import DTYPES, PlainLinear, linear_type
+from ltp.output import LTPOutput
+from ltp.pruning import Pruner, normalise
+
+
+class DeployedClassifier:
+    """A frozen copy of a pruned classifier, for inference on a CPU. Made by ``LTPForSequenceClassification.deploy``.
+
+    Call it like the model, without labels. It shares nothing with the model it was made from. It holds no state
+    between calls, so threads may share it. Its prepacked weights cannot be saved: keep the model, and deploy it
+    again where it serves.
+
+    In float32 logits equal those of the packed form to rounding. In bfloat16 and int8 a token whose score is next to
+    its threshold may be decided otherwise. In int8 a sequence's logits also depend a little on its batch, since
+    activations are quantised with one range a batch.
+
+    Args:
+        backbone: adapter of the encoder's family.
+        dense: the Hugging Face classifier.
+        pruner: who decides.
+        dtype: ``float32``, ``bfloat16``, or ``int8``: quantised weights, activations quantised in each product,
+            everything else in float32.
+        scoring_mode, score_length: see :func:`~ltp.pruning.importance`.
+
+    Attributes:
+        dtype: as given.
+        back_end: the class of its linear layers, see :mod:`ltp.deploy.linears`.
+
+    Raises:
+        ValueError: an unknown dtype, or a model that is not on the CPU.
+        RuntimeError: int8 where PyTorch has no engine for it.
+    """
+
+    def __init__(
+        self,
+        backbone: type[Backbone],
+        dense: nn.Module,
+        pruner: Pruner,
+        *,
+        dtype: str,
+        scoring_mode: str,
+        score_length: int,
+    ) -> None:
+        self.back_end = linear_type(dtype)
+        if (device := next(dense.parameters()).device).type != "cpu":
+            raise ValueError(f"the model is on {device}; deploy is for CPUs: move the model there first")
+        self.dtype = dtype
+        self._hidden_type = DTYPES[dtype]
+        self._backbone = backbone
+        self._scoring: dict[str, Any] = {"scoring_mode": scoring_mode, "score_length": score_length}
+        self._pruner = copy.deepcopy(pruner).eval().requires_grad_(False)
+        layers = backbone.layers(dense)
+        # what stands around the layers: a copy of the classifier whose list of layers is replaced by an empty one
+        self._surroundings = copy.deepcopy(dense, {id(layers): nn.ModuleList()}).float().eval().requires_grad_(False)
+        with torch.no_grad():
+            self._layers = [DeployedLayer(backbone.parts(layer), self.back_end, self._hidden_type) for layer in layers]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(dtype={self.dtype!r}, back_end={self.back_end.__name__})"
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> LTPOutput:
+        """Classify a batch.
+
+        Args:
+            input_ids: (B, N) int64.
+            attention_mask: 1 for real tokens, 0 for padding, (B, N); position 0 must be real.
+            token_type_ids, position_ids: (B, N) int64, as in Hugging Face models.
+
+        Returns:
+            ``logits``, (B, num_labels) float32, and ``token_lengths``, (B, L+1) int64; the rest is None.
+
+        Raises:
+            ValueError: an example without a real token at position 0 (padding on the left).
+        """
+        alive = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        if not bool(alive[:, 0].all()):
+            raise ValueError(
+                "position 0 of an example is padding; the classification token must stand there: "
+                "pad on the right (tokenizer.padding_side = 'right')"
+            )
+        hidden = self._backbone.embed_tokens(self._surroundings, input_ids, alive, token_type_ids, position_ids)
+        class_token, token_lengths = self._encode(hidden.to(self._hidden_type), alive.sum(dim=1))
+        logits = self._backbone.classify(self._surroundings, class_token.float())
+        return LTPOutput(logits=logits, token_lengths=token_lengths)
+
+    def _encode(self, hidden: Tensor, real_lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings of the real tokens, (T, D), to the classification tokens' last hidden state, (B, D).
+
+        Hidden states are (R, D) with R ≥ T: rows from T on are filling without a meaning, see ``row_count``.
+        """
+        rows = Rows(real_lengths.numpy())
+        hidden = self._fill(hidden, rows)
+        token_lengths = [rows.lengths]
+        for number, layer in enumerate(self._layers, start=1):
+            last = number == len(self._layers)  # nothing but the classification tokens is read behind its attention
+            contexts, received = deployed_attention(
+                layer.project(hidden)[: rows.total],
+                rows.lengths.tolist(),
+                needs_received=self._pruner.needs_scores,
+                first_only=last,
+            )
+            kept: np.ndarray | None = None  # rows that survive; None for all
+            before = rows
+            if self._pruner.needs_scores:
+                scores = normalise(rows.pad(received), rows.alive, layer.heads, **self._scoring)
+                survivors = self._pruner.survivors(number, scores, rows.alive, real_lengths).numpy()
+                lengths = survivors.sum(axis=1)
+                if lengths.sum() < rows.total:
+                    kept = np.flatnonzero(rows.pack(survivors))
+                    rows = Rows(lengths)
+            token_lengths.append(rows.lengths)
+            context = (contexts[0] if len(contexts) == 1 else torch.cat(contexts)).flatten(1).to(hidden.dtype)
+            if last:
+                hidden = hidden.index_select(0, torch.from_numpy(before.first))
+            elif kept is None:
+                context = self._fill(context, rows)
+            else:
+                index = np.zeros(self.back_end.row_count(rows.total), dtype=np.int64)  # filled up with copies of row 0
+                index[: rows.total] = kept
+                selected = torch.from_numpy(index)
+                context, hidden = context.index_select(0, selected), hidden.index_select(0, selected)
+            hidden = layer.finish(context, hidden)
+        return hidden, torch.from_numpy(np.stack(token_lengths, axis=1))
+
+    def _fill(self, packed: Tensor, rows: "Rows") -> Tensor:
+        """Append rows to (T, D) up to the number that the linear layers want."""
+        missing = self.back_end.row_count(rows.total) - rows.total
+        return functional.pad(packed, (0, 0, 0, missing)) if missing else packed
+
+
+class DeployedLayer:
+    """One post-norm encoder layer, its weights in the form of a back end.
+
+    Args:
+        parts: the layer's modules.
+        linear: the back end.
+        dtype: of hidden states.
+    """
+
+    def __init__(self, parts: LayerParts, linear: type[PlainLinear], dtype: torch.dtype) -> None:
+        self.heads = parts.heads
+
+        def prepare(*modules: nn.Linear, scales: tuple[float, ...] = (1.0,), activation: Any = None) -> PlainLinear:
+            weights = [module.weight.float() * scale for module, scale in zip(modules, scales, strict=True)]
+            biases = [
+                module.weight.new_zeros(module.out_features) if module.bias is None else module.bias
+                for module in modules
+            ]
+            bias = torch.cat([bias.float() * scale for bias, scale in zip(biases, scales, strict=True)])
+            return linear(torch.cat(weights), bias, dtype, activation)
+
+        # attention's scale, 1/√(D/H), costs nothing inside the queries' weights
+        scale = (parts.query.out_features // parts.heads) ** -0.5
+        self._qkv = prepare(parts.query, parts.key, parts.value, scales=(scale, 1.0, 1.0))
+        self._attention_output = prepare(parts.attention_output)
+        self._up = prepare(parts.up, activation=parts.activation)
+        self._down = prepare(parts.down)
+        self._norms = [
+            (norm.normalized_shape, norm.weight.float().clone(), norm.bias.float().clone(), norm.eps)
+            for norm in (parts.attention_norm, parts.output_norm)
+        ]
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Scaled queries, keys and values: (R, D) → (R, 3, H, D/H)."""
+        return self._qkv(hidden).unflatten(1, (3, self.heads, -1))
+
+    def finish(self, context: Tensor, hidden: Tensor) -> Tensor:
+        """Everything behind attention: (R, D), (R, D) → (R, D)."""
+        hidden = functional.layer_norm(self._attention_output.add(context, hidden), *self._norms[0])
+        return functional.layer_norm(self._down.add(self._up(hidden), hidden), *self._norms[1])
+
+
+class Rows:
+    """Where the tokens of a batch stand in a packed tensor. In numpy, whose small operations cost less than torch's.
+
+    Args:
+        lengths: tokens alive of each sequence, (B,) int64 at least 1.
+    """
+
+    def __init__(self, lengths: np.ndarray) -> None:
+        self.lengths = lengths
+        self.total = int(lengths.sum())
+        self._alive = np.arange(lengths.max()) < lengths[:, None]
+        self.alive = torch.from_numpy(self._alive)  # (B, N) bool, left-aligned
+
+    @property
+    def first(self) -> np.ndarray:
+        """Row of each classification token, (B,) int64."""
+        return self.lengths.cumsum() - self.lengths
+
+    def pad(self, packed: Tensor) -> Tensor:
+        """(T,) → (B, N), 0 where there is no token."""
+        if self.total == self._alive.size:
+            return packed.view(self._alive.shape)
+        padded = np.zeros(self._alive.shape, dtype=np.float32)
+        padded[self._alive] = packed.numpy()
+        return torch.from_numpy(padded)
+
+    def pack(self, padded: np.ndarray) -> np.ndarray:
+        """(B, N) → (T,)."""
+        return padded[self._alive]

@@ -1,0 +1,254 @@
+"""A deployed model equals the packed form, in the types and on the back ends that it offers."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional
+
+from ltp import LTPForSequenceClassification
+from ltp.deploy import attention, linears
+from ltp.deploy.linears import Int8Linear, OneDNNLinear, PlainLinear, gelu_approximation, onednn_works
+
+METHODS = {
+    "threshold": {"prune_mode": "absolute_threshold", "final_token_threshold": 0.012},
+    "threshold, mean_norm": {
+        "prune_mode": "absolute_threshold",
+        "scoring_mode": "mean_norm",
+        "final_token_threshold": 0.05,
+    },
+    "topk": {"prune_mode": "topk", "token_keep_rate": -0.2},
+    "none": {},
+}
+
+needs_onednn = pytest.mark.skipif(not onednn_works(torch.float32), reason="needs oneDNN's prepacked linear layers")
+needs_int8 = pytest.mark.skipif(not linears.int8_works(), reason="needs FBGEMM")
+
+
+@pytest.fixture(params=METHODS)
+def pruned(request, make_dense, family):
+    dense = make_dense(family, max_position_embeddings=320)
+    return LTPForSequenceClassification.from_dense(dense, **METHODS[request.param])
+
+
+@pytest.fixture(params=[pytest.param("oneDNN", marks=needs_onednn), "plain"])
+def back_end(request, monkeypatch):
+    if request.param == "plain":
+        monkeypatch.setattr(linears, "onednn_works", lambda dtype: False)
+    return {"oneDNN": OneDNNLinear, "plain": PlainLinear}[request.param]
+
+
+def batch(lengths, longest=None):
+    mask = (torch.arange(longest or max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    return {"input_ids": torch.randint(5, 100, mask.shape), "attention_mask": mask}
+
+
+@torch.no_grad()
+def assert_equals_the_packed_form(deployed, model, inputs):
+    packed, output = model(**inputs), deployed(**inputs)
+    assert output.logits.dtype == torch.float32
+    assert torch.equal(output.token_lengths, packed.token_lengths)
+    torch.testing.assert_close(output.logits, packed.logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "lengths", [[2], [9], [300], [17, 3, 14, 9], [5] * 8, [2, 300, 2, 29, 130], [*range(2, 66, 2)]], ids=str
+)
+def test_equals_the_packed_form(pruned, back_end, lengths):
+    deployed = pruned.deploy()
+    assert deployed.back_end is back_end
+    assert_equals_the_packed_form(deployed, pruned, batch(lengths))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8, 16, 31, 32])
+def test_equals_the_packed_form_at_any_batch_size(pruned, size):
+    deployed = pruned.deploy()
+    for _ in range(3):
+        assert_equals_the_packed_form(deployed, pruned, batch(torch.randint(2, 60, (size,)).tolist(), longest=64))
+
+
+def test_the_order_of_the_batch_does_not_matter(pruned):
+    deployed, inputs = pruned.deploy(), batch([17, 3, 14, 9])
+    order = torch.tensor([2, 0, 3, 1])
+    logits = deployed(**{name: value[order] for name, value in inputs.items()}).logits
+    torch.testing.assert_close(logits, deployed(**inputs).logits[order], atol=1e-5, rtol=1e-5)
+
+
+def test_long_sequences_are_attended_to_some_heads_at_a_time(make_dense, family, monkeypatch):
+    monkeypatch.setattr(attention, "CHUNK_BYTES", 4 * 3 * 40 * 40)  # three of four heads of 40 tokens
+    model = LTPForSequenceClassification.from_dense(make_dense(family), **METHODS["threshold"])
+    assert_equals_the_packed_form(model.deploy(), model, batch([40, 50, 4]))
+
+
+def test_all_inputs_of_the_model_are_honoured(make_dense, family):
+    model = LTPForSequenceClassification.from_dense(make_dense(family, type_vocab_size=2), **METHODS["threshold"])
+    deployed, inputs = model.deploy(), batch([9, 14])
+    assert_equals_the_packed_form(deployed, model, {"input_ids": inputs["input_ids"]})
+    inputs["token_type_ids"] = (torch.arange(14) > 6).long().expand(2, -1)
+    inputs["position_ids"] = torch.arange(20, 34).expand(2, -1)
+    assert_equals_the_packed_form(deployed, model, inputs)
+    inputs["attention_mask"][0, 4] = 0  # a hole: the token is left out
+    assert_equals_the_packed_form(deployed, model, inputs)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "quick_gelu"])
+def test_every_activation(make_dense, back_end, activation):
+    model = LTPForSequenceClassification.from_dense(make_dense("bert"), **METHODS["threshold"])
+    dense = make_dense("bert", hidden_act=activation)
+    dense.load_state_dict(model.dense.state_dict())
+    other = LTPForSequenceClassification.from_dense(dense, **METHODS["threshold"])
+    assert_equals_the_packed_form(other.deploy(), other, batch([17, 3, 14, 9]))
+
+
+@pytest.mark.parametrize(
+    ("activation", "approximation"),
+    [
+        (functional.gelu, "none"),
+        (torch.nn.GELU(approximate="tanh"), "tanh"),
+        (functional.relu, None),
+        (lambda x: functional.gelu(x).clamp(-10, 10), None),
+        (lambda x: x * torch.sigmoid(1.702 * x), None),
+        (None, None),
+    ],
+)
+def test_which_gelu_an_activation_is(activation, approximation):
+    assert gelu_approximation(activation) == approximation
+
+
+@pytest.mark.parametrize("tokens", [*range(1, 200), 1023, 1024, 1025, 4000])
+def test_rounded_row_counts_add_little(tokens):
+    rows = OneDNNLinear.row_count(tokens)
+    assert tokens <= rows <= 1.04 * tokens
+    assert tokens > 64 or rows == tokens
+    assert PlainLinear.row_count(tokens) == Int8Linear.row_count(tokens) == tokens
+
+
+def test_rounded_row_counts_are_few():
+    assert len({OneDNNLinear.row_count(tokens) for tokens in range(1, 4097)}) <= 256  # times 4 products: oneDNN's cache
+
+
+@pytest.mark.parametrize("missing", [AttributeError, RuntimeError])
+def test_without_the_private_operators_plain_products_serve(make_dense, monkeypatch, missing):
+    def fail(*_):
+        raise missing("gone")
+
+    monkeypatch.setattr(OneDNNLinear, "__init__", fail)
+    monkeypatch.setattr(linears, "onednn_works", onednn_works.__wrapped__)  # not what it found before
+    model = LTPForSequenceClassification.from_dense(make_dense("bert"))
+    assert model.deploy().back_end is PlainLinear
+
+
+def test_operators_with_wrong_results_are_not_used(make_dense, monkeypatch):
+    monkeypatch.setattr(OneDNNLinear, "add", lambda self, rows, residual: self(rows))
+    assert not onednn_works.__wrapped__(torch.float32)
+
+
+TOLERANCE = 0.03  # on logits, which differ by some tenths here; the largest differences seen are 0.011 and 0.016
+LOW_PRECISION = ["bfloat16", pytest.param("int8", marks=needs_int8)]
+
+
+def margin(model, inputs):
+    """Distance of each example's scores to the thresholds, as a share of the threshold, (B,)."""
+    with torch.no_grad():
+        attentions = model(**inputs, output_attentions=True).attentions
+    alive, nearest = inputs["attention_mask"].bool(), torch.full((len(inputs["input_ids"]),), torch.inf)
+    lengths = alive.sum(dim=1)
+    for number, (probs, threshold) in enumerate(zip(attentions, model.thresholds.detach(), strict=True), start=1):
+        scores = (probs * alive[:, None, :, None]).sum(dim=(1, 2)) / (probs.shape[1] * model.config.score_length)
+        decided = alive.clone()
+        decided[:, 0] = False
+        distance = ((scores - threshold).abs() / threshold).masked_fill(~decided, torch.inf)
+        nearest = torch.minimum(nearest, distance.amin(dim=1))
+        alive = model.pruner.survivors(number, scores, alive, lengths)
+    return nearest
+
+
+@pytest.mark.parametrize("dtype", LOW_PRECISION)
+@pytest.mark.parametrize("method", ["threshold", "none"])
+def test_low_precision_is_close_to_float32(make_dense, family, back_end, dtype, method):
+    model = LTPForSequenceClassification.from_dense(make_dense(family, max_position_embeddings=320), **METHODS[method])
+    inputs = batch(torch.randint(2, 40, (600,)).tolist())
+    if method == "threshold":  # where a score is next to a threshold, rounding decides
+        clear = margin(model, inputs) > {"bfloat16": 0.05, "int8": 0.1}[dtype]
+        assert clear.sum() >= 20
+        inputs = {name: value[clear] for name, value in inputs.items()}
+    exact, output = model.deploy()(**inputs), model.deploy(dtype)(**inputs)
+    assert output.logits.dtype == torch.float32
+    assert torch.equal(output.token_lengths, exact.token_lengths)
+    assert (output.logits - exact.logits).abs().max() < TOLERANCE
+    best, second = exact.logits.topk(2).values.T
+    confident = best - second > 2 * TOLERANCE
+    assert confident.sum() >= 10
+    assert torch.equal(output.logits.argmax(dim=1)[confident], exact.logits.argmax(dim=1)[confident])
+
+
+def test_bfloat16_on_long_inputs(make_dense, family):
+    model = LTPForSequenceClassification.from_dense(make_dense(family, max_position_embeddings=320))
+    inputs = batch([300, 2, 129, 128])
+    torch.testing.assert_close(
+        model.deploy("bfloat16")(**inputs).logits, model.deploy()(**inputs).logits, atol=TOLERANCE, rtol=0
+    )
+
+
+@needs_int8
+def test_int8_leaves_the_quantised_engine_as_it_was(make_dense):
+    engine = torch.backends.quantized.engine
+    LTPForSequenceClassification.from_dense(make_dense("bert")).deploy("int8")
+    assert torch.backends.quantized.engine == engine
+
+
+def test_it_is_a_frozen_copy(make_dense, family):
+    dense = make_dense(family).train()
+    model = LTPForSequenceClassification.from_dense(dense, **METHODS["threshold"])
+    before = copy.deepcopy(model.state_dict())
+    deployed, inputs = model.deploy(), batch([17, 3, 14, 9])
+    first = deployed(**inputs)
+    assert not first.logits.requires_grad
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    again = deployed(**inputs)  # neither dropout nor the source's new weights
+    assert torch.equal(again.logits, first.logits)
+    assert torch.equal(again.token_lengths, first.token_lengths)
+
+
+def test_a_model_in_half_precision_is_deployed_in_float32(make_dense):
+    dense = make_dense("bert").bfloat16()
+    inputs = batch([17, 3])
+    deployed = LTPForSequenceClassification.from_dense(dense).deploy()
+    expected = LTPForSequenceClassification.from_dense(dense.float())
+    assert_equals_the_packed_form(deployed, expected, inputs)
+
+
+def test_an_unknown_dtype_names_the_choices(make_dense):
+    model = LTPForSequenceClassification.from_dense(make_dense("bert"))
+    with pytest.raises(ValueError, match=r"^dtype is 'float16'; deploy offers float32, bfloat16, int8$"):
+        model.deploy("float16")
+
+
+def test_int8_without_its_engine_says_what_would_work(make_dense, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no engine")
+
+    monkeypatch.setattr(Int8Linear, "__init__", fail)
+    monkeypatch.setattr(linears, "int8_works", linears.int8_works.__wrapped__)
+    model = LTPForSequenceClassification.from_dense(make_dense("bert"))
+    with pytest.raises(RuntimeError, match=r"'int8', which needs .* FBGEMM.* deploy with float32 or bfloat16$"):
+        model.deploy("int8")
+
+
+def test_a_model_elsewhere_than_on_the_cpu(make_dense):
+    model = LTPForSequenceClassification.from_dense(make_dense("bert")).to("meta")
+    with pytest.raises(ValueError, match=r"^the model is on meta; deploy is for CPUs: move the model there first$"):
+        model.deploy()
+
+
+def test_padding_on_the_left(make_dense):
+    deployed = LTPForSequenceClassification.from_dense(make_dense("bert")).deploy()
+    inputs = batch([9, 9])
+    inputs["attention_mask"][0, 0] = 0
+    with pytest.raises(ValueError, match="position 0 of an example is padding"):
+        deployed(**inputs)
