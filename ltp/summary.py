@@ -20,6 +20,10 @@ def print_results(results: dict[str, Any], directory: Path) -> None:
         table.add_row(name, f"{value:.4f}")
     table.add_row("relative FLOPs", f"{results['relative_flops']:.3f}")
     table.add_row("GFLOPs an example", f"{results['gflops']:.4g} of {results['dense_gflops']:.4g} dense")
+    if "measured_speedup" in results:
+        measured = results["measured_speedup"]
+        median = measured["speedup"]["median"]
+        table.add_row("measured speed-up", f"{median:.2f}× over its dense form, batch {measured['batch_size']}")
     table.add_row("tokens per layer", tokens_text(results["tokens_per_layer"]))
     if results["thresholds"] is not None:
         table.add_row("thresholds", "  ".join(f"{value:.4f}" for value in results["thresholds"]))

@@ -33,7 +33,7 @@ def main(cfg: DictConfig) -> float | None:
         cli.start_run(cli.task_overrides())
         return float(read_results(plan(given).directory)["metric"]["value"])
 
-    from ltp import training  # Lightning takes seconds to import, and a mistake should not
+    from ltp import building, training  # Lightning takes seconds to import, and a mistake should not
 
     if training.is_main_process():
         check_same(run)
@@ -43,7 +43,7 @@ def main(cfg: DictConfig) -> float | None:
             print_results(results, run.directory)
             return float(results["metric"]["value"])
         if run.missing is not None:
-            training.check_sources(run)  # a mistake should show before the parent's hours
+            building.check_sources(run)  # a mistake should show before the parent's hours
             log.info("parent missing, training it first: %s", run.missing.directory)
             try:
                 cli.start_run(parent_overrides(run))

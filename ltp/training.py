@@ -7,28 +7,27 @@ import platform
 import time
 import warnings
 from importlib.metadata import version
+from itertools import islice
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from ltp.backbones import BACKBONES
+from ltp.benchmark import measured_speedup
+from ltp.building import build_model, build_tokenizer, check_hardware, read_splits
 from ltp.data import GLUEDataModule
 from ltp.errors import UserError
 from ltp.flops import DEFINITION
-from ltp.hub import loading_from_hub
 from ltp.modeling import LTPForSequenceClassification
 from ltp.module import LTPModule
 from ltp.plan import Run, check_labels, model_name
 from ltp.runs import CHECKPOINT_FOLDER, LAST_CHECKPOINT, MODEL_FOLDER, last_checkpoint, open_directory, write_results
-from ltp.sources import Splits, load_splits
-from ltp.synthetic import demo_tokenizer
+from ltp.sources import Splits
 from ltp.tasks import Task
 from ltp.tracking import build_loggers
 
@@ -94,6 +93,8 @@ def train(run: Run) -> dict[str, Any]:
         "duration_seconds": round(time.monotonic() - started, 1),
     }
     if trainer.is_global_zero:
+        if settings.stage == "hard":
+            results["measured_speedup"] = measure_speedup(model, datamodule)
         model.save_pretrained(run.directory / MODEL_FOLDER)
         tokenizer.save_pretrained(run.directory / MODEL_FOLDER)
         (run.directory / CHECKPOINT_FOLDER / "best.ckpt").unlink(missing_ok=True)
@@ -110,137 +111,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # Lightning's use of torch
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-
-
-def check_hardware(run: Run) -> None:
-    """Check that the trainer's settings fit the machine.
-
-    Raises:
-        UserError: they do not.
-    """
-    trainer = run.settings.trainer
-    if trainer.precision == "16-mixed" and not torch.cuda.is_available():
-        raise UserError("trainer.precision=16-mixed needs a CUDA GPU; use bf16-mixed or 32-true here")
-    if trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise UserError(f"trainer.accelerator={trainer.accelerator}: no GPU found; use trainer=cpu")
-
-
-def read_splits(run: Run) -> Splits:
-    """The task's examples, checked."""
-    chosen = run.settings.task
-    return load_splits(
-        run.task,
-        data_dir=run.settings.data_dir,
-        train_file=chosen.train_file,
-        validation_file=chosen.validation_file,
-        max_train_samples=chosen.max_train_samples,
-        max_validation_samples=chosen.max_validation_samples,
-    )
-
-
-def check_sources(run: Run) -> None:
-    """Look at all that a run and its missing parent will read, without loading weights.
-
-    Raises:
-        UserError: data, model or hardware do not fit.
-    """
-    check_hardware(run)
-    read_splits(run)
-    build_tokenizer(run)
-    if run.parent is None and run.settings.model.name_or_path is not None:
-        pretrained_config(run.settings.model.name_or_path)
-
-
-_MODEL_REMEDY = (
-    "Give a local directory with model.name_or_path=DIR or restore=DIR, take task=demo model=tiny, "
-    "or connect to the hub."
-)
-
-
-def build_tokenizer(run: Run) -> PreTrainedTokenizerBase:
-    """The tokenizer of the checkpoint that the run starts from; the demo's own for an encoder from scratch."""
-    source = run.parent.path if run.parent is not None else run.settings.model.name_or_path
-    if source is None:
-        return demo_tokenizer()
-    with loading_from_hub(f"the tokenizer of {source}", _MODEL_REMEDY, source=source):
-        return AutoTokenizer.from_pretrained(source)
-
-
-def build_model(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> LTPForSequenceClassification:
-    """The pruned classifier that the run starts from, in float32."""
-    settings, prune = run.settings, run.settings.prune
-    pruning: dict[str, Any] = {
-        "prune_mode": prune.mode,
-        "masking_mode": "soft" if settings.stage == "soft" else "hard",
-        "scoring_mode": prune.scoring_mode,
-        "score_length": prune.score_length,
-        "final_token_threshold": prune.final_token_threshold,
-        "token_keep_rate": prune.token_keep_rate,
-        "threshold_temperature": prune.temperature,
-        "lambda_threshold": prune.lambda_threshold,
-    }
-    pruning = {key: value for key, value in pruning.items() if value is not None}
-    if run.parent is not None:
-        with loading_from_hub(f"restore={run.parent.source}", _MODEL_REMEDY, source=run.parent.path):
-            model = LTPForSequenceClassification.from_pretrained(run.parent.path, **pruning)
-    else:
-        model = LTPForSequenceClassification.from_dense(build_dense(run, task, tokenizer), **pruning)
-    names = task.labels or tuple(f"LABEL_{index}" for index in range(task.num_labels))
-    model.config.id2label = dict(enumerate(names))
-    model.config.label2id = {name: index for index, name in enumerate(names)}
-    model.config.problem_type = "regression" if task.is_regression else "single_label_classification"
-    limit = model.dense.base_model.embeddings.position_ids.shape[-1]
-    if model.config.backbone_type == "roberta":
-        limit -= 2  # positions start after the padding index
-    if settings.task.max_length > limit:
-        raise UserError(f"task.max_length={settings.task.max_length} is more than the model's {limit} positions")
-    return model
-
-
-def build_dense(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """A pretrained encoder with a new head, or one from scratch."""
-    settings = run.settings.model
-    if settings.name_or_path is None:
-        architecture = dict(settings.architecture)
-        model_type = architecture.pop("model_type", None)
-        if model_type not in BACKBONES:
-            known = ", ".join(sorted(BACKBONES))
-            raise UserError(
-                f"model.architecture.model_type={model_type}, and model.name_or_path is null: "
-                f"an encoder from scratch is one of {known}; a pretrained one is named by model.name_or_path"
-            )
-        backbone = BACKBONES[model_type]
-        try:
-            config = backbone.config_class(
-                **architecture,
-                vocab_size=len(tokenizer),
-                pad_token_id=tokenizer.pad_token_id,
-                num_labels=task.num_labels,
-            )
-            return backbone.classifier_class(config)
-        except (StrictDataclassError, TypeError, ValueError) as error:  # sizes that do not fit together
-            raise UserError(f"model.architecture: {' '.join(str(error).split())}") from error
-    pretrained_config(settings.name_or_path)
-    with loading_from_hub(f"model.name_or_path={settings.name_or_path}", _MODEL_REMEDY, source=settings.name_or_path):
-        return AutoModelForSequenceClassification.from_pretrained(
-            settings.name_or_path, num_labels=task.num_labels, dtype=torch.float32
-        )
-
-
-def pretrained_config(name_or_path: str) -> Any:
-    """The configuration of a pretrained encoder.
-
-    Raises:
-        UserError: it cannot be read, or ltp has no adapter for it.
-    """
-    with loading_from_hub(f"model.name_or_path={name_or_path}", _MODEL_REMEDY, source=name_or_path):
-        config = AutoConfig.from_pretrained(name_or_path)
-    if config.model_type not in BACKBONES:
-        raise UserError(
-            f"model.name_or_path={name_or_path} has the architecture {config.model_type}; "
-            f"ltp prunes {', '.join(sorted(BACKBONES))}."
-        )
-    return config
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
 
 
 def build_modules(
@@ -390,6 +261,13 @@ def describe(run: Run, task: Task, model: LTPForSequenceClassification) -> dict[
             **{name: version(name) for name in ("ltp", "torch", "pytorch-lightning", "transformers", "datasets")},
         },
     }
+
+
+def measure_speedup(model: LTPForSequenceClassification, datamodule: GLUEDataModule) -> dict[str, Any]:
+    """The clock beside the count: packed pruned over packed dense, on the first two validation batches."""
+    loaders = datamodule.val_dataloader()
+    main = loaders[0] if isinstance(loaders, list) else loaders
+    return measured_speedup(model, None, islice(main, 2), rounds=3)
 
 
 def device_name(trainer: pl.Trainer) -> str:
