@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -40,17 +41,17 @@ def comparison(runs: Iterable[dict[str, Any]]) -> Table:
     """
     ordered = sorted(runs, key=lambda run: (-run["relative_flops"], run["method"], run["stage"]))
     first = ordered[0]
-    table = Table(title=f"{first['task']} · {first['model']}", title_justify="left")
+    table = Table(title=f"{first['task']} · {first['model']}", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("method")
     table.add_column(first["metric"]["name"], justify="right")
-    table.add_column("relative FLOPs", justify="right")
-    table.add_column("tokens alive entering each layer → after the last")
+    table.add_column("rel. FLOPs", justify="right")
+    table.add_column("tokens entering each layer→after the last")
     for run in ordered:
         table.add_row(
             describe(run),
             f"{run['metric']['value']:.4f}",
             f"{run['relative_flops']:.3f}",
-            tokens_text(run["tokens_per_layer"]),
+            tokens_text(run["tokens_per_layer"], arrow="→"),
         )
     return table
 
@@ -61,12 +62,12 @@ def describe(run: dict[str, Any]) -> str:
     if run["method"] == "dense":
         return "dense"
     if run["method"] == "topk":
-        return f"top-k, keep rate {hyper['token_keep_rate']:g}"
+        return f"top-k, rate {hyper['token_keep_rate']:g}"
     if run["method"] == "manual":
-        return f"manual thresholds, {hyper['final_token_threshold']:g}"
-    return f"learned thresholds (LTP), {run['stage']}"
+        return f"manual, {hyper['final_token_threshold']:g}"
+    return f"learned, {run['stage']}"
 
 
-def tokens_text(tokens: list[float]) -> str:
+def tokens_text(tokens: list[float], arrow: str = " → ") -> str:
     """Mean tokens alive entering each layer, and after the last: ``21.8 → 14.0 → 3.1``."""
-    return " → ".join(f"{count:.1f}" for count in tokens)
+    return arrow.join(f"{count:.1f}" for count in tokens)

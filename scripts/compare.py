@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.text import Text
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging
 
 import ltp  # noqa: F401  (registers the model with the Auto classes)
 from ltp.summary import comparison
@@ -32,6 +33,7 @@ def finished_runs(folder: Path) -> dict[tuple[str, str], list[tuple[Path, dict[s
 
 def layer_by_layer(run: Path, sentence: str) -> Text:
     """A sentence once a layer, its pruned tokens dimmed."""
+    logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(run / "model")
     model = AutoModelForSequenceClassification.from_pretrained(run / "model").eval()
     inputs = tokenizer(sentence, return_tensors="pt")
@@ -55,14 +57,15 @@ def main(folder: Path, picture: Path | None) -> int:
     if not runs:
         print(f"error: no finished run (results.json) under {folder}", file=sys.stderr)
         return 2
-    console = Console(record=picture is not None, width=112 if picture else None)
+    console = Console(record=picture is not None, width=100 if picture else None)
     for group in runs.values():
         console.print(comparison(results for _, results in group))
     if picture is not None:
         learned = [run for group in runs.values() for run in group if run[1]["method"] == "learned"]
         if learned:
             directory, _ = min(learned, key=lambda run: (run[1]["stage"] != "hard", run[1]["relative_flops"]))
-            console.print(layer_by_layer(directory, demo_rows("validation")[5]["sentence"]))
+            sentences = [row["sentence"] for row in demo_rows("validation")]
+            console.print(layer_by_layer(directory, next(text for text in sentences if 11 <= len(text.split()) <= 14)))
         svg = console.export_svg(title="make demo")
         # fonts of the reader's machine, nothing fetched from elsewhere
         picture.write_text(re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL), encoding="utf-8")

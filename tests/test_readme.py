@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from ltp import cli
+from ltp import bench, cli
 from ltp.config import check_ranges, typed
 
 ROOT = Path(__file__).parent.parent
@@ -20,7 +20,9 @@ TRAIN = [line for line in LINES if line.startswith("python -m ltp.train")]
 
 def test_every_line_of_a_block_is_a_known_kind_of_command():
     assert TRAIN
-    assert [line for line in LINES if not line.startswith(("python -m ltp.train", "make "))] == []
+    assert [
+        line for line in LINES if not line.startswith(("python -m ltp.train", "python -m ltp.bench", "make "))
+    ] == []
 
 
 @pytest.mark.parametrize("line", TRAIN)
@@ -33,6 +35,15 @@ def test_training_commands_compose(line):
         # one job of a sweep: the first of the comma-separated values
         single = [re.sub(r"=([^\[\],]+),.*", r"=\1", override) for override in overrides] if is_sweep else overrides
         check_ranges(typed(compose("train", overrides=single)))
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if line.startswith("python -m ltp.bench")])
+def test_benchmark_commands_compose(line):
+    words = shlex.split(line, comments=True)[3:]
+    overrides = [word for word in words if not word.startswith("restore=")]  # the run is not here
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir=cli.config_dir(), version_base="1.3"):
+        bench.resolve(compose("bench", overrides=overrides))
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if line.startswith("make ")])
