@@ -87,6 +87,8 @@ def build_model(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> LTP
     if run.parent is not None:
         with loading_from_hub(f"restore={run.parent.source}", _MODEL_REMEDY, source=run.parent.path):
             model = LTPForSequenceClassification.from_pretrained(run.parent.path, **pruning)
+        if run.method == "manual":
+            model.pruner.reset()  # given thresholds, whatever the checkpoint learned
     else:
         model = LTPForSequenceClassification.from_dense(build_dense(run, task, tokenizer), **pruning)
     names = task.labels or tuple(f"LABEL_{index}" for index in range(task.num_labels))

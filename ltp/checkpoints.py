@@ -59,7 +59,10 @@ class Checkpoint:
 
     @property
     def holds_thresholds(self) -> bool:
-        """Whether thresholds are among its weights (learned, or trained around)."""
+        """Whether learned thresholds are among its weights."""
+        method = (self.results or {}).get("method")
+        if method is not None:
+            return method == "learned"
         return self.is_ltp and self.config.get("prune_mode") == "absolute_threshold"
 
     @property

@@ -41,11 +41,13 @@ def comparison(runs: Iterable[dict[str, Any]]) -> Table:
     """
     ordered = sorted(runs, key=lambda run: (-run["relative_flops"], run["method"], run["stage"]))
     first = ordered[0]
-    table = Table(title=f"{first['task']} · {first['model']}", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=f"{first['task']} · {first['model']}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     table.add_column("method")
     table.add_column(first["metric"]["name"], justify="right")
     table.add_column("rel. FLOPs", justify="right")
-    table.add_column("tokens entering each layer→after the last")
+    table.add_column("tokens per layer", overflow="fold")
     for run in ordered:
         table.add_row(
             describe(run),

@@ -87,7 +87,10 @@ def parent_overrides(run: Run) -> list[str]:
     overrides = [f"{group}={choices[group]}" for group in ("task", "model", "recipe", "trainer")]
     overrides += [f"stage={run.missing.stage}"]
     for group in ("task", "model", "recipe", "trainer"):
-        overrides += _as_overrides(group, dataclasses.asdict(getattr(settings, group)))
+        node = dataclasses.asdict(getattr(settings, group))
+        if group == "trainer":
+            del node["max_steps"]  # a limit of this run, not of its parent
+        overrides += _as_overrides(group, node)
     loggers = ",".join(settings.logger)
     overrides += [f"logger=[{loggers}]", *_as_overrides("logger", settings.logger)]
     for key in ("seed", "output_root", "data_dir"):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import SMALL, Finished, ltp_train, no_hub, write_json
+from helpers import SMALL, Finished, ltp_train, no_hub, plan_of, write_json
 from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
 from transformers import (
@@ -27,10 +27,12 @@ from transformers import (
     pipeline,
 )
 
+from ltp import building
 from ltp.errors import UserError
 from ltp.flops import dense_layer_flops, layer_flops
 from ltp.modeling import LTPForSequenceClassification
 from ltp.module import LTPModule
+from ltp.pruning import threshold_schedule
 from ltp.synthetic import demo_rows, demo_tokenizer
 from ltp.tracking import MetricsFile, build_loggers
 
@@ -680,3 +682,17 @@ def test_a_dense_checkpoint_s_own_pruning_keys():
     assert results["hyperparameters"]["scoring_mode"] == "mean_norm"
     saved = json.loads((directory / "model" / "config.json").read_text())
     assert {key: saved[key] for key in carried} == carried
+
+
+def test_manual_thresholds_replace_those_that_a_checkpoint_learned(tmp_path, make_dense):
+    dense = make_dense("bert", num_labels=2)
+    model = LTPForSequenceClassification.from_dense(
+        dense, prune_mode="absolute_threshold", final_token_threshold=0.01, masking_mode="soft"
+    )
+    with torch.no_grad():
+        model.thresholds.mul_(3)  # what a soft stage may have learned
+    model.save_pretrained(tmp_path / "soft")
+    run = plan_of(f"task=demo prune=manual prune.final_token_threshold=0.01 restore={tmp_path / 'soft'}")
+    assert run.method == "manual"
+    built = building.build_model(run, run.task, demo_tokenizer())
+    torch.testing.assert_close(built.thresholds.detach(), threshold_schedule(0.01, 6))
