@@ -685,7 +685,7 @@ def test_a_dense_checkpoint_s_own_pruning_keys():
 
 
 def test_manual_thresholds_replace_those_that_a_checkpoint_learned(tmp_path, make_dense):
-    dense = make_dense("bert", num_labels=2)
+    dense = make_dense("bert", num_labels=2, max_position_embeddings=128)
     model = LTPForSequenceClassification.from_dense(
         dense, prune_mode="absolute_threshold", final_token_threshold=0.01, masking_mode="soft"
     )
