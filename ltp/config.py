@@ -67,6 +67,10 @@ class PruneSettings:
     lr_threshold: float | None = None
 
 
+#: The keys of :class:`PruneSettings` that are numbers or modes of a method, rather than the choice of one.
+PRUNE_VALUES = tuple(item.name for item in dataclasses.fields(PruneSettings) if item.name not in ("mode", "learned"))
+
+
 @dataclass
 class BySize:
     """Epochs on small and on large tasks."""

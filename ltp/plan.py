@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ltp.checkpoints import RESULTS_FILE, Checkpoint, inspect_checkpoint, read_config
-from ltp.config import TaskSettings, TrainSettings, check_ranges
+from ltp.config import PRUNE_VALUES, TaskSettings, TrainSettings, check_ranges
 from ltp.errors import UserError
 from ltp.tasks import TASKS, Task, custom_task, get_task
 
@@ -244,15 +244,7 @@ def _fill(settings: TrainSettings, task: Task, method: str, carried: dict[str, A
     if method == "topk":
         relevant["token_keep_rate"] = recipe.token_keep_rate
     file_keys = {"temperature": "threshold_temperature"}
-    for key in (
-        "scoring_mode",
-        "score_length",
-        "final_token_threshold",
-        "token_keep_rate",
-        "temperature",
-        "lambda_threshold",
-        "lr_threshold",
-    ):
+    for key in PRUNE_VALUES:
         value = getattr(prune, key)
         if key not in relevant:
             if value is not None:

@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from ltp.benchmark import measured_speedup
 from ltp.building import build_model, build_tokenizer, check_hardware, read_splits
+from ltp.config import PRUNE_VALUES
 from ltp.data import GLUEDataModule
 from ltp.errors import UserError
 from ltp.flops import DEFINITION
@@ -228,18 +229,7 @@ def describe(run: Run, task: Task, model: LTPForSequenceClassification) -> dict[
         key: getattr(settings, key)
         for key in ("lr", "batch_size", "epochs", "weight_decay", "warmup_ratio", "save_step", "load_best")
     }
-    hyperparameters |= {
-        key: getattr(settings.prune, key)
-        for key in (
-            "scoring_mode",
-            "score_length",
-            "final_token_threshold",
-            "token_keep_rate",
-            "temperature",
-            "lambda_threshold",
-            "lr_threshold",
-        )
-    }
+    hyperparameters |= {key: getattr(settings.prune, key) for key in PRUNE_VALUES}
     hyperparameters |= {
         "max_length": settings.task.max_length,
         "precision": settings.trainer.precision,
