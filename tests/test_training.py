@@ -105,7 +105,7 @@ COMMON = (
 )
 CHAIN = (*COMMON, "prune=threshold", "stage=hard", "prune.final_token_threshold=0.009", "lr=5e-4")
 DENSE = Path("outputs/tiny/demo/finetune/lr_0.002/seed_0")
-SOFT = Path("outputs/tiny/demo/absolute_threshold/rate_0.009/temperature_0.001/lambda_0.1/lr_0.0001/seed_0")
+SOFT = Path("outputs/tiny/demo/absolute_threshold/rate_0.009/temperature_0.001/lambda_0.05/lr_0.0001/seed_0")
 HARD = SOFT / "hard" / "lr_0.0005"
 STAGES = {"dense": DENSE, "soft": SOFT, "hard": HARD}
 
@@ -180,8 +180,8 @@ def test_the_stable_keys_of_results(chain, stage):
     hyper = results["hyperparameters"]
     assert (hyper["lr"], hyper["batch_size"], hyper["temperature"], hyper["lambda_threshold"]) == {
         "dense": (2e-3, 16, None, None),
-        "soft": (1e-4, 64, 1e-3, 0.1),
-        "hard": (5e-4, 32, 1e-3, 0.1),
+        "soft": (1e-4, 64, 1e-3, 0.05),
+        "hard": (5e-4, 32, 1e-3, 0.05),
     }[stage]
     json.dumps(results, allow_nan=False)
 
@@ -299,7 +299,7 @@ def test_two_processes_give_what_one_gives(chain):
     assert two.code == 0, two.err
     one = ltp_train([*command, "output_root=one", f"restore={DENSE}"])
     assert one.code == 0, one.err
-    place = "tiny/demo/absolute_threshold/rate_0.005/temperature_0.001/lambda_0.1/lr_0.0001/seed_0"
+    place = "tiny/demo/absolute_threshold/rate_0.005/temperature_0.001/lambda_0.05/lr_0.0001/seed_0"
     two, one = chain / "two" / place, chain / "one" / place
     results = {name: results_of(directory) for name, directory in (("one", one), ("two", two))}
     assert (results["one"]["devices"], results["two"]["devices"]) == (1, 2)
