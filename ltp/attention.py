@@ -1,10 +1,14 @@
 """Self-attention that also tells how much attention each token received, over padded and over packed tokens."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from ltp.packing import Packing
+from ltp.pruning import attention_received
+
+#: Up to so many tokens a CPU computes the attention of half-precision sequences in float32: as fast, and exact.
+FLOAT32_TOKENS = 128
 
 
 def masked_attention(query: Tensor, key: Tensor, value: Tensor, alive: Tensor, dropout: float) -> tuple[Tensor, Tensor]:
@@ -32,18 +36,18 @@ def packed_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    groups: Sequence[tuple[int, int]],
+    packing: Packing,
     dropout: float,
     *,
     needs_received: bool,
 ) -> tuple[Tensor, Tensor]:
     """Scaled dot-product attention within each of several packed sequences.
 
-    Sequences of equal length are one batched product over a view; nothing is padded or copied.
+    A kernel for packed sequences would go here.
 
     Args:
-        query, key, value: (T, H, D/H), the sequences one after the other.
-        groups: (sequences, tokens of each) of every run of neighbours of equal length; they cover all T tokens.
+        query, key, value: (T, H, D/H).
+        packing: where the sequences stand.
         dropout: probability of dropping an attention weight (0 outside training).
         needs_received: whether the second result is wanted; without, a fused kernel serves.
 
@@ -51,17 +55,42 @@ def packed_attention(
         The context, (T, D), and the attention that each token received from its sequence before dropout, summed
         over heads and queries, (T,) float32 (empty where it is not wanted).
     """
+    # a CPU gains by what is not computed, a GPU by how few kernels are launched
+    attend = attention_by_length if query.device.type == "cpu" else attention_by_rows
+    return attend(query, key, value, packing, dropout, needs_received=needs_received)
+
+
+def attention_by_length(
+    query: Tensor, key: Tensor, value: Tensor, packing: Packing, dropout: float, *, needs_received: bool
+) -> tuple[Tensor, Tensor]:
+    """:func:`packed_attention` with one product for all sequences of equal length: nothing is padded or copied."""
     contexts, received = [], []
-    sizes = [sequences * length for sequences, length in groups]
-    parts = zip(groups, *(x.split(sizes) for x in (query, key, value)), strict=True)
-    for group, *qkv in parts:
-        q, k, v = (x.unflatten(0, group).transpose(1, 2) for x in qkv)  # (sequences, H, n, D/H)
-        if needs_received:
-            probs = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1)  # (sequences, H, n, n)
-            received.append(probs.sum(dim=(1, 2), dtype=torch.float32).flatten())
-            weights = functional.dropout(probs, dropout) if dropout else probs
-            context = weights.to(v.dtype) @ v
-        else:
-            context = functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-        contexts.append(context.transpose(1, 2).flatten(0, 1))  # (sequences · n, H, D/H)
-    return torch.cat(contexts).flatten(1), torch.cat(received) if received else query.new_empty(0, dtype=torch.float32)
+    sizes = [sequences * length for sequences, length in packing.groups]
+    parts = zip(packing.groups, *(x.split(sizes) for x in (query, key, value)), strict=True)
+    with torch.autocast("cpu", enabled=False):  # the types are chosen here
+        for (sequences, length), *qkv in parts:
+            kind = torch.float32 if length <= FLOAT32_TOKENS else query.dtype
+            q, k, v = (x.to(kind).unflatten(0, (sequences, length)).transpose(1, 2) for x in qkv)  # (…, H, n, D/H)
+            if needs_received:
+                probs = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1)  # (…, H, n, n)
+                received.append(probs.sum(dim=(1, 2), dtype=torch.float32).flatten())
+                context = (functional.dropout(probs, dropout) if dropout else probs) @ v
+            else:
+                context = functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+            contexts.append(context.transpose(1, 2).flatten(0, 1))  # (sequences · n, H, D/H)
+    context = torch.cat(contexts).flatten(1).to(value.dtype)
+    return context, torch.cat(received) if received else query.new_empty(0, dtype=torch.float32)
+
+
+def attention_by_rows(
+    query: Tensor, key: Tensor, value: Tensor, packing: Packing, dropout: float, *, needs_received: bool
+) -> tuple[Tensor, Tensor]:
+    """:func:`packed_attention` with one product for all sequences, padded to the longest one alive."""
+    query, key, value = (packing.pad(x) for x in (query, key, value))  # (B, N, H, D/H)
+    if needs_received:
+        context, probs = masked_attention(query, key, value, packing.alive, dropout)
+        return packing.pack(context), packing.pack(attention_received(probs, packing.alive))
+    context = functional.scaled_dot_product_attention(
+        *(x.transpose(1, 2) for x in (query, key, value)), attn_mask=packing.alive[:, None, None, :], dropout_p=dropout
+    )
+    return packing.pack(context.transpose(1, 2).flatten(2)), query.new_empty(0, dtype=torch.float32)

@@ -15,6 +15,7 @@ from ltp.backbones import BACKBONES
 from ltp.masked import masked_encoder
 from ltp.output import LTPOutput
 from ltp.packed import packed_encoder
+from ltp.packing import Packing
 from ltp.pruning import PRUNERS, SCORING_MODES, Pruner, ThresholdPruner, sparsity_penalty
 
 if TYPE_CHECKING:
@@ -336,8 +337,8 @@ class LTPForSequenceClassification(PreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
-        hidden = self.backbone.embed(self.dense, input_ids, token_type_ids, position_ids, inputs_embeds)
-        alive = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+        shape = (input_ids if input_ids is not None else cast(Tensor, inputs_embeds)).shape[:2]
+        alive = torch.ones(shape, dtype=torch.bool, device=self.device)
         if attention_mask is not None:
             alive = attention_mask.bool()
             if not bool(alive[:, 0].all()):
@@ -350,12 +351,22 @@ class LTPForSequenceClassification(PreTrainedModel):
             "scoring_mode": self.config.scoring_mode,
             "score_length": self.config.score_length,
         }
-        parts = (self.backbone, self.backbone.layers(self.dense), self.pruner, hidden, alive)
+        layers = self.backbone.layers(self.dense)
         if self.execution == "packed" and not (output_attentions or output_hidden_states):
-            encoded = packed_encoder(*parts, **common)
+            packing, places = Packing.of(alive)
+            if input_ids is not None:
+                hidden = self.backbone.embed_tokens(self.dense, input_ids, places, token_type_ids, position_ids)
+            else:
+                hidden = self.backbone.embed(self.dense, None, token_type_ids, position_ids, inputs_embeds)
+                hidden = hidden.flatten(0, 1)[places]
+            encoded = packed_encoder(self.backbone, layers, self.pruner, hidden, packing, **common)
         else:
+            hidden = self.backbone.embed(self.dense, input_ids, token_type_ids, position_ids, inputs_embeds)
             encoded = masked_encoder(
-                *parts, **common, keep_states=bool(output_hidden_states), keep_attentions=bool(output_attentions)
+                *(self.backbone, layers, self.pruner, hidden, alive),
+                **common,
+                keep_states=bool(output_hidden_states),
+                keep_attentions=bool(output_attentions),
             )
         logits = self.backbone.classify(self.dense, encoded.class_token)
         output = LTPOutput(

@@ -100,14 +100,15 @@ def test_the_model_is_usable_without_the_framework():
 @pytest.mark.parametrize(
     ("package", "allowed"),
     [
-        ("ltp.attention", ["ltp.pruning"]),
+        ("ltp.packing", []),
+        ("ltp.attention", ["ltp.packing", "ltp.pruning"]),
         ("ltp.backbones", ["ltp.pruning"]),
         ("ltp.masked", ["ltp.attention", "ltp.backbones", "ltp.encoder", "ltp.pruning"]),
-        ("ltp.packed", ["ltp.attention", "ltp.backbones", "ltp.encoder", "ltp.pruning"]),
-        ("ltp.deploy", ["ltp.backbones", "ltp.output", "ltp.pruning"]),
+        ("ltp.packed", ["ltp.attention", "ltp.backbones", "ltp.encoder", "ltp.packing", "ltp.pruning"]),
+        ("ltp.deploy", ["ltp.attention", "ltp.backbones", "ltp.output", "ltp.pruning"]),
         (
             "ltp.modeling",
-            ["ltp.masked", "ltp.packed", "ltp.deploy", "ltp.attention", "ltp.backbones", "ltp.output", "ltp.pruning"],
+            ["ltp.masked", "ltp.packed", "ltp.packing", "ltp.deploy", "ltp.backbones", "ltp.output", "ltp.pruning"],
         ),
     ],
 )

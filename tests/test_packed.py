@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from ltp import LTPForSequenceClassification
+from ltp import LTPForSequenceClassification, packed
+from ltp.attention import attention_by_length, attention_by_rows
+from ltp.packing import Packing
 
 METHODS = {
     "threshold": {"prune_mode": "absolute_threshold", "final_token_threshold": 0.012},
@@ -76,6 +79,78 @@ def test_equals_the_masked_form_on_long_inputs(pruned):
     assert torch.equal(packed.token_lengths, masked.token_lengths)
 
 
+@pytest.mark.parametrize("lengths", [[2], [17, 3, 14, 9], [5] * 8, [2, 30, 2, 29, 7, 11, 13, 1]])
+def test_equals_the_masked_form_as_on_a_gpu(pruned, lengths, monkeypatch):
+    monkeypatch.setattr(packed, "packed_attention", attention_by_rows)
+    (masked, masked_gradients), (by_rows, gradients) = both_forms(pruned, batch(lengths, longest=32))
+    torch.testing.assert_close(by_rows.logits, masked.logits, atol=1e-5, rtol=1e-5)
+    assert torch.equal(by_rows.token_lengths, masked.token_lengths)
+    assert_same_gradients(masked_gradients, gradients)
+
+
+def test_packing_by_hand():
+    rows = torch.tensor([[1, 1, 1, 0], [1, 0, 1, 0], [1, 1, 0, 1]], dtype=torch.bool)
+    packing, places = Packing.of(rows)
+    assert packing.lengths == [2, 3, 3]
+    assert packing.order.tolist() == [1, 0, 2]
+    assert places.tolist() == [4, 6, 0, 1, 2, 8, 9, 11]
+    assert packing.starts.tolist() == [0, 2, 5]
+    assert packing.groups == [(1, 2), (2, 3)]
+    assert packing.pad(torch.arange(1, 9)).tolist() == [[1, 2, 0], [3, 4, 5], [6, 7, 8]]
+    assert packing.pack(packing.pad(torch.arange(8))).tolist() == list(range(8))
+    assert packing.by_example(torch.tensor([10, 20, 30])).tolist() == [20, 10, 30]
+
+    kept, places = packing.keep(torch.tensor([[1, 1, 0], [1, 0, 0], [1, 0, 1]], dtype=torch.bool))
+    assert kept.lengths == [1, 2, 2]
+    assert places.tolist() == [2, 0, 1, 5, 7]
+    assert kept.order.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("attention", [attention_by_length, attention_by_rows])
+@pytest.mark.parametrize("needs_received", [True, False])
+def test_attention_of_each_sequence_is_its_own(attention, needs_received):
+    """Against the formula, sequence by sequence."""
+    packing, _ = Packing.of(torch.arange(6) < torch.tensor([3, 6, 1, 3])[:, None])
+    query, key, value = torch.randn(3, 13, 2, 4)
+    context, received = attention(query, key, value, packing, 0.0, needs_received=needs_received)
+    for start, length in zip(packing.starts.tolist(), packing.lengths, strict=True):
+        own = slice(start, start + length)
+        probs = torch.einsum("qhd,khd->hqk", query[own], key[own]).div(2.0).softmax(dim=-1)
+        expected = torch.einsum("hqk,khd->qhd", probs, value[own]).flatten(1)
+        torch.testing.assert_close(context[own], expected)
+        if needs_received:
+            torch.testing.assert_close(received[own], probs.sum(dim=(0, 1)))
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operators for whose results the host waits on a GPU."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique", "_unique2")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        by_mask = name in ("index", "index_put") and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if name in self.NAMES or by_mask:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_layer_waits_for_a_gpu_at_most_once(pruned, monkeypatch):
+    """Each packing reads its lengths, and nothing else but the check of the batch's padding waits."""
+    monkeypatch.setattr(packed, "packed_attention", attention_by_rows)
+    made = []
+    monkeypatch.setattr(Packing, "__init__", lambda self, *args, make=Packing.__init__: made.append(make(self, *args)))
+    inputs = batch([17, 3, 14, 9])
+    with torch.no_grad(), Waits() as waits:
+        pruned(**{name: inputs[name] for name in ("input_ids", "attention_mask")})
+    assert waits.found == ["_local_scalar_dense"]
+    assert len(made) == 1 + (pruned.config.num_hidden_layers if pruned.pruner.needs_scores else 0)
+
+
 def test_the_fixture_prunes(make_dense):
     # the comparisons above mean something only where tokens leave in several layers
     for name in ("threshold", "threshold, mean_norm", "topk"):
@@ -115,13 +190,15 @@ def test_soft_training_equals_the_masked_form(make_dense, family):
 def test_a_token_that_left_costs_nothing(make_dense, family):
     """The rows that each layer's linears see are the tokens alive: none for padding, none for pruned tokens."""
     model = LTPForSequenceClassification.from_dense(make_dense(family), **METHODS["threshold"])
-    entering, surviving = [], []
+    embedded, entering, surviving = [], [], []
+    model.dense.base_model.embeddings.LayerNorm.register_forward_hook(lambda _, __, out: embedded.append(out.shape))
     for layer in model.backbone.layers(model.dense):
         layer.attention.self.query.register_forward_hook(lambda _, inputs, __: entering.append(inputs[0].shape))
         layer.intermediate.register_forward_hook(lambda _, inputs, __: surviving.append(inputs[0].shape))
     inputs = batch([17, 3, 14, 9], longest=40)
     lengths = model(**inputs).token_lengths.sum(dim=0).tolist()
     assert lengths[0] == 17 + 3 + 14 + 9
+    assert embedded == [(1, lengths[0], 32)]
     assert lengths[-1] < lengths[0]
     assert entering == [(count, 32) for count in lengths[:-1]]
     # behind the last layer's attention nothing but the 4 classification tokens is read

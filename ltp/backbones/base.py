@@ -70,27 +70,27 @@ class Backbone(ABC):
         cls,
         model: Any,
         input_ids: Tensor,
-        alive: Tensor,
+        places: Tensor,
         token_type_ids: Tensor | None,
         position_ids: Tensor | None,
     ) -> Tensor:
-        """Hidden states of the real tokens alone, without computing padding's.
+        """Hidden states of some tokens alone, such as those that are no padding.
 
         Args:
             model: the classifier.
             input_ids: (B, N) int64.
-            alive: real tokens, (B, N) bool.
-            token_type_ids, position_ids: (B, N) int64, or None.
+            places: the tokens, in flattened ``input_ids``, (T,) int64.
+            token_type_ids, position_ids: (B, N) or (1, N) int64, or None.
 
         Returns:
-            (T, D), sequence after sequence.
+            (T, D), in the order of ``places``.
         """
         if position_ids is None:
             position_ids = cls.position_ids(model, input_ids)
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
         ids, types, positions = (
-            x.expand_as(input_ids)[alive][None] for x in (input_ids, token_type_ids, position_ids)
+            x.expand_as(input_ids).flatten()[places][None] for x in (input_ids, token_type_ids, position_ids)
         )  # one long sequence, (1, T), that brings its own positions
         return cls.embed(model, ids, types, positions, None).squeeze(0)
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-#: Above so many tokens, attention of bfloat16 hidden states multiplies in bfloat16: below, float32 is as fast.
-FLOAT32_TOKENS = 128
+from ltp.attention import FLOAT32_TOKENS
+
 #: Probabilities of more than so many bytes are computed some heads at a time, to stay in the cache.
 CHUNK_BYTES = 512 * 1024
 

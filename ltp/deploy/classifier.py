@@ -97,7 +97,8 @@ class DeployedClassifier:
                 "position 0 of an example is padding; the classification token must stand there: "
                 "pad on the right (tokenizer.padding_side = 'right')"
             )
-        hidden = self._backbone.embed_tokens(self._surroundings, input_ids, alive, token_type_ids, position_ids)
+        places = alive.flatten().nonzero().squeeze(1)
+        hidden = self._backbone.embed_tokens(self._surroundings, input_ids, places, token_type_ids, position_ids)
         class_token, token_lengths = self._encode(hidden.to(self._hidden_type), alive.sum(dim=1))
         logits = self._backbone.classify(self._surroundings, class_token.float())
         return LTPOutput(logits=logits, token_lengths=token_lengths)

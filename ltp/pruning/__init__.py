@@ -7,7 +7,7 @@ A new pruning method is one file with one subclass of :class:`Pruner`, named in 
 """
 
 from ltp.pruning.base import NoPruning, Pruner
-from ltp.pruning.importance import SCORING_MODES, importance, normalise
+from ltp.pruning.importance import SCORING_MODES, attention_received, importance, normalise
 from ltp.pruning.threshold import (
     ThresholdPruner,
     sparsity_penalty,
@@ -27,6 +27,7 @@ __all__ = [
     "Pruner",
     "ThresholdPruner",
     "TopKPruner",
+    "attention_received",
     "importance",
     "keep_counts",
     "keep_rates",

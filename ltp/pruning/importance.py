@@ -22,10 +22,22 @@ def importance(probs: Tensor, alive: Tensor, *, scoring_mode: str = "mean", scor
     Returns:
         Scores, (B, N) float32; 0 for tokens that are not alive (nobody attends to them).
     """
-    with torch.autocast(probs.device.type, enabled=False):  # a product in half precision would round the scores
-        queries = alive.float()[:, None, None, :]  # (B, 1, 1, N)
-        received = (queries @ probs.float()).squeeze(2).sum(dim=1)  # (B, H, 1, N) -> (B, N)
+    received = attention_received(probs, alive)
     return normalise(received, alive, probs.shape[1], scoring_mode=scoring_mode, score_length=score_length)
+
+
+def attention_received(probs: Tensor, alive: Tensor) -> Tensor:
+    """The attention that every token receives, summed over heads and the queries that are alive.
+
+    Args:
+        probs, alive: see :func:`importance`.
+
+    Returns:
+        (B, N) float32.
+    """
+    with torch.autocast(probs.device.type, enabled=False):  # a product in half precision would round the sums
+        queries = alive.float()[:, None, None, :]  # (B, 1, 1, N)
+        return (queries @ probs.float()).squeeze(2).sum(dim=1)  # (B, H, 1, N) -> (B, N)
 
 
 def normalise(received: Tensor, alive: Tensor, heads: int, *, scoring_mode: str, score_length: int) -> Tensor:
