@@ -90,7 +90,7 @@ def attention_by_rows(
     if needs_received:
         context, probs = masked_attention(query, key, value, packing.alive, dropout)
         return packing.pack(context), packing.pack(attention_received(probs, packing.alive))
-    context = functional.scaled_dot_product_attention(
-        *(x.transpose(1, 2) for x in (query, key, value)), attn_mask=packing.alive[:, None, None, :], dropout_p=dropout
-    )
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    mask = packing.alive[:, None, None, :]
+    context = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
     return packing.pack(context.transpose(1, 2).flatten(2)), query.new_empty(0, dtype=torch.float32)

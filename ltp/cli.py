@@ -1,10 +1,8 @@
-"""Hydra's front door: where ``conf/`` is, how errors are told, how a process of one run is started."""
+"""Hydra's front door: where ``conf/`` is, and how errors are told."""
 
 import difflib
 import os
 import re
-import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,15 +19,9 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
 from ltp.config import unknown_key
-from ltp.errors import LTPError, RunError, UserError
-
-TRAIN_MODULE = "ltp.train"
-
-#: Set by launchers for each rank; a process of another run must not inherit them.
-_RANK_VARIABLES = (
-    *("LOCAL_RANK", "RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
-    *("MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED"),
-)
+from ltp.errors import LTPError, UserError
+from ltp.processes import belongs_to_another, follow_starter, hand_over
+from ltp.sweep import SweepRecord
 
 
 def config_dir() -> str:
@@ -73,43 +65,46 @@ def run_command(
         sys.argv[1:] = [word for word in sys.argv[1:] if word not in overrides] + overrides
     # Hydra would print tracebacks and exit with 1; here exceptions arrive below.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    failures: list[LTPError] = []
-    failed_jobs: list[str] = []
     composed = False
+    failures: list[LTPError] = []
 
     def guarded(cfg: DictConfig) -> Any:
         nonlocal composed
         composed = True
         try:
             return job(cfg)
-        except LTPError as error:  # later jobs of a sweep must not suffer for it
+        except LTPError as error:  # Hydra would print its own lines about it
             failures.append(error)
-            failed_jobs.append(" ".join(task_overrides()))
             return None
 
+    if belongs_to_another():
+        follow_starter()
+    SweepRecord.forget()
     try:
         hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(guarded)()
-        if len(failures) > 1:
-            jobs = [f"  {job}\n    {error}" for job, error in zip(failed_jobs, failures, strict=True)]
-            raise RunError("\n".join([f"{len(failures)} jobs of the sweep failed:", *jobs]))
         if failures:
             raise failures[0]
+        if (record := SweepRecord.current()) is not None:
+            record.check()
     except LTPError as error:
         return _fail(error)
     except (HydraException, OmegaConfBaseException) as error:
-        return _fail(UserError(explain(error, overrides, unknown)))
-    except ValueError as error:
-        if composed:
-            raise
         return _fail(UserError(explain(error, overrides, unknown)))
     except KeyboardInterrupt:
         return 130
     except SIGTERMException:
         return 143
+    except Exception as error:
+        if isinstance(error, ValueError) and not composed:  # so Hydra rejects some overrides
+            return _fail(UserError(explain(error, overrides, unknown)))
+        hand_over(error)
+        raise
     return 0
 
 
 def _fail(error: LTPError) -> int:
+    if hand_over(error):
+        return error.exit_code
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     console.print("error:", style="bold red", end=" ")
     console.print(str(error), markup=False)
@@ -176,33 +171,3 @@ def check_selections() -> None:
     meant = {"threshold": "absolute_threshold", "manual": "absolute_threshold"}.get(str(alias), alias)
     if alias is not None and meant != mode:
         raise UserError(f"prune={alias} and prune_mode={mode} contradict each other: give one of them")
-
-
-def start_run(overrides: list[str]) -> None:
-    """Train one run in a process of its own, and wait for it.
-
-    A process a run keeps runs apart: a rank of one cannot join another, and what fails in one stays there.
-
-    Raises:
-        RunError: it failed; it has printed why.
-        KeyboardInterrupt, SIGTERMException: it was stopped by the signal, which this process passed on.
-    """
-    environment = {key: value for key, value in os.environ.items() if key not in _RANK_VARIABLES}
-    command = [sys.executable, "-m", TRAIN_MODULE, *overrides, "hydra.mode=RUN"]
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
-
-    def forward(number: int, frame: Any) -> None:
-        os.killpg(process.pid, number)
-
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        code = process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if code in (130, -signal.SIGINT):
-        raise KeyboardInterrupt
-    if code in (143, -signal.SIGTERM):
-        raise SIGTERMException
-    if code:
-        raise RunError(f"it failed with exit code {code}; its own message stands above")

@@ -160,6 +160,7 @@ class TrainSettings:
     data_dir: str | None = None
     output_root: str = "outputs"
     overwrite: bool = False
+    flops_budget: float | None = None
 
 
 ConfigStore.instance().store(name="train_schema", node=TrainSettings)
@@ -252,6 +253,7 @@ def check_ranges(settings: TrainSettings) -> None:
     require_if("warmup_ratio", s.warmup_ratio, 0 <= (s.warmup_ratio or 0) < 1, "in [0, 1)")
     require_if("save_step", s.save_step, (s.save_step or 0) >= 0, "0 (every epoch) or more")
     require(0 <= s.seed < 2**32, "seed", s.seed, "in [0, 2^32)")
+    require_if("flops_budget", s.flops_budget, 0 < (s.flops_budget or 0) <= 1, "in (0, 1] (of the dense FLOPs)")
     require_if("stage", s.stage, s.stage in STAGES, f"one of {', '.join(STAGES)}")
     require_if("prune.mode", prune.mode, prune.mode in PRUNE_MODES, f"one of {', '.join(PRUNE_MODES)}")
     # the pruning keys once more, though the model checks them too: here with the command line's names

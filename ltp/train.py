@@ -2,8 +2,10 @@
 
 import dataclasses
 import logging
+import math
 import re
 import sys
+import time
 from typing import Any
 
 import yaml
@@ -12,26 +14,32 @@ from omegaconf import DictConfig
 
 from ltp import cli
 from ltp.config import TrainSettings, typed
-from ltp.errors import RunError
+from ltp.errors import LTPError, RunError
 from ltp.plan import Run, plan_run
+from ltp.processes import follow_starter, start_run
 from ltp.runs import check_same, is_finished, read_results
 from ltp.summary import print_results
+from ltp.sweep import DONE, FAILED, SKIPPED, Job, SweepRecord
 
 log = logging.getLogger("ltp")
 
+_POLL_SECONDS = 2.0
 
-def main(cfg: DictConfig) -> float | None:
-    """Train the run that a configuration describes.
+
+def main(cfg: DictConfig) -> float:
+    """Train the run that a configuration describes, or the job of a sweep in a process of its own.
 
     Returns:
         The task's main metric on the validation split, for sweepers that optimise it.
     """
+    return sweep_job(cfg) if cli.is_sweep() else train_run(cfg)
+
+
+def train_run(cfg: DictConfig) -> float:
+    """Train the run that a configuration describes."""
     cli.check_selections()
     given = typed(cfg)
     run = plan(given)
-    if cli.is_sweep():
-        cli.start_run(cli.task_overrides())
-        return float(read_results(plan(given).directory)["metric"]["value"])
 
     from ltp import building, training  # Lightning takes seconds to import, and a mistake should not
 
@@ -46,15 +54,48 @@ def main(cfg: DictConfig) -> float | None:
             building.check_sources(run)  # a mistake should show before the parent's hours
             log.info("parent missing, training it first: %s", run.missing.directory)
             try:
-                cli.start_run(parent_overrides(run))
+                start_run(parent_overrides(run))
             except RunError as error:
                 raise RunError(f"the parent run {run.missing.directory}: {error}") from error
             run = plan(given)
             check_same(run)
+    while run.missing is not None:  # a rank that was started together with the main process
+        time.sleep(_POLL_SECONDS)
+        run = plan(given)
     results = training.train(run)
     if training.is_main_process():
         print_results(results, run.directory)
     return float(results["metric"]["value"])
+
+
+def sweep_job(cfg: DictConfig) -> float:
+    """Run one job of a sweep in a process of its own; that it fails is noted, and stops no other.
+
+    Returns:
+        The metric; NaN where the job failed.
+    """
+    record = SweepRecord.current()
+    assert record is not None
+    if not record.is_leaders:
+        follow_starter()
+    job = Job(" ".join(cli.task_overrides()), DONE)
+    try:
+        cli.check_selections()
+        given = typed(cfg)
+        run = plan(given)
+        job = dataclasses.replace(job, directory=str(run.directory))
+        check_same(run)
+        if is_finished(run.directory) and not given.overwrite:
+            job = dataclasses.replace(job, status=SKIPPED)
+            log.info("finished already, skipped: %s", run.directory)
+        else:
+            start_run(cli.task_overrides())
+        value = float(read_results(plan(given).directory)["metric"]["value"])
+    except LTPError as error:
+        job = dataclasses.replace(job, status=FAILED, message=str(error), exit_code=error.exit_code)
+        value = math.nan
+    record.add(job)
+    return value
 
 
 def show(cfg: DictConfig) -> None:
