@@ -343,8 +343,8 @@ class LTPForSequenceClassification(PreTrainedModel):
             alive = attention_mask.bool()
             if not bool(alive[:, 0].all()):
                 raise ValueError(
-                    "position 0 of an example is padding; the classification token must stand there: "
-                    "pad on the right (tokenizer.padding_side = 'right')"
+                    "position 0 of an example is padding, or it has no real token; the classification token must stand "
+                    "there: pad on the right (tokenizer.padding_side = 'right')"
                 )
         common: dict[str, Any] = {
             "soft": self.training and self.config.masking_mode == "soft",

@@ -483,7 +483,7 @@ class TestBadInput:
     @pytest.mark.parametrize("mask", [[[0, 1, 1], [1, 1, 1]], [[1, 1, 1], [0, 0, 0]]])
     def test_padding_on_the_left(self, model, mask):
         message = (
-            r"^position 0 of an example is padding; the classification token must stand there: "
+            r"^position 0 of an example is padding, or it has no real token; the classification token must stand there: "
             r"pad on the right \(tokenizer.padding_side = 'right'\)$"
         )
         with pytest.raises(ValueError, match=message):

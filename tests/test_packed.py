@@ -221,3 +221,34 @@ def test_attentions_and_hidden_states_come_from_the_masked_form(make_dense, fami
     assert len(output.hidden_states) == 7
     assert len(output.attentions) == 6
     torch.testing.assert_close(output.logits, model(**inputs).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_given_positions_and_embeddings(pruned):
+    inputs = batch([17, 3, 14, 9])
+    inputs["position_ids"] = torch.randint(2, 60, inputs["input_ids"].shape)
+    (masked, masked_gradients), (packed, packed_gradients) = both_forms(pruned, inputs)
+    torch.testing.assert_close(packed.logits, masked.logits, atol=1e-5, rtol=1e-5)
+    assert_same_gradients(masked_gradients, packed_gradients)
+    inputs["inputs_embeds"] = torch.randn(*inputs.pop("input_ids").shape, 32)
+    (masked, _), (packed, _) = both_forms(pruned, inputs)
+    torch.testing.assert_close(packed.logits, masked.logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_on_a_cpu(make_dense, family, dtype):
+    # top-k with spread scores: a threshold's decisions may differ where a score is next to it
+    dense = make_dense(family).to(dtype)
+    model = LTPForSequenceClassification.from_dense(dense, **METHODS["topk"])
+    inputs = batch([17, 3, 14, 9])
+    packed = model(**inputs)
+    assert packed.logits.dtype == dtype
+    exact = LTPForSequenceClassification.from_dense(make_dense(family), **METHODS["topk"])(**inputs)
+    assert torch.equal(packed.token_lengths, exact.token_lengths)
+    torch.testing.assert_close(packed.logits.float(), exact.logits, atol=0.05, rtol=0.05)
+
+
+def test_an_example_without_a_real_token(pruned):
+    inputs = batch([9, 5])
+    inputs["attention_mask"][1] = 0
+    with pytest.raises(ValueError, match="position 0 of an example is padding, or it has no real token"):
+        pruned(**inputs)

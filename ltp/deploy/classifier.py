@@ -94,8 +94,8 @@ class DeployedClassifier:
         alive = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         if not bool(alive[:, 0].all()):
             raise ValueError(
-                "position 0 of an example is padding; the classification token must stand there: "
-                "pad on the right (tokenizer.padding_side = 'right')"
+                "position 0 of an example is padding, or it has no real token; the classification token must stand "
+                "there: pad on the right (tokenizer.padding_side = 'right')"
             )
         places = alive.flatten().nonzero().squeeze(1)
         hidden = self._backbone.embed_tokens(self._surroundings, input_ids, places, token_type_ids, position_ids)
