@@ -393,7 +393,8 @@ class TestSoftTraining:
         assert gradient.dtype == torch.float32
         assert gradient.isfinite().all()
         assert (gradient != 0).all()
-        assert gradient.tolist() == pytest.approx(expected.tolist(), rel=0.05, abs=0.01)
+        # bfloat16 has 8 bits, so a single threshold may be a few per cent off; all of them are not
+        assert (gradient - expected).norm() < 0.02 * expected.norm()
 
 
 class TestHardTraining:
