@@ -6,7 +6,7 @@ ARGS ?=
 TRAIN := $(BIN)/python -m ltp.train
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test train soft hard manual topk sweep lint typecheck format clean
+.PHONY: help install demo test train soft hard manual topk sweep reproduce lint typecheck format clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -48,6 +48,9 @@ topk: install  ## baseline: top-k
 
 sweep: install  ## the published grid of a task
 	$(TRAIN) -m sweep=ltp task=$(TASK) $(ARGS)
+
+reproduce: install  ## the paper's protocol: dense, three grids, one table; ARGS=--dry-run shows the jobs
+	$(BIN)/python scripts/reproduce.py $(TASK) $(ARGS)
 
 lint: install  ## ruff, style and format
 	$(BIN)/ruff check .

@@ -19,9 +19,17 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
 from ltp.config import unknown_key
-from ltp.errors import LTPError, UserError
+from ltp.errors import LTPError, RunError, UserError
 from ltp.processes import belongs_to_another, follow_starter, hand_over
 from ltp.sweep import SweepRecord
+
+#: Hydra's plugins by their names there: the option that chooses each, and the extra that installs it.
+_PLUGINS = {
+    "joblib": ("launcher=parallel", "parallel"),
+    "submitit_slurm": ("launcher=slurm", "slurm"),
+    "submitit_local": ("launcher=slurm_local", "slurm"),
+    "optuna": ("sweep=optuna", "optuna"),
+}
 
 
 def config_dir() -> str:
@@ -95,6 +103,13 @@ def run_command(
     except SIGTERMException:
         return 143
     except Exception as error:
+        if isinstance(error, ValueError) and (record := SweepRecord.current()) is not None:
+            try:
+                record.check()  # where every job failed, Optuna has no best one
+            except LTPError as failed:
+                return _fail(failed)
+        if type(error).__module__.startswith("submitit.") or (isinstance(error, RuntimeError) and "srun" in str(error)):
+            return _fail(RunError(f"launcher=slurm: {str(error).strip()}"))
         if isinstance(error, ValueError) and not composed:  # so Hydra rejects some overrides
             return _fail(UserError(explain(error, overrides, unknown)))
         hand_over(error)
@@ -115,6 +130,9 @@ def explain(error: Exception, overrides: list[str], unknown: Callable[[str], str
     """One message for what Hydra or OmegaConf reject: the key, what is wrong, the near matches."""
     text = str(error)
     cause = str(error.__cause__ or error).split("\n")[0]
+    if (match := re.search(r"Could not find 'hydra/(?:launcher|sweeper)/(\w+)'", text)) and match[1] in _PLUGINS:
+        option, extra = _PLUGINS[match[1]]
+        return f"{option} needs its package: pip install 'ltp[{extra}]'"
     if match := re.search(r"Could not (?:find|load) '([\w-]+)/(.+?)'", text):
         return _no_such_option(*match.groups())
     if "Config group override must be a string" in text:  # task=3, prune=null
@@ -153,6 +171,11 @@ def _no_such_option(group: str, option: str) -> str:
 def is_sweep() -> bool:
     """Whether this job is one of a sweep."""
     return HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def shares_machine() -> bool:
+    """Whether this job is one of several that run at once on this machine."""
+    return HydraConfig.get().runtime.choices["hydra/launcher"] in ("joblib", "submitit_local")
 
 
 def task_overrides() -> list[str]:

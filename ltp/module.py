@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torchmetrics import Metric
@@ -119,6 +120,7 @@ class LTPModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make dropout a function of (seed, step, rank), so that a resumed run draws the same masks."""
+        self._number_lines()
         part = batch_idx % self.trainer.accumulate_grad_batches
         state = np.random.SeedSequence((self.seed, self.global_step, part, self.global_rank)).generate_state(1)
         torch.manual_seed(int(state[0]))
@@ -147,13 +149,18 @@ class LTPModule(pl.LightningModule):
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Count back to the last optimiser step: the gradients accumulated since then are not saved."""
+        """Count back to the last optimiser step: neither a batch begun nor gradients accumulated since are saved."""
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         begun = progress["current"]["processed"] % self.trainer.accumulate_grad_batches
-        if begun:
+        if begun or progress["current"]["ready"] > progress["current"]["processed"]:
             for counts in (progress["total"], progress["current"]):
                 done = counts["processed"] - begun
                 counts.update(ready=done, started=done, processed=done, completed=done)
+            progress["is_last_batch"] = False
+
+    def _number_lines(self) -> None:
+        """Number the loggers' lines by optimiser steps: after a resume Lightning only guesses."""
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and linear decay; thresholds in a group of their own."""
@@ -185,6 +192,11 @@ class LTPModule(pl.LightningModule):
         self.log("train/lr", optimizer.param_groups[0]["lr"])
 
     # --------------------------------------------------------------------------------------------- evaluation
+
+    def on_validation_start(self) -> None:
+        """Number the evaluation after the training, which may have been over when this process began."""
+        if self.trainer.state.fn == TrainerFn.VALIDATING:
+            self._number_lines()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch to the metrics, under the hard rule."""

@@ -3,19 +3,21 @@
 ::
 
     config.yaml        the resolved configuration and the parent
-    checkpoints/       last.ckpt: all that a resumed run needs
+    checkpoints/       last.ckpt: all that a resumed run needs, and previous.ckpt, the one before
     metrics.jsonl      one line a logged step
     model/             Hugging Face format, with tokenizer
     results.json       written last and atomically: where it stands, the run is finished
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -25,12 +27,15 @@ from ltp.plan import Run
 
 CHECKPOINT_FOLDER = "checkpoints"
 LAST_CHECKPOINT = "last.ckpt"
+PREVIOUS_CHECKPOINT = "previous.ckpt"
+BEST_CHECKPOINT = "best.ckpt"
 METRICS_FILE = "metrics.jsonl"
+_PARTIAL = ".partial"  # how the name of a file ends that is being written
 _OWN = (CONFIG_FILE, CHECKPOINT_FOLDER, METRICS_FILE, MODEL_FOLDER, RESULTS_FILE)
 
 #: Keys that may differ when a run is started again: they decide neither what is learned nor from what.
 _FREE = (
-    *("output_root", "overwrite", "restore", "recipe", "logger"),
+    *("output_root", "overwrite", "restore", "recipe", "logger", "flops_budget"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
     *("trainer.num_threads", "trainer.num_workers"),
     *("trainer.enable_progress_bar", "trainer.log_every_n_steps", "trainer.detect_anomaly", "trainer.eval_batch_size"),
@@ -89,25 +94,17 @@ def check_same(run: Run) -> None:
         )
 
 
-def open_directory(run: Run) -> Path | None:
-    """Make the run directory ready for training.
-
-    Returns:
-        The checkpoint to resume from, or None for a fresh start.
-    """
+def open_directory(run: Run) -> None:
+    """Make the run directory ready for training: afresh with ``overwrite``, and without what a kill left half."""
     if run.settings.overwrite:
         clear(run.directory)
+    for folder in (run.directory, run.directory / CHECKPOINT_FOLDER):
+        for partial in folder.glob(f".*{_PARTIAL}"):
+            partial.unlink(missing_ok=True)
     run.directory.mkdir(parents=True, exist_ok=True)
     write_atomically(
         run.directory / CONFIG_FILE, yaml.safe_dump(stored_config(run), sort_keys=False, allow_unicode=True)
     )
-    return last_checkpoint(run.directory)
-
-
-def last_checkpoint(directory: Path) -> Path | None:
-    """The checkpoint that an unfinished run resumes from."""
-    path = directory / CHECKPOINT_FOLDER / LAST_CHECKPOINT
-    return path if path.is_file() else None
 
 
 def clear(directory: Path) -> None:
@@ -124,22 +121,80 @@ def clear(directory: Path) -> None:
 
 
 def write_results(directory: Path, results: dict[str, Any]) -> None:
-    """Write ``results.json`` atomically; it gets a ``run_id`` that tells this training from a later one."""
+    """Finish a run: write ``results.json`` atomically, and remove the checkpoints that it no longer needs.
+
+    The results get a ``run_id`` that tells this training from a later one.
+    """
     content = {**results, "run_id": uuid.uuid4().hex[:12]}
+    for path in (directory / MODEL_FOLDER).glob("*"):
+        _flush(path)  # after a power cut there must be no results without their model
     write_atomically(directory / RESULTS_FILE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    for name in (BEST_CHECKPOINT, PREVIOUS_CHECKPOINT):
+        (directory / CHECKPOINT_FOLDER / name).unlink(missing_ok=True)
+
+
+def metrics_size(directory: Path) -> int:
+    """Bytes of ``metrics.jsonl`` so far, all of them on the disk."""
+    path = directory / METRICS_FILE
+    if not path.is_file():
+        return 0
+    _flush(path)
+    return path.stat().st_size
+
+
+def cut_metrics(directory: Path, size: int | None) -> None:
+    """Drop what a run logged after the checkpoint that it resumes from, and a line of which only a part was written.
+
+    Args:
+        directory: the run directory.
+        size: bytes of ``metrics.jsonl`` when the checkpoint was saved; None keeps all whole lines.
+    """
+    path = directory / METRICS_FILE
+    if not path.is_file():
+        return
+    kept = path.read_bytes()[:size]
+    whole = kept.rfind(b"\n") + 1
+    if whole:
+        os.truncate(path, whole)
+    else:
+        path.unlink()
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that it is either whole or absent, also when the machine stops."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with replacing(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, keep: Path | None = None) -> Iterator[BinaryIO]:
+    """A file to write into, which takes the place of ``path`` when it is whole and on the disk.
+
+    Args:
+        path: where it will stand.
+        keep: where to put what stood there; None replaces it.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(partial, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if keep is not None and path.exists():
+            os.replace(path, keep)
+        os.replace(partial, path)
+        _flush(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Bring a file, or a folder's names, from the system's memory to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:

@@ -69,7 +69,7 @@ class SweepRecord:
             total: jobs of the sweep; None where they are not known beforehand.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        record = cls(folder / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{os.getpid()}.jsonl")
+        record = cls(folder / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}_{os.getpid()}.jsonl")
         record._append({"total": total, "started": time.time(), "process": os.getpid()})
         os.environ[_RECORD] = str(record.path)
         return record
@@ -153,6 +153,12 @@ class SweepCallback(Callback):
         signal.signal(signal.SIGTERM, end)
         total = number_of_jobs(config.hydra.sweeper, config.hydra.overrides.task)
         SweepRecord.start(Path(config.hydra.sweep.dir), total)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Tell how it ended, where the jobs told it elsewhere."""
+        record = SweepRecord.current()
+        if record is not None and not str(config.hydra.launcher._target_).endswith("BasicLauncher"):
+            log.info(record.progress())
 
 
 def number_of_jobs(sweeper: Mapping[str, Any], overrides: Sequence[str]) -> int | None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import math
 import re
 import sys
 import time
@@ -14,9 +13,11 @@ from omegaconf import DictConfig
 
 from ltp import cli
 from ltp.config import TrainSettings, typed
+from ltp.devices import gpus_wanted, lock_folder, own_gpus
 from ltp.errors import LTPError, RunError
+from ltp.objective import objective
 from ltp.plan import Run, plan_run
-from ltp.processes import follow_starter, start_run
+from ltp.processes import follow_starter, is_first_task, start_run
 from ltp.runs import check_same, is_finished, read_results
 from ltp.summary import print_results
 from ltp.sweep import DONE, FAILED, SKIPPED, Job, SweepRecord
@@ -26,7 +27,7 @@ log = logging.getLogger("ltp")
 _POLL_SECONDS = 2.0
 
 
-def main(cfg: DictConfig) -> float:
+def main(cfg: DictConfig) -> float | None:
     """Train the run that a configuration describes, or the job of a sweep in a process of its own.
 
     Returns:
@@ -43,13 +44,15 @@ def train_run(cfg: DictConfig) -> float:
 
     from ltp import building, training  # Lightning takes seconds to import, and a mistake should not
 
+    if is_finished(run.directory) and not given.overwrite:
+        results = read_results(run.directory)
+        if training.is_main_process():
+            check_same(run)
+            log.info("finished already, skipped: %s (overwrite=true starts it afresh)", run.directory)
+            print_results(results, run.directory)
+        return float(results["metric"]["value"])
     if training.is_main_process():
         check_same(run)
-        if is_finished(run.directory) and not given.overwrite:
-            log.info("finished already, skipped: %s (overwrite=true starts it afresh)", run.directory)
-            results = read_results(run.directory)
-            print_results(results, run.directory)
-            return float(results["metric"]["value"])
         if run.missing is not None:
             building.check_sources(run)  # a mistake should show before the parent's hours
             log.info("parent missing, training it first: %s", run.missing.directory)
@@ -68,11 +71,11 @@ def train_run(cfg: DictConfig) -> float:
     return float(results["metric"]["value"])
 
 
-def sweep_job(cfg: DictConfig) -> float:
+def sweep_job(cfg: DictConfig) -> float | None:
     """Run one job of a sweep in a process of its own; that it fails is noted, and stops no other.
 
     Returns:
-        The metric; NaN where the job failed.
+        What a sweeper optimises (:func:`ltp.objective.objective`); None where the job failed.
     """
     record = SweepRecord.current()
     assert record is not None
@@ -89,12 +92,15 @@ def sweep_job(cfg: DictConfig) -> float:
             job = dataclasses.replace(job, status=SKIPPED)
             log.info("finished already, skipped: %s", run.directory)
         else:
-            start_run(cli.task_overrides())
-        value = float(read_results(plan(given).directory)["metric"]["value"])
+            wanted = gpus_wanted(given.trainer) if cli.shares_machine() else 0
+            with own_gpus(wanted, lock_folder()) as gpus:
+                start_run(cli.task_overrides(), gpus, as_rank=True)
+        value = objective(read_results(plan(given).directory), given.flops_budget)
     except LTPError as error:
         job = dataclasses.replace(job, status=FAILED, message=str(error), exit_code=error.exit_code)
-        value = math.nan
-    record.add(job)
+        value = None  # what a sampler takes for a failure; NaN ends Optuna's study
+    if is_first_task():
+        record.add(job)
     return value
 
 
@@ -131,6 +137,7 @@ def parent_overrides(run: Run) -> list[str]:
         node = dataclasses.asdict(getattr(settings, group))
         if group == "trainer":
             del node["max_steps"]  # a limit of this run, not of its parent
+            node["num_nodes"] = 1  # only the main process's node starts it
         overrides += _as_overrides(group, node)
     loggers = ",".join(settings.logger)
     overrides += [f"logger=[{loggers}]", *_as_overrides("logger", settings.logger)]

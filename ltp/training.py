@@ -4,10 +4,12 @@ import contextlib
 import logging
 import math
 import platform
+import signal
 import time
 import warnings
-from importlib.metadata import version
+from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -24,10 +26,26 @@ from ltp.config import PRUNE_VALUES
 from ltp.data import GLUEDataModule
 from ltp.errors import UserError
 from ltp.flops import DEFINITION
+from ltp.interruption import LastCheckpoint, StoppedError
+from ltp.locks import only_writer
 from ltp.modeling import LTPForSequenceClassification
 from ltp.module import LTPModule
 from ltp.plan import Run, check_labels, model_name
-from ltp.runs import CHECKPOINT_FOLDER, LAST_CHECKPOINT, MODEL_FOLDER, last_checkpoint, open_directory, write_results
+from ltp.provenance import GIT_STATE, versions
+from ltp.resuming import RunCheckpointIO, SameStart, Saved, find_checkpoint, is_whole
+from ltp.runs import (
+    BEST_CHECKPOINT,
+    CHECKPOINT_FOLDER,
+    LAST_CHECKPOINT,
+    MODEL_FOLDER,
+    check_same,
+    cut_metrics,
+    is_finished,
+    open_directory,
+    read_results,
+    stored_config,
+    write_results,
+)
 from ltp.sources import Splits
 from ltp.tasks import Task
 from ltp.tracking import build_loggers
@@ -57,51 +75,72 @@ def train(run: Run) -> dict[str, Any]:
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     tokenizer = build_tokenizer(run)
     model = build_model(run, splits.task, tokenizer)
-    module, datamodule = build_modules(run, splits, tokenizer, model)
-
+    datamodule = build_datamodule(run, splits, tokenizer)
     try:
         trainer = build_trainer(run, datamodule)
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise UserError(f"trainer: {error}") from error
-    datamodule.trainer = trainer
+    module = build_module(run, splits.task, model, datamodule, total_steps=trainer.max_steps)
     datamodule.setup("fit")  # a batch that the processes cannot share should show before anything is written
+    with writer(run, trainer):
+        if is_main_process() and is_finished(run.directory) and not settings.overwrite:
+            log.info("another process has trained it meanwhile: %s", run.directory)
+            check_same(run)
+            return read_results(run.directory)
+        saved = start_directory(run)
+        trainer.callbacks.append(SameStart(saved))  # type: ignore[attr-defined]  # Lightning's own lists are not typed
+        fit(trainer, module, datamodule, saved)
+        trainer.save_checkpoint(run.directory / CHECKPOINT_FOLDER / LAST_CHECKPOINT)
+        scores, cost = keep_weights(run, trainer, module, datamodule)
+        results = {
+            **describe(run, splits.task, model),
+            "metric": {"name": splits.task.main_metric, "value": scores[splits.task.main_metric]},
+            "metrics": scores,
+            **cost,
+            "flops_definition": DEFINITION,
+            "train_examples": len(splits.train),
+            "train_steps": trainer.global_step,
+            "device": device_name(trainer),
+            "devices": trainer.world_size,
+            "duration_seconds": round(time.monotonic() - started, 1),
+        }
+        if trainer.is_global_zero:
+            if settings.stage == "hard":
+                results["measured_speedup"] = measure_speedup(model, datamodule)
+            model.save_pretrained(run.directory / MODEL_FOLDER)
+            tokenizer.save_pretrained(run.directory / MODEL_FOLDER)
+            write_results(run.directory, results)
+        trainer.strategy.barrier()
+    return results
+
+
+@contextlib.contextmanager
+def writer(run: Run, trainer: pl.Trainer) -> Iterator[None]:
+    """Make the run directory, and let this run's main process be the only one that writes it.
+
+    Raises:
+        UserError: it cannot be made.
+        RunError: another run writes it, and this one's other processes wait already: they would not for hours.
+    """
+    environment = trainer.strategy.cluster_environment if hasattr(trainer.strategy, "cluster_environment") else None
+    together = environment is not None and environment.creates_processes_externally
+    with contextlib.ExitStack() as stack:
+        if is_main_process():
+            with writable(run):
+                run.directory.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(only_writer(run.directory, wait=not together))
+        yield
+
+
+@contextlib.contextmanager
+def writable(run: Run) -> Iterator[None]:
+    """Tell of a folder that cannot be written as of the user's mistake that it is."""
     try:
-        resume = open_directory(run) if is_main_process() else last_checkpoint(run.directory)
+        yield
     except OSError as error:
         raise UserError(
-            f"output_root={settings.output_root}: cannot write {run.directory}: {error.strerror}"
+            f"output_root={run.settings.output_root}: cannot write {run.directory}: {error.strerror}"
         ) from error
-    if is_main_process():
-        log.info("%s %s", "resuming" if resume is not None else "training", run.directory)
-    try:
-        trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True if resume else None)
-    except SIGTERMException:
-        raise
-    except SystemExit as exit_:  # Lightning's answer to Ctrl-C, after it saved a checkpoint
-        raise KeyboardInterrupt from exit_
-    trainer.save_checkpoint(run.directory / CHECKPOINT_FOLDER / LAST_CHECKPOINT)
-    scores, cost = keep_weights(run, trainer, module, datamodule)
-    results = {
-        **describe(run, splits.task, model),
-        "metric": {"name": splits.task.main_metric, "value": scores[splits.task.main_metric]},
-        "metrics": scores,
-        **cost,
-        "flops_definition": DEFINITION,
-        "train_examples": len(splits.train),
-        "train_steps": trainer.global_step,
-        "device": device_name(trainer),
-        "devices": trainer.world_size,
-        "duration_seconds": round(time.monotonic() - started, 1),
-    }
-    if trainer.is_global_zero:
-        if settings.stage == "hard":
-            results["measured_speedup"] = measure_speedup(model, datamodule)
-        model.save_pretrained(run.directory / MODEL_FOLDER)
-        tokenizer.save_pretrained(run.directory / MODEL_FOLDER)
-        (run.directory / CHECKPOINT_FOLDER / "best.ckpt").unlink(missing_ok=True)
-        write_results(run.directory, results)
-    trainer.strategy.barrier()
-    return results
 
 
 def quiet_libraries() -> None:
@@ -113,15 +152,14 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", message=".*srun. command is available.*")
 
 
-def build_modules(
-    run: Run, splits: Splits, tokenizer: PreTrainedTokenizerBase, model: LTPForSequenceClassification
-) -> tuple[LTPModule, GLUEDataModule]:
-    """The LightningModule and the DataModule."""
+def build_datamodule(run: Run, splits: Splits, tokenizer: PreTrainedTokenizerBase) -> GLUEDataModule:
+    """The run's batches."""
     settings = run.settings
-    assert settings.batch_size and settings.lr and settings.weight_decay is not None
-    datamodule = GLUEDataModule(
+    assert settings.batch_size
+    return GLUEDataModule(
         splits,
         tokenizer,
         batch_size=settings.batch_size,
@@ -131,22 +169,29 @@ def build_modules(
         seed=settings.seed,
         num_workers=settings.trainer.num_workers,
     )
-    module = LTPModule(
+
+
+def build_module(
+    run: Run, task: Task, model: LTPForSequenceClassification, datamodule: GLUEDataModule, *, total_steps: int
+) -> LTPModule:
+    """What a step of the run is."""
+    settings = run.settings
+    assert settings.lr and settings.weight_decay is not None
+    return LTPModule(
         model,
-        splits.task,
+        task,
         lr=settings.lr,
         lr_threshold=settings.prune.lr_threshold,
         weight_decay=settings.weight_decay,
         warmup_ratio=settings.warmup_ratio or 0.0,
-        total_steps=total_steps(run, datamodule),
+        total_steps=total_steps,
         seed=settings.seed,
         validation_splits=datamodule.validation_splits,
     )
-    return module, datamodule
 
 
 def total_steps(run: Run, datamodule: GLUEDataModule) -> int:
-    """Optimiser steps of the whole training."""
+    """Optimiser steps of the whole training; exact once the data module knows the number of processes."""
     assert run.settings.epochs is not None
     steps = math.ceil(run.settings.epochs * datamodule.steps_per_epoch)
     limit = run.settings.trainer.max_steps
@@ -154,23 +199,28 @@ def total_steps(run: Run, datamodule: GLUEDataModule) -> int:
 
 
 def build_trainer(run: Run, datamodule: GLUEDataModule) -> pl.Trainer:
-    """Lightning's Trainer for the run."""
+    """Lightning's Trainer for the run, made known to the data module."""
     settings = run.settings
     assert settings.epochs is not None and settings.save_step is not None
     # Where an epoch is shorter than save_step, evaluate once an epoch: load_best would have nothing to choose from.
+    # With several processes an epoch may be one step shorter than it is here; then both come to the same.
     by_step = 0 < settings.save_step < datamodule.steps_per_epoch
     folder = run.directory / CHECKPOINT_FOLDER
     common: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False, "save_on_train_epoch_end": False}
     callbacks: list[Callback] = [
         ModelCheckpoint(
-            filename="best", monitor=f"val/{datamodule.task.main_metric}", mode="max", save_weights_only=True, **common
+            filename=Path(BEST_CHECKPOINT).stem,
+            monitor=f"val/{datamodule.task.main_metric}",
+            mode="max",
+            save_weights_only=True,
+            **common,
         ),
-        ModelCheckpoint(filename="last", save_on_exception=True, **common),
+        LastCheckpoint(filename=Path(LAST_CHECKPOINT).stem, **common),
     ]
     chosen = settings.trainer
     if chosen.enable_progress_bar:
         callbacks.append(RichProgressBar(leave=False))
-    return pl.Trainer(
+    trainer = pl.Trainer(
         accelerator=chosen.accelerator,
         devices=chosen.devices,
         num_nodes=chosen.num_nodes,
@@ -179,7 +229,6 @@ def build_trainer(run: Run, datamodule: GLUEDataModule) -> pl.Trainer:
         gradient_clip_val=chosen.gradient_clip_val or None,
         accumulate_grad_batches=chosen.accumulate_grad_batches,
         max_epochs=math.ceil(settings.epochs),
-        max_steps=total_steps(run, datamodule),
         val_check_interval=settings.save_step * chosen.accumulate_grad_batches if by_step else 1.0,
         check_val_every_n_epoch=None if by_step else 1,
         log_every_n_steps=chosen.log_every_n_steps,
@@ -189,9 +238,54 @@ def build_trainer(run: Run, datamodule: GLUEDataModule) -> pl.Trainer:
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # the data module shards, without padding a split
+        default_root_dir=run.directory,  # where Lightning looks for what it saved under SLURM: in no other run's
         logger=build_loggers(settings.logger, run.directory),
         callbacks=callbacks,
+        plugins=[RunCheckpointIO(run.directory)],
     )
+    datamodule.trainer = trainer
+    trainer.fit_loop.epoch_loop.max_steps = total_steps(run, datamodule)  # the Trainer is who counts the processes
+    return trainer
+
+
+def start_directory(run: Run) -> Saved | None:
+    """Make the run directory ready, as far as this process is the one that writes.
+
+    Returns:
+        The checkpoint to resume from, the same in every process; None for a fresh start.
+    """
+    if not is_main_process():
+        # others may be here before the main process has removed what overwrite=true is about
+        return None if run.settings.overwrite else find_checkpoint(run.directory, set_aside=False)
+    with writable(run):
+        open_directory(run)
+        saved = find_checkpoint(run.directory, set_aside=True)
+    if saved is None:
+        cut_metrics(run.directory, 0)
+        log.info("training %s", run.directory)
+    else:
+        cut_metrics(run.directory, saved.metrics_size)
+        log.info("resuming %s from step %d", run.directory, saved.step)
+    return saved
+
+
+def fit(trainer: pl.Trainer, module: LTPModule, datamodule: GLUEDataModule, saved: Saved | None) -> None:
+    """Train to the end.
+
+    Raises:
+        KeyboardInterrupt, SIGTERMException: a signal stopped it, after a checkpoint was saved.
+    """
+    resume: dict[str, Any] = {"ckpt_path": saved.path, "weights_only": True} if saved is not None else {}
+    try:
+        trainer.fit(module, datamodule=datamodule, **resume)
+    except StoppedError as stop:
+        if not trainer.is_global_zero:
+            raise SystemExit from stop  # the exit code is the main process's, which Lightning kills if this one fails
+        raise (KeyboardInterrupt if stop.number == signal.SIGINT else SIGTERMException) from stop
+    except SIGTERMException:
+        raise
+    except SystemExit as exit_:  # Lightning's answer to a second Ctrl-C
+        raise KeyboardInterrupt from exit_
 
 
 def keep_weights(
@@ -216,9 +310,12 @@ def keep_weights(
     )
     last_score = evaluate()
     if run.settings.load_best and best.best_model_score is not None and best.best_model_score.item() > last_score:
-        state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
-        module.load_state_dict(state)
-        evaluate()
+        if is_whole(Path(best.best_model_path)):
+            state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
+            module.load_state_dict(state)
+            evaluate()
+        elif trainer.is_global_zero:
+            log.warning("%s is damaged: the last weights are kept instead of the best", best.best_model_path)
     return module.last_scores, module.last_cost
 
 
@@ -246,10 +343,9 @@ def describe(run: Run, task: Task, model: LTPForSequenceClassification) -> dict[
         "thresholds": None if model.thresholds is None else model.thresholds.tolist(),
         "parent": run.parent_name,
         "parent_run_id": run.parent.results["run_id"] if run.parent is not None and run.parent.results else None,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("ltp", "torch", "pytorch-lightning", "transformers", "datasets")},
-        },
+        "config": stored_config(run),
+        "git": GIT_STATE,
+        "versions": versions(),
     }
 
 

@@ -28,13 +28,16 @@ OPTIONS = sorted(
 def test_the_groups_are_those_of_the_design():
     groups = {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra"}
     assert groups == {
-        *("task", "model", "prune", "prune_mode", "stage", "trainer", "logger", "sweep", "experiment", "recipe")
+        *("task", "model", "prune", "prune_mode", "stage", "trainer", "logger", "sweep", "experiment", "recipe"),
+        "launcher",
     }
     assert {f"task={name}" for name in (*TASKS, "custom")} == {word for word in OPTIONS if word.startswith("task=")}
 
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes(option):
+    if option == "sweep=optuna":
+        pytest.importorskip("optuna", reason="needs ltp[optuna]")
     group, name = option.split("=")
     settings = settings_of([option])
     assert HydraConfig.get().runtime.choices[group] == name
@@ -88,6 +91,16 @@ def test_sweeps_are_the_published_grids(sweep, method, grid):
     assert str(hydra.mode) == "RunMode.MULTIRUN"
     params = {key: [float(word) for word in words.split(",")] for key, words in hydra.sweeper.params.items()}
     assert params == grid
+
+
+def test_the_sweep_of_optuna_is_of_learned_thresholds_at_a_budget():
+    pytest.importorskip("optuna", reason="needs ltp[optuna]")
+    plan = plan_of("sweep=optuna task=mrpc")
+    assert (plan.method, plan.settings.stage, plan.settings.flops_budget) == ("learned", "hard", 0.5)
+    sweeper = HydraConfig.get().sweeper
+    assert sweeper.direction == "maximize"
+    assert {key for key in sweeper.params if key not in known_keys()} == set()
+    assert plan_of("sweep=optuna task=mrpc flops_budget=0.3").settings.flops_budget == 0.3
 
 
 # -- the commands of the design ------------------------------------------------------------------------------
@@ -287,6 +300,7 @@ def test_a_key_without_a_value_is_asked_for():
         ("warmup_ratio", [0.0, 0.99], [-0.1, 1.0], "in [0, 1)"),
         ("save_step", [0, 1], [-1], "0 (every epoch) or more"),
         ("seed", [0, 2**32 - 1], [-1, 2**32], "in [0, 2^32)"),
+        ("flops_budget", [0.01, 1.0, None], [0.0, -0.5, 1.1, float("nan")], "in (0, 1] (of the dense FLOPs)"),
         ("stage", ["soft", None], ["softt", "Soft", ""], "one of finetune, soft, hard"),
         ("prune.mode", ["topk", None], ["top-k", "threshold"], "one of none, absolute_threshold, topk"),
         ("prune.scoring_mode", ["mean", "mean_norm"], ["max"], "mean or mean_norm"),

@@ -484,8 +484,8 @@ class TestBadInput:
     @pytest.mark.parametrize("mask", [[[0, 1, 1], [1, 1, 1]], [[1, 1, 1], [0, 0, 0]]])
     def test_padding_on_the_left(self, model, mask):
         message = (
-            r"^position 0 of an example is padding, or it has no real token; the classification token must stand there: "
-            r"pad on the right \(tokenizer.padding_side = 'right'\)$"
+            r"^position 0 of an example is padding, or it has no real token; the classification token must stand "
+            r"there: pad on the right \(tokenizer.padding_side = 'right'\)$"
         )
         with pytest.raises(ValueError, match=message):
             model(torch.tensor([[2, 5, 3], [2, 6, 3]]), torch.tensor(mask))

@@ -12,8 +12,9 @@ from ltp.errors import UserError
 from ltp.runs import (
     check_same,
     clear,
+    cut_metrics,
     is_finished,
-    last_checkpoint,
+    metrics_size,
     open_directory,
     read_results,
     stored_config,
@@ -34,8 +35,8 @@ def start(command):
     """Start a run as far as its directory."""
     run = plan_of(command)
     check_same(run)
-    resume = open_directory(run)
-    return run, resume
+    open_directory(run)
+    return run
 
 
 def refusal(command):
@@ -48,18 +49,27 @@ def refusal(command):
 
 
 def test_the_same_configuration_starts_and_goes_on():
-    run, resume = start("task=mrpc lr=1e-5")
-    assert resume is None
+    run = start("task=mrpc lr=1e-5")
     assert sorted(path.name for path in run.directory.iterdir()) == ["config.yaml"]
     (run.directory / "checkpoints").mkdir()
     last = run.directory / "checkpoints" / "last.ckpt"
     last.touch()
-    again, resume = start("task=mrpc lr=1e-5")
-    assert resume == last == last_checkpoint(again.directory)
+    assert start("task=mrpc lr=1e-5").directory == run.directory
+    assert last.exists()
+
+
+def test_what_a_kill_left_half_written_is_removed():
+    run = start("task=mrpc")
+    (run.directory / "checkpoints").mkdir()
+    for name in (".results.json.17.partial", "checkpoints/.last.ckpt.17.partial"):
+        (run.directory / name).touch()
+    (run.directory / "notes.partial").touch()
+    start("task=mrpc")
+    assert sorted(path.name for path in run.directory.rglob("*")) == ["checkpoints", "config.yaml", "notes.partial"]
 
 
 def test_the_stored_configuration_is_plain_yaml_with_every_null_filled():
-    run, _ = start("task=mrpc prune=threshold stage=soft seed=3")
+    run = start("task=mrpc prune=threshold stage=soft seed=3")
     stored = yaml.safe_load((run.directory / "config.yaml").read_text(encoding="utf-8"))
     assert stored == stored_config(run)
     assert (stored["lr"], stored["batch_size"], stored["epochs"], stored["seed"]) == (2e-5, 64, 10, 3)
@@ -128,7 +138,7 @@ def test_another_parent_is_a_difference(root):
 
 def test_the_child_of_a_parent_that_was_trained_anew_is_refused():
     finished_run(DENSE, run_id="first")
-    run, _ = start("task=mrpc prune=topk")
+    run = start("task=mrpc prune=topk")
     check_same(plan_of("task=mrpc prune=topk"))
     finished_run(DENSE, run_id="second")
     assert refusal("task=mrpc prune=topk") == (
@@ -149,13 +159,12 @@ def test_a_child_stands_on_its_own_when_its_parent_is_deleted():
 
 
 def test_overwrite_starts_afresh():
-    run, _ = start("task=mrpc")
+    run = start("task=mrpc")
     (run.directory / "checkpoints").mkdir()
     (run.directory / "checkpoints" / "last.ckpt").touch()
     (run.directory / "metrics.jsonl").touch()
     write_results(run.directory, {})
-    _, resume = start("task=mrpc epochs=1 overwrite=true")
-    assert resume is None
+    start("task=mrpc epochs=1 overwrite=true")
     assert sorted(path.name for path in run.directory.iterdir()) == ["config.yaml"]
     check_same(plan_of("task=mrpc epochs=1"))  # and what follows need not overwrite again
 
@@ -182,6 +191,29 @@ def test_results_are_removed_first(monkeypatch):
     assert (DENSE / "model").is_dir()
 
 
+# -- the log -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "kept"),
+    [
+        (18, "one\ntwo\nthree\n"),  # as long as the file: only the half line goes
+        (None, "one\ntwo\nthree\n"),
+        (8, "one\ntwo\n"),
+        (6, "one\n"),  # a power cut lost some of what the checkpoint knew of
+        (0, None),
+    ],
+)
+def test_the_log_is_cut_after_whole_lines(tmp_path, size, kept):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("one\ntwo\nthree\nfour")
+    assert metrics_size(tmp_path) == 18
+    cut_metrics(tmp_path, size)
+    assert (path.read_text() if path.exists() else None) == kept
+    cut_metrics(tmp_path / "none", size)
+    assert metrics_size(tmp_path / "none") == 0
+
+
 # -- results -------------------------------------------------------------------------------------------------
 
 
@@ -194,6 +226,29 @@ def test_results_get_an_id_of_their_own(tmp_path):
         assert results == {"metric": {"value": 0.5}, "name": "é"}
     assert len(ids) == 2
     assert is_finished(tmp_path)
+
+
+def test_results_end_the_need_for_other_checkpoints(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("best.ckpt", "last.ckpt", "last.ckpt.damaged", "previous.ckpt"):
+        (tmp_path / "checkpoints" / name).touch()
+    write_results(tmp_path, {})
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["last.ckpt", "last.ckpt.damaged"]
+
+
+def test_results_come_after_the_model_is_on_the_disk(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").touch()
+    flushed, flush = [], os.fsync
+
+    def watched(descriptor):
+        flushed.append((Path(os.readlink(f"/proc/self/fd/{descriptor}")).name, is_finished(tmp_path)))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    write_results(tmp_path, {})
+    assert flushed[0] == ("model.safetensors", False)
+    assert flushed[-1] == (tmp_path.name, True)
 
 
 def test_results_are_whole_or_absent(tmp_path, monkeypatch):

@@ -30,7 +30,7 @@ def runs(root, monkeypatch):
     """The command lines that a sweep starts; instead of training, each writes its results."""
     started = []
 
-    def start_run(overrides):
+    def start_run(overrides, gpus=None, *, as_rank=False):
         started.append(overrides)
         chosen = dict(word.split("=") for word in overrides)
         if chosen["lr"] == "0.001":
@@ -84,7 +84,7 @@ def test_values_for_sweepers_that_optimise(runs):
     ltp_train(
         "-m prune=topk prune.token_keep_rate=0.4 lr=1e-3,2e-3", lambda cfg: values.append(train.main(cfg)) or values[-1]
     )
-    assert values == [pytest.approx(float("nan"), nan_ok=True), 0.9]
+    assert values == [None, 0.9]
 
 
 def test_a_mistake_before_the_first_job_is_no_job_s(runs):

@@ -165,7 +165,12 @@ def test_the_stable_keys_of_results(chain, stage):
     assert results["tokens_per_layer"] == sorted(results["tokens_per_layer"], reverse=True)
     assert results["relative_flops"] == pytest.approx(results["gflops"] / results["dense_gflops"])
     assert isinstance(results["device"], str)
-    assert set(results["versions"]) == {"python", "ltp", "torch", "pytorch-lightning", "transformers", "datasets"}
+    assert results["config"] == yaml.safe_load((STAGES[stage] / "config.yaml").read_text(encoding="utf-8"))
+    assert results["git"] is None or set(results["git"]) == {"commit", "dirty"}
+    assert set(results["versions"]) == {
+        *("python", "ltp", "torch", "pytorch-lightning", "transformers", "datasets", "torchmetrics"),
+        *("hydra-core", "omegaconf", "numpy"),
+    }
     assert None not in results["versions"].values()
     stages = {
         "dense": ("none", "finetune", "dense", None, None),
