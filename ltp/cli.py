@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
-from ltp.config import unknown_key
+from ltp.config import RATE_MODES, unknown_key
 from ltp.errors import LTPError, RunError, UserError
 from ltp.processes import belongs_to_another, follow_starter, hand_over
 from ltp.sweep import SweepRecord
@@ -158,7 +158,10 @@ def explain(error: Exception, overrides: list[str], unknown: Callable[[str], str
 
 
 def _options(group: str) -> list[str]:
-    return sorted(path.stem for path in (Path(config_dir()) / group).glob("*.yaml")) if group else []
+    if not group:
+        return []
+    files = {path.stem for path in (Path(config_dir()) / group).glob("*.yaml")}
+    return sorted(files | set(RATE_MODES if group in ("prune", "prune_mode") else ()))
 
 
 def _no_such_option(group: str, option: str) -> str:

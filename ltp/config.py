@@ -10,6 +10,7 @@ import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
@@ -18,7 +19,15 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from ltp.errors import UserError
 
 STAGES = ("finetune", "soft", "hard")
-PRUNE_MODES = ("none", "absolute_threshold", "topk")
+#: Methods that keep a share of the tokens, ``token_keep_rate``: each has a file of its name in ``ltp/pruning``.
+RATE_MODES = tuple(
+    sorted(
+        path.stem
+        for path in (Path(__file__).parent / "pruning").glob("*.py")
+        if path.stem not in ("__init__", "base", "importance", "threshold")
+    )
+)
+PRUNE_MODES = ("none", "absolute_threshold", *RATE_MODES)
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
@@ -164,6 +173,10 @@ class TrainSettings:
 
 
 ConfigStore.instance().store(name="train_schema", node=TrainSettings)
+for _mode in RATE_MODES:  # a new method's file is enough to select it
+    ConfigStore.instance().store(group="prune_mode", name=_mode, node={"mode": _mode}, package="prune")
+    _alias = {"defaults": [{"override /prune_mode": _mode}]}
+    ConfigStore.instance().store(group="prune", name=_mode, node=_alias, package="_global_")
 
 
 def known_keys(schema: type = TrainSettings, prefix: str = "") -> list[str]:

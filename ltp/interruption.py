@@ -1,6 +1,5 @@
 """A training that is stopped, by a signal or by an error: what it saves, and when."""
 
-import logging
 import signal
 import threading
 from collections.abc import Callable
@@ -12,8 +11,6 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.optim import Optimizer
 
 from ltp.errors import RunError
-
-log = logging.getLogger(__name__)
 
 
 class StoppedError(Exception):

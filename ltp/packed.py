@@ -49,7 +49,6 @@ def packed_encoder(
         context, received = packed_attention(
             query, key, value, packing, backbone.attention_dropout(layer), needs_received=pruner.needs_scores
         )
-        gate: Tensor | None = None
         if pruner.needs_scores:
             scores = normalise(
                 packing.pad(received),
@@ -58,12 +57,16 @@ def packed_encoder(
                 scoring_mode=scoring_mode,
                 score_length=score_length,
             )
-            if soft:
-                gates = pruner.gate(number, scores, packing.alive)
-                gate_sums.append(packing.by_example(gates.sum(dim=1)))
-                gate = packing.pack(gates)
-            else:
-                survivors = pruner.survivors(number, scores, packing.alive, real_lengths[packing.order])
+        else:
+            scores = torch.zeros_like(packing.alive, dtype=torch.float32)
+        gate: Tensor | None = None
+        if soft:
+            gates = pruner.gate(number, scores, packing.alive)
+            gate_sums.append(packing.by_example(gates.sum(dim=1)))
+            gate = packing.pack(gates)
+        else:
+            survivors = pruner.survivors(number, scores, packing.alive, real_lengths[packing.order])
+            if survivors is not packing.alive:
                 kept, places = packing.keep(survivors)
                 if kept.total < packing.total:
                     context, hidden = context[places], hidden[places]

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from ltp.checkpoints import RESULTS_FILE, Checkpoint, inspect_checkpoint, read_config
-from ltp.config import PRUNE_VALUES, TaskSettings, TrainSettings, check_ranges
+from ltp.config import PRUNE_VALUES, RATE_MODES, TaskSettings, TrainSettings, check_ranges
 from ltp.errors import UserError
 from ltp.tasks import TASKS, Task, custom_task, get_task
 
 log = logging.getLogger(__name__)
+
+_NAMES = {"topk": "top-k", "manual": "manual-threshold"}  # of methods, in messages
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Run:
     Attributes:
         settings: the configuration with every null filled.
         task: the task's row; a custom task's labels are still unknown.
-        method: ``dense``, ``learned``, ``manual`` or ``topk``.
+        method: ``dense``, ``learned``, ``manual``, ``topk`` or another of :data:`~ltp.config.RATE_MODES`.
         directory: where the run lives.
         parent: the checkpoint it starts from; None when it starts from a pretrained or a random encoder.
         missing: the parent that must be trained first, in which case ``parent`` is None.
@@ -167,8 +169,11 @@ def _stage_and_mode(settings: TrainSettings, restored: Checkpoint | None) -> tup
             f"stage=finetune trains the dense model, prune_mode={mode} prunes it: "
             "leave one of them out (stage=soft learns thresholds, stage=hard trains with fixed ones)."
         )
-    if stage == "soft" and mode == "topk":
-        raise UserError("stage=soft with prune=topk: top-k has nothing to learn. Use stage=hard, or prune=threshold.")
+    if stage == "soft" and mode in RATE_MODES:
+        name = _NAMES.get(mode, mode)
+        raise UserError(
+            f"stage=soft with prune={mode}: {name} has nothing to learn. Use stage=hard, or prune=threshold."
+        )
     if stage in ("soft", "hard") and mode == "none":
         raise UserError(f"stage={stage} with prune=none: nothing is pruned. Use stage=finetune, or prune=threshold.")
     if stage == "soft" and settings.prune.learned is False:
@@ -183,15 +188,15 @@ def _stage_and_mode(settings: TrainSettings, restored: Checkpoint | None) -> tup
     mode = mode or "none"
     if stage is None:
         fixed = settings.prune.learned is False or (restored is not None and restored.holds_thresholds)
-        stage = {"none": "finetune", "topk": "hard"}.get(mode, "hard" if fixed else "soft")
+        stage = "finetune" if mode == "none" else "hard" if fixed or mode in RATE_MODES else "soft"
     return stage, mode
 
 
 def _method(settings: TrainSettings, stage: str, mode: str, restored: Checkpoint | None) -> str:
     if stage == "finetune":
         return "dense"
-    if mode == "topk":
-        return "topk"
+    if mode in RATE_MODES:
+        return mode
     if stage == "soft":
         return "learned"
     learned = settings.prune.learned
@@ -241,7 +246,7 @@ def _fill(settings: TrainSettings, task: Task, method: str, carried: dict[str, A
         relevant |= {"temperature": recipe.temperature, "lambda_threshold": recipe.lambda_threshold}
     if learned and settings.stage == "soft":
         relevant["lr_threshold"] = settings.lr
-    if method == "topk":
+    if method in RATE_MODES:
         relevant["token_keep_rate"] = recipe.token_keep_rate
     file_keys = {"temperature": "threshold_temperature"}
     for key in PRUNE_VALUES:
@@ -255,8 +260,7 @@ def _fill(settings: TrainSettings, task: Task, method: str, carried: dict[str, A
 
 
 def _meaningless(key: str, settings: TrainSettings, method: str) -> str:
-    runs = {"dense": "dense", "topk": "top-k", "manual": "manual-threshold"}
-    kind = runs.get(method, f"{settings.stage} learned-threshold")
+    kind = f"{settings.stage} learned-threshold" if method == "learned" else _NAMES.get(method, method)
     return f"prune.{key}={getattr(settings.prune, key)} has no meaning for a {kind} run; leave it out"
 
 
@@ -299,8 +303,8 @@ def _directory(settings: TrainSettings, method: str, parent: Checkpoint | None, 
     folder = _task_folder(settings)
     if method == "dense":
         return folder / "finetune" / leaf
-    if method == "topk":
-        return folder / "topk" / f"rate_{number(settings.prune.token_keep_rate)}" / leaf
+    if method in RATE_MODES:
+        return folder / method / f"rate_{number(settings.prune.token_keep_rate)}" / leaf
     if settings.stage == "soft":
         return _soft_folder(settings) / leaf
     if method == "learned":

@@ -63,11 +63,11 @@ def describe(run: dict[str, Any]) -> str:
     hyper = run["hyperparameters"]
     if run["method"] == "dense":
         return "dense"
-    if run["method"] == "topk":
-        return f"top-k, rate {hyper['token_keep_rate']:g}"
     if run["method"] == "manual":
         return f"manual, {hyper['final_token_threshold']:g}"
-    return f"learned, {run['stage']}"
+    if run["method"] == "learned":
+        return f"learned, {run['stage']}"
+    return f"{'top-k' if run['method'] == 'topk' else run['method']}, rate {hyper['token_keep_rate']:g}"
 
 
 def tokens_text(tokens: list[float], arrow: str = " → ") -> str:

@@ -1,10 +1,16 @@
 """Every command of the README is one that works: it composes, and its make targets exist."""
 
+import json
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from helpers import SMALL
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
@@ -64,3 +70,28 @@ def test_every_official_flag_and_key_is_mapped():
 def test_paths_that_the_readme_names_exist():
     for path in re.findall(r"`((?:ltp|scripts|conf)/[\w./]*)`", README):
         assert (ROOT / path).exists(), path
+
+
+@pytest.mark.slow
+def test_the_method_of_the_readme_is_one_file_and_a_name(tmp_path):
+    """In a copy of the package: trained by the command line, executed packed, and counted."""
+    for folder in ("ltp", "conf"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    source = next(block for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if "(Pruner)" in block)
+    (tmp_path / "ltp/pruning/random.py").write_text(source)
+    init = tmp_path / "ltp/pruning/__init__.py"
+    lines = init.read_text().replace("(NoPruning, ThresholdPruner, TopKPruner)", "(NoPruning, RandomPruner, TopKPruner)")
+    init.write_text(lines.replace("from ltp", "from ltp.pruning.random import RandomPruner\nfrom ltp", 1))
+    finished = subprocess.run(
+        [sys.executable, "-m", "ltp.train", *SMALL, "prune=random", "prune.token_keep_rate=0"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stderr
+    run = tmp_path / "outputs/tiny/demo/random/rate_0/lr_0.0002/seed_0"
+    results = json.loads((run / "results.json").read_text())
+    assert (results["method"], results["prune_mode"]) == ("random", "random")
+    assert results["tokens_per_layer"][-1] == 1  # rate 0 keeps the classification token
+    assert results["relative_flops"] < 0.95

@@ -30,6 +30,7 @@ from transformers import (
 from ltp import building
 from ltp.errors import UserError
 from ltp.flops import dense_layer_flops, layer_flops
+from ltp.locks import LOCK_FILE
 from ltp.modeling import LTPForSequenceClassification
 from ltp.module import LTPModule
 from ltp.pruning import threshold_schedule
@@ -145,7 +146,7 @@ def test_missing_parents_are_trained_first_and_the_log_says_so(chain_process):
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_run_directory_holds_what_the_design_says(chain, stage):
     names = {path.name for path in STAGES[stage].iterdir()} - {"hard"}
-    assert names == {"config.yaml", "checkpoints", "metrics.jsonl", "model", "results.json"}
+    assert names == {"config.yaml", "checkpoints", "metrics.jsonl", "model", "results.json", LOCK_FILE}
     assert [path.name for path in (STAGES[stage] / "checkpoints").iterdir()] == ["last.ckpt"]
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= {
         path.name for path in (STAGES[stage] / "model").iterdir()

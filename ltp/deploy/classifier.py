@@ -123,10 +123,14 @@ class DeployedClassifier:
             before = rows
             if self._pruner.needs_scores:
                 scores = normalise(rows.pad(received), rows.alive, layer.heads, **self._scoring)
-                survivors = self._pruner.survivors(number, scores, rows.alive, real_lengths).numpy()
-                lengths = survivors.sum(axis=1)
+            else:
+                scores = torch.zeros_like(rows.alive, dtype=torch.float32)
+            survivors = self._pruner.survivors(number, scores, rows.alive, real_lengths)
+            if survivors is not rows.alive:
+                alive = survivors.numpy()
+                lengths = alive.sum(axis=1)
                 if lengths.sum() < rows.total:
-                    kept = np.flatnonzero(rows.pack(survivors))
+                    kept = np.flatnonzero(rows.pack(alive))
                     rows = Rows(lengths)
             token_lengths.append(rows.lengths)
             context = (contexts[0] if len(contexts) == 1 else torch.cat(contexts)).flatten(1).to(hidden.dtype)

@@ -13,7 +13,7 @@ class Pruner(nn.Module):
 
     #: the value of ``prune_mode`` that selects the method, in ``config.json`` and on the command line
     prune_mode: ClassVar[str]
-    #: whether the method reads importance scores; without, attention need not compute them
+    #: whether the method reads importance scores; without, attention need not compute them, and they are 0
     needs_scores: ClassVar[bool] = True
     #: whether the method has a soft form, :meth:`gate`
     learnable: ClassVar[bool] = False
@@ -36,7 +36,8 @@ class Pruner(nn.Module):
             lengths: real tokens n of each input, (B,) int64.
 
         Returns:
-            Tokens alive from this layer's attention on, (B, N) bool: a subset of ``alive`` with position 0.
+            Tokens alive from this layer's attention on, (B, N) bool: a subset of ``alive`` with position 0 (or
+            ``alive`` itself, which spares the executors to look who left).
         """
         raise NotImplementedError
 
