@@ -6,7 +6,7 @@ ARGS ?=
 TRAIN := $(BIN)/python -m ltp.train
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test train soft hard manual topk sweep reproduce lint typecheck format clean
+.PHONY: help install demo figures report test train soft hard manual topk sweep reproduce lint typecheck format clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -22,11 +22,17 @@ install: .venv/.installed  ## create .venv and install ltp with its pinned depen
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: install  ## dense, soft, hard and both baselines on the embedded corpus, then one table (minutes on a laptop)
+demo: install  ## dense, soft, hard and both baselines on the embedded corpus, then the report (minutes on a laptop)
 	$(TRAIN) task=demo prune=threshold stage=hard
 	$(TRAIN) task=demo prune=manual
 	$(TRAIN) task=demo prune=topk
-	$(BIN)/python scripts/compare.py outputs/tiny/demo
+	$(BIN)/python -m ltp.report outputs/tiny/demo
+
+report: install  ## tables and figures of all finished runs: make report ARGS=outputs/tiny
+	$(BIN)/python -m ltp.report $(ARGS)
+
+figures: install  ## the README's pictures, from the demo's runs
+	$(BIN)/python scripts/figures.py outputs/tiny/demo scripts
 
 test: install  ## every test, offline, on the CPU
 	$(BIN)/python -m pytest

@@ -13,6 +13,7 @@ from ltp.modeling import PRUNING_KEYS, SOFT_KEYS, LTPConfig
 RESULTS_FILE = "results.json"
 CONFIG_FILE = "config.yaml"
 MODEL_FOLDER = "model"
+PREDICTIONS_FILE = "predictions.parquet"
 
 
 @dataclass(frozen=True)

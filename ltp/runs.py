@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 import yaml
 
-from ltp.checkpoints import CONFIG_FILE, MODEL_FOLDER, RESULTS_FILE
+from ltp.checkpoints import CONFIG_FILE, MODEL_FOLDER, PREDICTIONS_FILE, RESULTS_FILE
 from ltp.errors import UserError
 from ltp.plan import Run
 
@@ -31,7 +31,7 @@ PREVIOUS_CHECKPOINT = "previous.ckpt"
 BEST_CHECKPOINT = "best.ckpt"
 METRICS_FILE = "metrics.jsonl"
 _PARTIAL = ".partial"  # how the name of a file ends that is being written
-_OWN = (CONFIG_FILE, CHECKPOINT_FOLDER, METRICS_FILE, MODEL_FOLDER, RESULTS_FILE)
+_OWN = (CONFIG_FILE, CHECKPOINT_FOLDER, METRICS_FILE, MODEL_FOLDER, PREDICTIONS_FILE, RESULTS_FILE)
 
 #: Keys that may differ when a run is started again: they decide neither what is learned nor from what.
 _FREE = (

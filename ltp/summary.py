@@ -1,10 +1,8 @@
-"""What finished runs show in the terminal."""
+"""What a finished run shows in the terminal."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -31,31 +29,6 @@ def print_results(results: dict[str, Any], directory: Path) -> None:
     table.add_row("time", f"{results['duration_seconds']:.0f} s on {results['device']}")
     console.print(table)
     console.print(f"run directory: {directory}", soft_wrap=True, highlight=False)
-
-
-def comparison(runs: Iterable[dict[str, Any]]) -> Table:
-    """One table of several runs of a task and a model: metric, cost, tokens per layer.
-
-    Args:
-        runs: contents of ``results.json``.
-    """
-    ordered = sorted(runs, key=lambda run: (-run["relative_flops"], run["method"], run["stage"]))
-    first = ordered[0]
-    table = Table(
-        title=f"{first['task']} · {first['model']}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
-    )
-    table.add_column("method")
-    table.add_column(first["metric"]["name"], justify="right")
-    table.add_column("rel. FLOPs", justify="right")
-    table.add_column("tokens per layer", overflow="fold")
-    for run in ordered:
-        table.add_row(
-            describe(run),
-            f"{run['metric']['value']:.4f}",
-            f"{run['relative_flops']:.3f}",
-            tokens_text(run["tokens_per_layer"], arrow="→"),
-        )
-    return table
 
 
 def describe(run: dict[str, Any]) -> str:

@@ -99,6 +99,7 @@ def train(run: Run) -> dict[str, Any]:
             **cost,
             "flops_definition": DEFINITION,
             "train_examples": len(splits.train),
+            "validation_examples": len(next(iter(splits.validation.values()))),
             "train_steps": trainer.global_step,
             "device": device_name(trainer),
             "devices": trainer.world_size,

@@ -21,7 +21,7 @@ from ltp.cli import config_dir
 from ltp.sweep import number_of_jobs
 
 TRAIN = (sys.executable, "-m", "ltp.train")
-COMPARE = Path(__file__).with_name("compare.py")
+REPORT = (sys.executable, "-m", "ltp.report")
 SWEEPS = ("ltp", "manual", "topk")
 #: The keys, or the groups of keys, that decide where the runs of a task go.
 PLACE = ("task", "model", "experiment", "output_root")
@@ -80,7 +80,7 @@ def main(task: str, overrides: list[str], dry_run: bool) -> int:
     for number, (words, grid) in enumerate(steps, 1):
         jobs = number_of_jobs({"_target_": "BasicSweeper", "params": grid}, words)
         print(f"{number}. {jobs:3} {'job ' if jobs == 1 else 'jobs'}  python -m ltp.train -m {shlex.join(words)}")
-    print(f"{len(steps) + 1}. the table  python scripts/compare.py {folder}", flush=True)
+    print(f"{len(steps) + 1}. the table  python -m ltp.report {folder}", flush=True)
     if dry_run:
         return 0
     failed = 0
@@ -90,7 +90,7 @@ def main(task: str, overrides: list[str], dry_run: bool) -> int:
         if code and (is_dense or code not in (1, 2)):  # without the dense run nothing else starts; else a signal
             return code
         failed = failed or code
-    return run(sys.executable, str(COMPARE), str(folder)) or failed
+    return run(*REPORT, str(folder)) or failed
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def test_a_dry_run_shows_the_commands_and_runs_nothing(reproduce, commands, caps
         "2.  50 jobs  python -m ltp.train -m sweep=ltp task=mrpc seed=0,1 lr=1e-5",
         "3.  14 jobs  python -m ltp.train -m sweep=manual task=mrpc seed=0,1 lr=1e-5",
         "4.  10 jobs  python -m ltp.train -m sweep=topk task=mrpc seed=0,1 lr=1e-5",
-        "5. the table  python scripts/compare.py outputs/bert-base/mrpc",
+        "5. the table  python -m ltp.report outputs/bert-base/mrpc",
     ]
 
 
@@ -94,7 +94,8 @@ def test_where_it_stops(reproduce, commands, codes, number, code):
     assert reproduce.main("mrpc", [], False) == code
     assert len(seen) == number
     if number == 5:
-        assert [Path(word).name for word in seen[-1]] == ["compare.py", "mrpc"]
+        assert seen[-1][:2] == ("-m", "ltp.report")
+        assert Path(seen[-1][2]).name == "mrpc"
 
 
 def test_overrides_that_ltp_train_rejects(reproduce, commands, monkeypatch):
@@ -109,5 +110,5 @@ def test_the_script(tmp_path):
     command = [sys.executable, SCRIPT, "demo", "output_root=elsewhere", "seed=0,1", "--dry-run"]
     shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (shown.returncode, shown.stderr) == (0, "")
-    assert shown.stdout.endswith("compare.py elsewhere/tiny/demo\n")
+    assert shown.stdout.endswith("ltp.report elsewhere/tiny/demo\n")
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,185 @@
+"""``python -m ltp.report``: finished runs side by side. Reading, tables and figures are :mod:`ltp.reporting`'s."""
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig
+from rich.console import Console
+
+from ltp import cli
+from ltp.config import typed_as, unknown_key
+from ltp.errors import UserError
+
+if TYPE_CHECKING:  # Matplotlib takes a second to import, and a mistake should not
+    from ltp.reporting import Collection, Group, LeftOut
+
+
+@dataclass
+class ReportSettings:
+    """One report; ``python -m ltp.report --help`` says what each key means.
+
+    ``folders`` is one (str) or a list: :func:`resolve` makes it a list.
+    """
+
+    output_root: str = MISSING
+    folders: Any = MISSING
+    to: str | None = None
+    points: float = MISSING
+    figures: bool = MISSING
+
+
+ConfigStore.instance().store(name="report_schema", node=ReportSettings)
+
+
+def unknown(key: str) -> str:
+    """The message for a key that the report does not have."""
+    return unknown_key(key, ReportSettings, "ltp.report")
+
+
+def main(cfg: DictConfig) -> None:
+    """Read the runs that a configuration names, print their tables and write the report's files."""
+    from ltp.reporting import compare
+
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells of every letter that goes into a PDF
+    settings = resolve(cfg)
+    collection = read_runs(settings)
+    groups = compare(collection.runs, settings.points)
+    files, unread = build_files(groups, collection.left_out, figures=settings.figures)
+    assert settings.to is not None
+    write_files(Path(settings.to), files)
+    print_report(groups, [*collection.left_out, *unread])
+    figures = sum(name.endswith(".png") for name in files)
+    texts = [name for name in files if not name.endswith((".png", ".pdf"))]
+    print(f"report: {settings.to} ({', '.join(texts)}, {figures} figures as PNG and PDF)")
+
+
+def show(cfg: DictConfig) -> None:
+    """Print the whole configuration, nulls filled; read nothing."""
+    print(yaml.safe_dump(dataclasses.asdict(resolve(cfg)), sort_keys=False, allow_unicode=True), end="")
+
+
+def resolve(cfg: DictConfig) -> ReportSettings:
+    """Check the configuration and fill its nulls.
+
+    Raises:
+        UserError: a value is out of range, or a folder is not there.
+    """
+    settings = typed_as(ReportSettings, cfg, unknown)
+    if not isinstance(settings.folders, list):
+        settings.folders = [settings.folders]
+    if not settings.folders:
+        raise UserError("folders=[] names no folder")
+    settings.folders = [str(Path(str(folder)).expanduser()) for folder in settings.folders]
+    for folder in settings.folders:
+        if not Path(folder).is_dir():
+            raise UserError(f"{folder}: no such folder. Give the folder of the runs: python -m ltp.report outputs")
+    settings.to = str(Path(settings.to).expanduser() if settings.to else Path(settings.folders[0]) / "report")
+    if Path(settings.to).exists() and not Path(settings.to).is_dir():
+        raise UserError(f"to={settings.to} is a file; give a folder")
+    if not 0 <= settings.points < float("inf"):
+        raise UserError(f"points={settings.points} is out of range: it must be 0 or more")
+    return settings
+
+
+def read_runs(settings: ReportSettings) -> "Collection":
+    """Every run under the folders.
+
+    Raises:
+        UserError: there is no finished one.
+    """
+    from ltp.reporting import collect, left_out
+
+    collection = collect([Path(folder) for folder in settings.folders])
+    if not collection.runs:
+        lines = [f"no finished run (results.json) under {', '.join(settings.folders)}", *left_out(collection.left_out)]
+        raise UserError("\n".join(lines))
+    return collection
+
+
+def build_files(
+    groups: "Sequence[Group]", entries: "Sequence[LeftOut]", *, figures: bool
+) -> "tuple[dict[str, bytes], list[LeftOut]]":
+    """The report's files.
+
+    Returns:
+        Contents by name; and what could not be drawn.
+    """
+    from ltp.reporting import draw, summary_markdown, summary_tex, table_of_runs
+
+    pictures: dict[str, bytes] = {}
+    unread: list[LeftOut] = []
+    by_group: dict[str, list[str]] = {}
+    for group in groups if figures else ():
+        drawn, missing = draw(group)
+        pictures |= drawn
+        unread += missing
+        by_group[group.slug] = [name for name in drawn if name.endswith(".png")]
+    texts = {
+        "results.csv": table_of_runs(groups),
+        "summary.md": summary_markdown(groups, [*entries, *unread], by_group),
+        "summary.tex": summary_tex(groups),
+    }
+    return {**{name: text.encode("utf-8") for name, text in texts.items()}, **pictures}, unread
+
+
+def write_files(folder: Path, files: dict[str, bytes]) -> None:
+    """Write files, each whole or not at all.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+    from ltp.runs import replacing
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            with replacing(folder / name) as file:
+                file.write(content)
+    except OSError as error:
+        raise UserError(f"to={folder}: cannot write: {error.strerror}") from error
+
+
+def print_report(groups: "Sequence[Group]", entries: "Sequence[LeftOut]") -> None:
+    """Print a table a group with its summary, and what is in none."""
+    from ltp.reporting import comparison, left_out
+    from ltp.reporting.table import shown
+    from ltp.reporting.text import DEFINITIONS, summary
+
+    console = Console()
+    console.width = max(console.width, 130)  # a narrower terminal wraps lines, which is better than cut columns
+
+    def say(words: str) -> None:
+        console.print(words, highlight=False, markup=False, soft_wrap=True)
+
+    for group in groups:
+        console.print(comparison(group))
+        hidden = len(group.rows) - len(shown(group))
+        if hidden:
+            say(f"{hidden} more rows, on no method's Pareto front: see summary.md")
+        say(f"{summary(group)}\n")
+    for line in (*DEFINITIONS, *left_out(entries)):
+        say(line)
+
+
+def folders_as_key(arguments: Sequence[str]) -> list[str]:
+    """A command line whose words without ``=`` are folders, as Hydra reads it: ``folders=['outputs/tiny']``."""
+    overrides = get_args_parser().parse_intermixed_args(arguments).overrides
+    folders = [word for word in overrides if "=" not in word and not word.startswith("~")]
+    if not folders:
+        return list(arguments)
+    escaped = (word.replace("'", "\\'") for word in folders)
+    key = "folders=[" + ",".join(f"'{word}'" for word in escaped) + "]"
+    return [*(word for word in arguments if word not in folders), key]
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = folders_as_key(sys.argv[1:])
+    sys.exit(cli.run_command("report", main, show, unknown))

@@ -1,0 +1,157 @@
+"""The report as files: every run as CSV, the tables as Markdown and LaTeX."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from ltp.reporting import text
+from ltp.reporting.collect import LeftOut
+from ltp.reporting.rows import Group, Row
+from ltp.reporting.table import left_out
+
+#: Columns of the CSV that come first; the others follow in the order of results.json.
+_FIRST = (
+    *("task", "model", "method", "stage", "seed", "metric.name", "metric.value", "difference", "relative_flops"),
+    *("on_front", "row", "table", "directory"),
+)
+_LATEX = {
+    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "−": "$-$",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "·": r"$\cdot$",
+    "●": r"$\bullet$",
+    "✓": r"$\checkmark$",
+}
+
+
+def table_of_runs(groups: Sequence[Group]) -> str:
+    """Every run with all that its results say, as CSV; lists are JSON.
+
+    ``row`` counts the rows of a table, so that runs which differ in the seed only share theirs; ``difference`` is the
+    row's, ``table`` begins the names of the figures' files.
+    """
+    records = []
+    for group in groups:
+        for number, row in enumerate(group.rows, 1):
+            for run in row.runs:
+                # config.yaml beside it says the same again
+                content = {name: value for name, value in run.results.items() if name != "config"}
+                records.append(
+                    {
+                        **_flat(content),
+                        "method": run.method,
+                        "difference": row.difference.mean if row.difference is not None else None,
+                        "on_front": row.on_front,
+                        "row": number,
+                        "table": group.slug,
+                        "directory": str(run.directory),
+                    }
+                )
+    names = dict.fromkeys(_FIRST) | {name: None for record in records for name in record}
+    stream = io.StringIO(newline="")
+    writer = csv.DictWriter(stream, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return stream.getvalue()
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in content.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = json.dumps(value) if isinstance(value, list) else value
+    return flat
+
+
+def summary_markdown(groups: Sequence[Group], entries: Sequence[LeftOut], pictures: dict[str, list[str]]) -> str:
+    """The tables with their summaries, the figures, and what is in none of them.
+
+    Args:
+        groups: the tables.
+        entries: what was left out.
+        pictures: files beside this one to show, by group's slug.
+    """
+    parts = []
+    for group in groups:
+        parts += [f"## {_markdown(text.title(group.split))}", _markdown_table(group)]
+        parts.append("\n".join(f"- {_markdown(line)}" for line in summaries(group)))
+        parts += [f"![{name}]({name})" for name in pictures.get(group.slug, [])]
+    parts.append("\n".join(f"- {line}" for line in text.DEFINITIONS))
+    if entries:
+        parts.append(
+            "\n".join(["## Left out", "", *(f"- {_markdown(line)}" for line in left_out(entries, len(entries)))])
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def summaries(group: Group) -> list[str]:
+    """The paper's summary of a group: for each method."""
+    return [text.summary(group, name) for name in group.methods] or [text.summary(group)]
+
+
+def _markdown_table(group: Group) -> str:
+    columns = text.columns(group)
+    lines = [
+        [column.title for column in columns],
+        ["---:" if column.right else "---" for column in columns],
+        *([column.cell(row) for column in columns] for row in group.rows),
+    ]
+    return "\n".join(f"| {' | '.join(map(_markdown, line))} |" for line in lines)
+
+
+def _markdown(words: str) -> str:
+    return re.sub(r"([|*_`<\\])", r"\\\1", words.replace("\n", " "))
+
+
+def summary_tex(groups: Sequence[Group]) -> str:
+    """The tables for a paper, one float each."""
+    head = r"% needs \usepackage{booktabs} and, for the check mark, \usepackage{amssymb}"
+    return "\n\n".join([head, *map(_latex_table, groups)]) + "\n"
+
+
+def _latex_table(group: Group) -> str:
+    columns = text.columns(group)
+    alignment = "".join("r" if column.right else "l" for column in columns)
+
+    def line(cells: list[str]) -> str:
+        return " & ".join(map(latex, cells)) + r" \\"
+
+    body: list[str] = []
+    previous: Row | None = None
+    for row in group.rows:
+        if previous is not None and previous.method != row.method:
+            body.append(r"\midrule")
+        body.append(line([column.cell(row) for column in columns]))
+        previous = row
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{latex(text.title(group.split))}. {latex(text.summary(group))}}}",
+            rf"\label{{tab:{re.sub('[^A-Za-z0-9]+', '-', group.slug)}}}",
+            rf"\begin{{tabular}}{{{alignment}}}",
+            r"\toprule",
+            line([column.title for column in columns]),
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+    )
+
+
+def latex(words: str) -> str:
+    """Text with what LaTeX reads as commands written out."""
+    return "".join(_LATEX.get(letter, letter) for letter in words)

@@ -1,0 +1,138 @@
+"""Rows in words and numbers, the same in the terminal, in Markdown and in LaTeX."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ltp.reporting.rows import Group, Row, Split, Spread
+
+_TITLES = {"dense": "dense", "learned": "learned threshold", "manual": "manual threshold", "topk": "top-k"}
+_SHORT = {
+    "token_keep_rate": "rate",
+    "final_token_threshold": "threshold",
+    "lambda_threshold": "lambda",
+    "parent": "from",
+}
+
+DEFINITIONS = (
+    "Metrics are those of the validation split, times 100; difference: to the run's own dense parent, in points.",
+    "Relative FLOPs: of the dense cost of the same examples without padding, counted, not timed; "
+    "embeddings, pooler and head left out.",
+    "Speed-up: measured over the same weights without pruning, both packed, on the run's own machine.",
+    "Runs that differ in the seed only are one row: mean ± sample standard deviation over n runs.",
+    "● on the Pareto front of all rows of the table (no other row is as cheap and better, or as good and cheaper). "
+    "✓ the cheapest near dense. A soft stage whose hard stage is finished is neither: that one stands for both.",
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the summary tables.
+
+    Attributes:
+        title: its head.
+        cell: a row's text.
+        right: aligned to the right.
+    """
+
+    title: str
+    cell: Callable[[Row], str]
+    right: bool = True
+
+
+def columns(group: Group) -> list[Column]:
+    """What a table of a group shows; columns that would be empty are left out."""
+    rows = group.rows
+    chosen = group.cheapest()
+    shown = [
+        Column("", lambda row: ("●" if row.on_front else "") + ("✓" if row is chosen else ""), right=False),
+        Column("method", lambda row: method(row), right=False),
+        Column("settings", settings, right=False),
+        Column("n", number_of_runs),
+        Column(metric_title(group.split), lambda row: spread(row.metric, 2, times=100)),
+        Column("difference", lambda row: spread(row.difference, 2, times=100, sign="+")),
+        Column("relative FLOPs", lambda row: spread(row.relative_flops, 3)),
+        Column("speed-up", lambda row: spread(row.speedup, 2, unit="×")),
+    ]
+    optional = ("settings", "difference", "speed-up")
+    return [column for column in shown if column.title not in optional or any(map(column.cell, rows))]
+
+
+def number_of_runs(row: Row) -> str:
+    """How many runs a row is the mean of, and of how many seeds where one stands twice."""
+    seeds = {run.seed for run in row.runs}
+    return str(len(row.runs)) + ("" if len(seeds) == len(row.runs) else f" ({len(seeds)} seeds)")
+
+
+def title(split: Split) -> str:
+    """What a group's runs share, in a line."""
+    words = [split.task, split.model]
+    if split.max_length is not None:
+        words.append(f"max_length {split.max_length}")
+    if split.examples is not None:
+        words.append(f"{split.examples} validation examples")
+    if split.tokens is not None:
+        words.append(f"{split.tokens:.1f} tokens an example")
+    if split.dense_gflops is not None:
+        words.append(f"dense {split.dense_gflops:.3g} GFLOPs")
+    return " · ".join(words)
+
+
+def metric_title(split: Split) -> str:
+    """A metric's name and scale."""
+    return f"{split.metric}, %" if split.metric in ("accuracy", "f1") else f"{split.metric} × 100"
+
+
+def method(row: Row) -> str:
+    """The method, and the stage where the method has several."""
+    name = method_title(row.method)
+    return f"{name}, {row.stage}" if row.method == "learned" else name
+
+
+def method_title(name: str) -> str:
+    """A method's name in words."""
+    return _TITLES.get(name, name)
+
+
+def settings(row: Row) -> str:
+    """What tells a row from others of its method."""
+    return ", ".join(f"{_short(name)} {value(row.settings[name])}" for name in row.said)
+
+
+def _short(name: str) -> str:
+    stage, _, last = name.rpartition(" ")
+    return f"{stage} {_SHORT.get(last, last)}".strip()
+
+
+def value(content: Any) -> str:
+    """A setting's value, short but exact."""
+    if isinstance(content, float):
+        short = f"{content:g}"
+        return short if float(short) == content else repr(content)
+    return str(content)
+
+
+def spread(numbers: Spread | None, digits: int, times: float = 1, sign: str = "", unit: str = "") -> str:
+    """``78.19 ± 0.30``; nothing for None."""
+    if numbers is None:
+        return ""
+    # adding 0 turns a rounded -0.0 into 0.0
+    text = f"{round(times * numbers.mean, digits) + 0:{sign}.{digits}f}{unit}".replace("-", "−")
+    return text if numbers.deviation is None else f"{text} ± {times * numbers.deviation:.{digits}f}"
+
+
+def summary(group: Group, method_name: str | None = None) -> str:
+    """The paper's summary in a sentence."""
+    what = f"within {value(group.points)} {'point' if group.points == 1 else 'points'} of dense"
+    if group.dense is None:
+        return "No dense run here to compare with."
+    what += f" ({spread(group.dense.metric, 2, times=100)})"
+    row = group.cheapest(method_name)
+    if row is None:
+        return f"No {'pruned run' if method_name is None else method_title(method_name) + ' run'} {what}."
+    words = ", ".join(word for word in (method(row), settings(row)) if word)
+    assert row.difference is not None
+    return (
+        f"Cheapest {what}: {words}: {spread(row.metric, 2, times=100)} "
+        f"({spread(row.difference, 2, times=100, sign='+')}) at {spread(row.relative_flops, 3)} of the FLOPs."
+    )
