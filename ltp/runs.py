@@ -6,6 +6,7 @@
     checkpoints/       last.ckpt: all that a resumed run needs, and previous.ckpt, the one before
     metrics.jsonl      one line a logged step
     model/             Hugging Face format, with tokenizer
+    predictions.parquet  what ``python -m ltp.evaluate`` left
     results.json       written last and atomically: where it stands, the run is finished
 """
 

@@ -167,11 +167,18 @@ def _json_array(path: Path, column: str, values: list[Any]) -> pa.Array:
             return array
     except (pa.ArrowInvalid, pa.ArrowTypeError):
         pass
+    except UnicodeEncodeError:
+        row = next(row for row, value in enumerate(values, start=1) if not _is_unicode(value))
+        raise UserError(f"{path}: row {row}: column {column!r} holds half a character (a lone surrogate).") from None
     for row, value in enumerate(values, start=1):
         if isinstance(value, dict | list):
             found = json.dumps(value)[:60]
             raise UserError(f"{path}: row {row}: column {column!r} holds {found}, not a text or number.")
     return pa.array([None if value is None else str(value) for value in values])  # numbers and strings mixed
+
+
+def _is_unicode(value: Any) -> bool:
+    return not isinstance(value, str) or not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _not_utf8(path: Path) -> UserError:

@@ -90,6 +90,8 @@ def test_the_model_is_usable_without_the_framework():
         "ltp.masked",
         "ltp.deploy",
         "ltp.modeling",
+        "ltp.tracing",
+        "ltp.page",
     ):
         for module in modules_of(package) if package != "ltp" else ["ltp"]:
             for needed in reachable(module):
@@ -105,6 +107,8 @@ def test_the_model_is_usable_without_the_framework():
         ("ltp.backbones", ["ltp.pruning"]),
         ("ltp.masked", ["ltp.attention", "ltp.backbones", "ltp.encoder", "ltp.pruning"]),
         ("ltp.packed", ["ltp.attention", "ltp.backbones", "ltp.encoder", "ltp.packing", "ltp.pruning"]),
+        ("ltp.tracing", ["ltp.modeling", "ltp.pruning"]),
+        ("ltp.page", ["ltp.tracing"]),
         ("ltp.deploy", ["ltp.attention", "ltp.backbones", "ltp.output", "ltp.pruning"]),
         (
             "ltp.modeling",

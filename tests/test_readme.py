@@ -1,5 +1,6 @@
 """Every command of the README is one that works: it composes, and its make targets exist."""
 
+import importlib
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from helpers import SMALL
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from ltp import bench, cli
+from ltp import bench, cli, predict
 from ltp.config import check_ranges, typed
 
 ROOT = Path(__file__).parent.parent
@@ -49,6 +50,15 @@ def test_benchmark_commands_compose(line):
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=cli.config_dir(), version_base="1.3"):
         bench.resolve(compose("bench", overrides=overrides))
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if "ltp.evaluate" in line or "ltp.predict" in line])
+def test_evaluation_and_prediction_commands_compose(line):
+    importlib.import_module(name)  # registers its schema
+    name, *words = shlex.split(line, comments=True)[2:]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir=cli.config_dir(), version_base="1.3"):
+        compose(name.removeprefix("ltp."), overrides=[predict.quoted(word) for word in words])
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if line.startswith("make ")])

@@ -1,0 +1,344 @@
+"""``python -m ltp.predict``: labels for new texts, and what a pruned classifier read of them."""
+
+import csv
+import dataclasses
+import io
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig
+
+from ltp import cli
+from ltp.checkpoints import Checkpoint, inspect_checkpoint
+from ltp.commands import check_writable, progress
+from ltp.config import typed_as, unknown_key
+from ltp.errors import UserError
+from ltp.restored import StoredTask, load_model, load_tokenizer, longest_input, on_device, quiet_libraries, stored_task
+from ltp.texts import Texts, present, read_texts
+
+if TYPE_CHECKING:  # transformers takes seconds to import, and a mistake should not
+    from ltp.prediction import Prediction
+
+SUFFIXES = (".csv", ".jsonl")
+_NAMED_ROWS = 5  # of many rows with the same note the first so many are named
+_SHOWN_LETTERS = 200
+
+
+@dataclass
+class PredictSettings:
+    """What is predicted; ``python -m ltp.predict --help`` says what each key means."""
+
+    restore: str = MISSING
+    text: str | None = None
+    text_pair: str | None = None
+    input: str | None = None
+    columns: list[str] | None = None
+    output: str | None = None
+    show: bool = MISSING
+    html: str | None = None
+    max_length: int | None = None
+    batch_size: int = MISSING
+    device: str = MISSING
+
+
+ConfigStore.instance().store(name="predict_schema", node=PredictSettings)
+
+
+def unknown(key: str) -> str:
+    """The message for a key that the prediction does not have."""
+    return unknown_key(key, PredictSettings, "ltp.predict")
+
+
+def main(cfg: DictConfig) -> None:
+    """Classify the texts that a configuration names; print or write what comes out."""
+    settings, checkpoint = resolve(cfg)
+    texts = read(settings)
+    for key in ("output", "html"):
+        if (path := getattr(settings, key)) is not None:
+            check_writable(f"{key}={path}", Path(path))
+    predictions, thresholds = compute(settings, checkpoint, texts)
+    tell(texts, predictions)
+    if settings.output is not None:
+        write(Path(settings.output), texts, predictions)
+    if settings.html is not None:
+        write_page(Path(settings.html), checkpoint, texts, predictions, thresholds)
+    if settings.show:
+        print_layers(texts, predictions)
+    elif settings.output is None and settings.html is None:
+        print_table(texts, predictions)
+    for path in (settings.output, settings.html):
+        if path is not None:
+            print(f"{len(predictions)} texts: {path}")
+
+
+def show(cfg: DictConfig) -> None:
+    """Print the whole configuration, nulls filled; predict nothing."""
+    settings, _ = resolve(cfg)
+    print(yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False, allow_unicode=True), end="")
+
+
+def resolve(cfg: DictConfig) -> tuple[PredictSettings, Checkpoint]:
+    """Check the configuration and fill its nulls. Reads small files only.
+
+    Raises:
+        UserError: a value is out of range, keys contradict each other, or the checkpoint is not there.
+    """
+    settings = typed_as(PredictSettings, cfg, unknown)
+    check(settings)
+    checkpoint = inspect_checkpoint(settings.restore)
+    if checkpoint.config.get("problem_type") == "multi_label_classification":
+        raise UserError(f"restore={settings.restore} gives a text several labels at once, which predict cannot say")
+    stored = stored_task(checkpoint)
+    expected = _text_columns(stored)
+    if settings.columns is None and settings.input is not None:
+        settings.columns = list(expected or ("text",))
+    given = _texts_a_row(settings)
+    if expected is not None and given != len(expected):
+        raise UserError(_wrong_number(settings, len(expected)))
+    if settings.max_length is None and stored is not None:
+        settings.max_length = stored.task.max_length
+    return settings, checkpoint
+
+
+def _text_columns(stored: StoredTask | None) -> tuple[str, ...] | None:
+    from ltp.plan import task_of
+
+    return None if stored is None else task_of(stored.task).text_columns
+
+
+def _texts_a_row(settings: PredictSettings) -> int:
+    if settings.text is not None:
+        return 1 if settings.text_pair is None else 2
+    assert settings.input is not None and settings.columns is not None  # checked, and filled
+    has_columns = settings.input != "-" and Path(settings.input).suffix != ".txt"
+    return len(settings.columns) if has_columns else 1
+
+
+def _wrong_number(settings: PredictSettings, expected: int) -> str:
+    reads = f"restore={settings.restore} reads {'a pair of texts' if expected == 2 else 'one text'}"
+    if settings.text is not None:
+        return f"{reads}: {'give text_pair=… too' if expected == 2 else 'leave text_pair out'}"
+    if expected == 2:
+        return f"{reads}: give a .csv, .tsv or .jsonl file with two columns, columns=[first,second]"
+    return f"{reads}: name one column, columns=[…]"
+
+
+def check(settings: PredictSettings) -> None:
+    """Check every value.
+
+    Raises:
+        UserError: names the key, its value and its range.
+    """
+    if (settings.text is None) == (settings.input is None):
+        raise UserError("give what is to be classified: either text=… or input=FILE (input=- reads standard input)")
+    if settings.text is None and settings.text_pair is not None:
+        raise UserError("text_pair=… goes with text=…; of a file, name two columns: columns=[first,second]")
+    if settings.columns is not None and settings.input is None:
+        raise UserError(f"columns={_text(settings.columns)} goes with input=FILE")
+    if settings.columns is not None and not 1 <= len(set(settings.columns)) == len(settings.columns) <= 2:
+        raise UserError(f"columns={_text(settings.columns)} is out of range: it must be one or two column names")
+    if settings.output is not None and Path(settings.output).suffix not in SUFFIXES:
+        raise UserError(f"output={settings.output}: unknown format; use one of {', '.join(SUFFIXES)}")
+    if settings.html is not None and Path(settings.html).suffix not in (".html", ".htm"):
+        raise UserError(f"html={settings.html} is a page: its name must end in .html")
+    if settings.max_length is not None and settings.max_length < 4:
+        raise UserError(f"max_length={settings.max_length} is out of range: it must be 4 or more (tokens)")
+    if settings.batch_size < 1:
+        raise UserError(f"batch_size={settings.batch_size} is out of range: it must be 1 or more")
+    if settings.device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device={settings.device}: no such option. Options: auto, cpu, cuda")
+
+
+def _text(names: Sequence[str]) -> str:
+    return f"[{','.join(names)}]"
+
+
+def read(settings: PredictSettings) -> Texts:
+    """The texts that the settings name.
+
+    Raises:
+        UserError: they cannot be read, or there are none.
+    """
+    if settings.text is None:
+        assert settings.input is not None and settings.columns is not None
+        return read_texts(settings.input, settings.columns)
+    pair = () if settings.text_pair is None else (settings.text_pair,)
+    return present([(settings.text, *pair)], "text=…")
+
+
+def compute(
+    settings: PredictSettings, checkpoint: Checkpoint, texts: Texts
+) -> tuple[list["Prediction"], list[float] | None]:
+    """Load the model and classify the texts.
+
+    Returns:
+        A prediction a text, and the model's thresholds where it has any.
+
+    Raises:
+        UserError: model, tokenizer or device do not fit.
+    """
+    from ltp.prediction import predict
+
+    quiet_libraries()
+    device = on_device(settings.device)
+    model = load_model(checkpoint)
+    tokenizer = load_tokenizer(checkpoint)
+    limit = longest_input(model, tokenizer)
+    if (settings.max_length or 0) > limit:
+        raise UserError(f"max_length={settings.max_length}: the model reads at most {limit} tokens")
+    model.to(device)
+    with progress(len(texts.texts)) as advance:
+        predictions = predict(
+            model,
+            tokenizer,
+            texts.texts,
+            max_length=settings.max_length or limit,
+            batch_size=settings.batch_size,
+            trace=settings.show or settings.html is not None,
+            advance=advance,
+        )
+    return predictions, None if model.thresholds is None else model.thresholds.tolist()
+
+
+def tell(texts: Texts, predictions: Sequence["Prediction"]) -> None:
+    """Say on standard error which rows were skipped, truncated, or hold no word."""
+    kinds: dict[str, list[str]] = {}
+    for row in texts.skipped:
+        kinds.setdefault("skipped, no text", []).append(str(row))
+    for row, prediction in zip(texts.rows, predictions, strict=True):
+        if prediction.note:
+            kind, _, detail = prediction.note.partition(": ")
+            kinds.setdefault(kind, []).append(f"{row} ({detail})" if detail else str(row))
+    for kind, rows in kinds.items():
+        more = f" and {len(rows) - _NAMED_ROWS} more" if len(rows) > _NAMED_ROWS else ""
+        word = "row" if len(rows) == 1 else "rows"
+        print(f"{kind}: {word} {', '.join(rows[:_NAMED_ROWS])}{more}", file=sys.stderr)
+
+
+def records(texts: Texts, predictions: Sequence["Prediction"]) -> list[dict[str, Any]]:
+    """What is written of each text: its row in the input, the text, label and probability or the score."""
+    found = []
+    for row, given, prediction in zip(texts.rows, texts.texts, predictions, strict=True):
+        record: dict[str, Any] = {"row": row, **dict(zip(("text", "text_pair"), given, strict=False))}
+        if prediction.label is None:
+            found.append(record | {"score": prediction.value})
+        else:
+            found.append(record | {"label": prediction.label, "probability": prediction.value})
+    return found
+
+
+def write(path: Path, texts: Texts, predictions: Sequence["Prediction"]) -> None:
+    """Write the predictions as CSV or JSONL, by the file's suffix, whole or not at all."""
+    from ltp.runs import write_atomically
+
+    found = records(texts, predictions)
+    content = io.StringIO()
+    if path.suffix == ".csv":
+        writer = csv.DictWriter(content, found[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(found)
+    else:
+        content.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in found)
+    write_atomically(path, content.getvalue())
+
+
+def write_page(
+    path: Path,
+    checkpoint: Checkpoint,
+    texts: Texts,
+    predictions: Sequence["Prediction"],
+    thresholds: Sequence[float] | None,
+) -> None:
+    """Write the page of the texts and their tokens, whole or not at all."""
+    from ltp.page import Example, render_page
+    from ltp.runs import write_atomically
+
+    examples = [
+        Example(row, result_text(prediction), prediction.note, prediction.cost, prediction.pieces)
+        for row, prediction in zip(texts.rows, predictions, strict=True)
+    ]
+    write_atomically(path, render_page(_title(checkpoint), examples, thresholds))
+
+
+def _title(checkpoint: Checkpoint) -> str:
+    from ltp.summary import describe
+
+    results = checkpoint.results
+    if results is None or "method" not in results:
+        return checkpoint.name
+    return f"{results['task']} · {results['model']} · {describe(results)}"
+
+
+def result_text(prediction: "Prediction") -> str:
+    """A prediction in words: ``positive 0.982``, or the score."""
+    return f"{prediction.label} {prediction.value:.3f}" if prediction.label is not None else f"{prediction.value:.3f}"
+
+
+def print_table(texts: Texts, predictions: Sequence["Prediction"]) -> None:
+    """Print a line a text; of a long one its beginning."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from ltp.tracing import printable
+
+    value = "probability" if predictions[0].label is not None else "score"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("row", justify="right", no_wrap=True)
+    for name in ("text", "text_pair")[: len(texts.texts[0])]:
+        table.add_column(name)
+    if predictions[0].label is not None:
+        table.add_column("label", no_wrap=True)
+    table.add_column(value, justify="right", no_wrap=True)
+    for row, given, prediction in zip(texts.rows, texts.texts, predictions, strict=True):
+        cells = [shortened(printable(text)) for text in given]
+        cells += [prediction.label] if prediction.label is not None else []
+        table.add_row(str(row), *map(Text, cells), f"{prediction.value:.4f}")
+    Console().print(table)
+
+
+def shortened(text: str) -> str:
+    """A text's beginning."""
+    return text if len(text) <= _SHOWN_LETTERS else f"{text[:_SHOWN_LETTERS]}…"
+
+
+def print_layers(texts: Texts, predictions: Sequence["Prediction"]) -> None:
+    """Print each text layer by layer, the tokens that have left dimmed."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from ltp.tracing import layer_by_layer, printable
+
+    console = Console(highlight=False)
+    for row, prediction in zip(texts.rows, predictions, strict=True):
+        cost = f"{100 * prediction.cost:.0f} % of the dense FLOPs"
+        console.print(Text(f"{row}: {printable(result_text(prediction))}", style="bold"), Text(f"· {cost}"))
+        console.print(layer_by_layer(prediction.pieces, plain=not console.is_terminal))
+
+
+def quoted(word: str) -> str:
+    """A word of the command line such that Hydra takes a text as it stands, whatever it holds."""
+    key, equals, value = word.partition("=")
+    if not equals or key not in ("text", "text_pair"):
+        return word
+    value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # OmegaConf would look the rest up
+    value = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + match[2].replace("'", r"\'"), value)
+    return f"{key}='{value}'"
+
+
+def command() -> int:
+    """Run the command line."""
+    sys.argv[1:] = [quoted(word) for word in sys.argv[1:]]
+    return cli.run_command("predict", main, show, unknown)
+
+
+if __name__ == "__main__":
+    sys.exit(command())
