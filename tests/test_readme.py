@@ -54,8 +54,8 @@ def test_benchmark_commands_compose(line):
 
 @pytest.mark.parametrize("line", [line for line in LINES if "ltp.evaluate" in line or "ltp.predict" in line])
 def test_evaluation_and_prediction_commands_compose(line):
-    importlib.import_module(name)  # registers its schema
     name, *words = shlex.split(line, comments=True)[2:]
+    importlib.import_module(name)  # registers its schema
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=cli.config_dir(), version_base="1.3"):
         compose(name.removeprefix("ltp."), overrides=[predict.quoted(word) for word in words])
