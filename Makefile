@@ -35,7 +35,7 @@ figures: install  ## the README's pictures, from the demo's runs
 	$(BIN)/python scripts/figures.py outputs/tiny/demo scripts
 
 test: install  ## every test, offline, on the CPU
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 train: install  ## the dense parent: make train TASK=mrpc
 	$(TRAIN) stage=finetune task=$(TASK) $(ARGS)

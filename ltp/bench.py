@@ -21,6 +21,8 @@ from ltp import cli
 from ltp.checkpoints import CONFIG_FILE, Checkpoint, inspect_checkpoint
 from ltp.config import TaskSettings, typed_as, unknown_key
 from ltp.errors import UserError
+from ltp.restored import load_tokenizer
+from ltp.samples import Sequences, validation_sequences
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, and a mistake should not
     from ltp.benchmark import Plan
@@ -73,21 +75,6 @@ def unknown(key: str) -> str:
     if key == "model":  # given, or asked for by task=demo, which brings a model to train
         return "unknown key model; a benchmark's is chosen by restore=… (a demo run brings its task) or bench.shape=…"
     return unknown_key(key, BenchSettings, "ltp.bench")
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """What the engines read.
-
-    Attributes:
-        source: in words, for the report.
-        ids: token ids of each sequence.
-        types: their token types, where the tokenizer makes them.
-    """
-
-    source: str
-    ids: list[list[int]]
-    types: list[list[int]] | None = None
 
 
 def main(cfg: DictConfig) -> None:
@@ -358,8 +345,6 @@ def read_sequences(
     Raises:
         UserError: the data or the tokenizer are not there, or do not fit the model.
     """
-    import numpy as np
-
     from ltp.benchmark import LENGTHS, random_sequences, synthetic_lengths
 
     options = settings.bench
@@ -369,41 +354,10 @@ def read_sequences(
         mean = LENGTHS[options.lengths].mean
         source = f"synthetic, like {options.lengths} (log-normal, mean {mean:g}, 4 to 128 tokens)"
         return Sequences(source, random_sequences(lengths, model.config.vocab_size, settings.seed))
-
-    from ltp.plan import task_of
-    from ltp.sources import load_splits
-
     assert checkpoint is not None  # resolve asked for it
-    task = settings.task
-    splits = load_splits(
-        task_of(task),
-        data_dir=settings.data_dir,
-        train_file=task.train_file,
-        validation_file=task.validation_file,
-        max_validation_samples=task.max_validation_samples,
+    return validation_sequences(
+        settings.task, settings.data_dir, load_tokenizer(checkpoint), model, options.sequences, settings.seed
     )
-    split = next(iter(splits.validation.values()))
-    rows = np.random.default_rng(settings.seed).permutation(len(split))[: options.sequences]
-    chosen = split[rows.tolist()]
-    texts = [list(chosen[column]) for column in splits.task.text_columns]
-    encoded = _tokenizer(checkpoint)(*texts, truncation=True, max_length=task.max_length)
-    largest = max(max(row) for row in encoded["input_ids"])
-    if largest >= model.config.vocab_size:
-        raise UserError(
-            f"the tokenizer makes the token {largest}, the model knows {model.config.vocab_size} tokens: "
-            "they do not belong together"
-        )
-    source = f"{task.name}, validation split, {len(rows)} of {len(split)} rows"
-    return Sequences(source, encoded["input_ids"], encoded.get("token_type_ids"))
-
-
-def _tokenizer(checkpoint: Checkpoint) -> Any:
-    from transformers import AutoTokenizer
-
-    from ltp.hub import loading_from_hub
-
-    with loading_from_hub(f"the tokenizer of restore={checkpoint.source}", _REMEDY, source=checkpoint.path):
-        return AutoTokenizer.from_pretrained(checkpoint.path)
 
 
 def _quiet_libraries() -> None:

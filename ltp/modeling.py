@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME, cached_file
 
 from ltp.backbones import BACKBONES
@@ -422,6 +422,26 @@ class LTPForSequenceClassification(PreTrainedModel):
         return loss
 
 
+def prune(
+    model: PreTrainedModel, prune_mode: str = "absolute_threshold", **pruning: Any
+) -> LTPForSequenceClassification:
+    """Let a classifier prune tokens: wrap a fine-tuned one, or change how a wrapped one prunes.
+
+    Args:
+        model: a BERT or RoBERTa sequence classifier, or what this function returned. Its weights are shared.
+        prune_mode: ``absolute_threshold``, ``topk`` or ``none``.
+        pruning: :class:`LTPConfig`'s other arguments: ``final_token_threshold=0.01``, ``token_keep_rate=0.2``,
+            ``masking_mode="soft"`` to learn thresholds, …
+
+    Raises:
+        ValueError: ltp has no adapter for the model, or a value is outside its range.
+    """
+    if isinstance(model, LTPForSequenceClassification):
+        model.set_pruning(prune_mode=prune_mode, **pruning)
+        return model
+    return LTPForSequenceClassification.from_dense(model, prune_mode=prune_mode, **pruning)
+
+
 def _is_ltp_checkpoint(name_or_path: str | os.PathLike[str], kwargs: dict[str, Any]) -> bool:
     """Whether a directory's or hub id's ``config.json`` is one of ltp's."""
     hub = {
@@ -430,7 +450,3 @@ def _is_ltp_checkpoint(name_or_path: str | os.PathLike[str], kwargs: dict[str, A
     path = cast(str, cached_file(name_or_path, CONFIG_NAME, **hub))
     with open(path, encoding="utf-8") as file:
         return json.load(file).get("model_type") == LTPConfig.model_type
-
-
-AutoConfig.register(LTPConfig.model_type, LTPConfig)
-AutoModelForSequenceClassification.register(LTPConfig, LTPForSequenceClassification)

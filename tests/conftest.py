@@ -1,5 +1,9 @@
 """Tiny BERT and RoBERTa classifiers with random weights, and examples for them."""
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start, too: several share few cores
+
 import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, RobertaConfig, RobertaForSequenceClassification

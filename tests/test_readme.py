@@ -11,12 +11,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
 from helpers import SMALL
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from torch.utils.data import DataLoader, default_collate
 
-from ltp import bench, cli, predict
+from ltp import LTPForSequenceClassification, bench, cli, predict
 from ltp.config import check_ranges, typed
+from ltp.pruning import threshold_schedule
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -104,3 +108,30 @@ def test_the_method_of_the_readme_is_one_file_and_a_name(tmp_path):
     assert (results["method"], results["prune_mode"]) == ("random", "random")
     assert results["tokens_per_layer"][-1] == 1  # rate 0 keeps the classification token
     assert results["relative_flops"] < 0.95
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Lightning's and the Trainer's about a training this small
+def test_the_library_s_examples_train(make_dense, tmp_path, monkeypatch):
+    """The three loops of the README, one after the other, on one small model."""
+    monkeypatch.chdir(tmp_path)
+    make_dense("bert", num_labels=2, vocab_size=5000).save_pretrained(tmp_path / "dense")
+    monkeypatch.setattr(
+        transformers.AutoModelForSequenceClassification,
+        "from_pretrained",
+        lambda name, load=transformers.BertForSequenceClassification.from_pretrained: load(tmp_path / "dense"),
+    )
+    ids = torch.randint(5, 100, (8, 12))
+    rows = [{"input_ids": row, "attention_mask": torch.ones_like(row), "labels": row[0] % 2} for row in ids]
+    names = {"dataset": rows, "collate": default_collate, "loader": DataLoader(rows, batch_size=4)}
+    after_library = README[README.index("## As a library") :]
+    blocks = re.findall(r"```python\n(.*?)```", after_library, flags=re.DOTALL)
+    before = None
+    for block in (block for block in blocks if "(Pruner)" not in block):
+        exec(block, names)
+        weights = names["model"].dense.classifier.weight.detach().clone()
+        assert before is None or not torch.equal(weights, before), f"nothing was learned by {block}"
+        before = weights
+    assert names["output"].token_lengths.shape == (1, 7)
+    assert not torch.equal(names["model"].thresholds, threshold_schedule(0.01, 6))  # the first loop learned them
+    loaded = LTPForSequenceClassification.from_pretrained("pruned")
+    assert torch.equal(loaded.thresholds, names["model"].thresholds)

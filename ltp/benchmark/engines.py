@@ -1,6 +1,5 @@
 """The engines that are compared: each turns a batch into logits. How it is built, and where it cannot run."""
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from ltp import deploy
 from ltp.benchmark.models import in_type, twin, without_pruning
+from ltp.benchmark.onnx import missing_packages, onnx_engine
 from ltp.benchmark.sequences import Batch
 from ltp.deploy.linears import PlainLinear, linear_type
 from ltp.errors import RunError
@@ -147,12 +147,9 @@ def _require_cpu(models: Models, what: str) -> None:
 
 
 def _onnx(models: Models, dtype: str) -> Infer:
-    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
-    if missing:
+    if missing := missing_packages():
         raise UnavailableError(f"{', '.join(missing)} not installed: pip install 'ltp[bench]'")
     _require_cpu(models, "the packages of ltp[bench] are")
-    from ltp.benchmark.onnx import onnx_engine
-
     return onnx_engine(models.hugging_face("float32", "sdpa"), dtype)
 
 

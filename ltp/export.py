@@ -1,0 +1,174 @@
+"""``python -m ltp.export``: a finished run for use elsewhere. What is written is :mod:`ltp.exporting`'s."""
+
+import dataclasses
+import difflib
+import itertools
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig
+
+from ltp import cli
+from ltp.checkpoints import Checkpoint, inspect_checkpoint
+from ltp.config import typed_as, unknown_key
+from ltp.errors import UserError
+from ltp.restored import load_model, load_tokenizer, quiet_libraries, stored_task
+from ltp.samples import Sequences, validation_sequences
+
+if TYPE_CHECKING:  # torch and transformers take seconds to import, and a mistake should not
+    from ltp.modeling import LTPForSequenceClassification
+
+FORMATS = ("huggingface", "onnx")
+
+
+@dataclass
+class ExportSettings:
+    """One export; ``python -m ltp.export --help`` says what each key means.
+
+    ``batch_size`` (int) is one or a list: :func:`resolve` makes it a list.
+    """
+
+    restore: str = MISSING
+    to: str = MISSING
+    format: str = MISSING
+    overwrite: bool = MISSING
+    data_dir: str | None = None
+    sequences: int = MISSING
+    batch_size: Any = MISSING
+    rounds: int = MISSING
+
+
+ConfigStore.instance().store(name="export_schema", node=ExportSettings)
+
+
+def unknown(key: str) -> str:
+    """The message for a key that the export does not have."""
+    return unknown_key(key, ExportSettings, "ltp.export")
+
+
+def main(cfg: DictConfig) -> None:
+    """Export what a configuration describes."""
+    from ltp.exporting import export_huggingface
+
+    settings, checkpoint = resolve(cfg)
+    quiet_libraries()
+    target = Path(settings.to).expanduser()
+    if settings.format == "onnx":
+        to_onnx(settings, checkpoint, target)
+    else:
+        export_huggingface(checkpoint, target, overwrite=settings.overwrite)
+        print("AutoModelForSequenceClassification.from_pretrained(…, trust_remote_code=True) loads it, without ltp")
+    print(f"exported: {target}")
+
+
+def show(cfg: DictConfig) -> None:
+    """Print the whole configuration; export nothing."""
+    settings, _ = resolve(cfg)
+    print(yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False, allow_unicode=True), end="")
+
+
+def resolve(cfg: DictConfig) -> tuple[ExportSettings, Checkpoint]:
+    """Check the configuration. Reads small files only.
+
+    Returns:
+        The settings, and the run that is exported.
+
+    Raises:
+        UserError: a value is out of range, a package is missing, the run is not there or not finished, or something
+            stands where the export should go.
+    """
+    settings = typed_as(ExportSettings, cfg, unknown)
+    if not isinstance(settings.batch_size, list):  # one may be written without brackets
+        settings.batch_size = [settings.batch_size]
+    check(settings)
+    from ltp.exporting import ExportedRun, check_target
+
+    checkpoint = inspect_checkpoint(settings.restore)
+    ExportedRun.of(checkpoint)
+    check_target(Path(settings.to).expanduser(), overwrite=settings.overwrite)
+    return settings, checkpoint
+
+
+def check(settings: ExportSettings) -> None:
+    """Check every value.
+
+    Raises:
+        UserError: names the key, its value and its range, or the packages that are missing.
+    """
+
+    def require(ok: bool, key: str, range_: str) -> None:
+        if not ok:
+            raise UserError(f"{key}={getattr(settings, key)} is out of range: it must be {range_}")
+
+    if settings.format not in FORMATS:
+        near = difflib.get_close_matches(settings.format, FORMATS, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise UserError(f"format={settings.format}: no such format.{hint} Formats: {', '.join(FORMATS)}")
+    sizes = settings.batch_size
+    whole = all(isinstance(size, int) and size >= 1 for size in sizes)
+    require(bool(sizes) and whole, "batch_size", "one or more whole numbers from 1 on, as [1,32]")
+    require(settings.sequences >= 1, "sequences", "1 or more")
+    require(settings.rounds >= 0, "rounds", "0 or more")
+    if settings.format == "onnx":
+        from ltp.benchmark.onnx import missing_packages
+
+        if missing := missing_packages():
+            raise UserError(f"format=onnx needs {', '.join(missing)}: pip install 'ltp[onnx]'")
+
+
+def to_onnx(settings: ExportSettings, checkpoint: Checkpoint, target: Path) -> None:
+    """Write the graph, checked on real sequences, and time it beside a dense one."""
+    from ltp.benchmark import make_batches
+    from ltp.exporting import GRAPH_FILE, compare_speed, export_onnx, graph_engine
+
+    model = load_model(checkpoint)
+    sequences = read_sequences(settings, checkpoint, model)
+    padding = model.config.dense_config.get("pad_token_id") or 0
+    batches = {
+        size: make_batches(sequences.ids, size, pad_token_id=padding, token_types=sequences.types)
+        for size in settings.batch_size
+    }
+    checked = itertools.chain.from_iterable(batches.values())
+    agreement = export_onnx(checkpoint, target, checked, model=model, overwrite=settings.overwrite)
+    excused = f"; {agreement.excused} decided otherwise by rounding" if agreement.excused else ""
+    print(f"checked on {sequences.source}: logits differ from the model's by {agreement.difference:.1g}{excused}")
+    if settings.rounds:
+        for size, speed in compare_speed(model, graph_engine(target / GRAPH_FILE), batches, settings.rounds).items():
+            print(
+                f"batch {size}: {speed.milliseconds.median:.3g} ms a sequence, the dense graph "
+                f"{speed.dense_milliseconds.median:.3g} ms: {speed.speedup.median:.2f} times as fast "
+                f"({speed.speedup.low:.2f}–{speed.speedup.high:.2f})"
+            )
+
+
+def read_sequences(
+    settings: ExportSettings, checkpoint: Checkpoint, model: "LTPForSequenceClassification"
+) -> Sequences:
+    """A sample of the run's own validation split; random tokens where it is out of reach.
+
+    Raises:
+        UserError: it is not in the ``data_dir`` that was given.
+    """
+    from ltp.benchmark import random_sequences, synthetic_lengths
+
+    stored = stored_task(checkpoint)
+    try:
+        if stored is None:
+            raise UserError("its config.yaml is missing")
+        data_dir = settings.data_dir or stored.data_dir
+        return validation_sequences(stored.task, data_dir, load_tokenizer(checkpoint), model, settings.sequences)
+    except UserError as error:
+        if settings.data_dir is not None:
+            raise
+        print(f"the run's own validation split is out of reach: {error}")
+    longest = model.config.max_position_embeddings - 2  # RoBERTa's positions start after the padding index
+    lengths = [min(length, longest) for length in synthetic_lengths("sst2", settings.sequences)]
+    return Sequences("random tokens", random_sequences(lengths, model.config.vocab_size))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run_command("export", main, show, unknown))

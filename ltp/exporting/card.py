@@ -1,0 +1,191 @@
+"""The model card: what a run's ``results.json`` and ``config.yaml`` say about it, and how to load the export."""
+
+import importlib.metadata
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from ltp.sources import HUB_DATASET
+from ltp.tasks import TASKS
+
+#: The hub's names of ltp's metrics, where they differ.
+_HUB_METRICS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
+_METHODS = {
+    "dense": "It does not prune: it is a dense baseline in ltp's format.",
+    "learned": "Each layer drops the tokens whose importance (the attention they receive) is below its threshold; the "
+    "thresholds were learned (Learned Token Pruning, [arXiv 2107.00910](https://arxiv.org/abs/2107.00910)).",
+    "manual": "Each layer drops the tokens whose importance (the attention they receive) is below its threshold; the "
+    "thresholds rise linearly to a chosen last one.",
+    "topk": "Each layer keeps a given share of the tokens, the most important ones by the attention they receive "
+    "(top-k, after SpAtten, [arXiv 2012.09852](https://arxiv.org/abs/2012.09852)).",
+}
+
+_HUGGINGFACE = """\
+```python
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(DIR, trust_remote_code=True)
+model = AutoModelForSequenceClassification.from_pretrained(DIR, trust_remote_code=True)
+output = model(**tokenizer(["a sentence", "another one"], padding=True, return_tensors="pt"))
+output.logits, output.token_lengths  # and the tokens alive entering each layer and after the last
+```
+
+DIR is this directory or its id on the hub. The model's code stands beside its weights (`ltp_*.py`, Apache-2.0), so
+the package ltp is not needed, but {requirements}. Tokens are really removed, at any batch size.
+`model.deploy()` gives a faster frozen copy for CPUs."""
+
+_ONNX = """\
+```python
+import onnxruntime
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(DIR)
+session = onnxruntime.InferenceSession(f"{DIR}/model.onnx")
+names = [item.name for item in session.get_inputs()]
+inputs = tokenizer(["a sentence", "another one"], padding=True, return_tensors="np")
+logits, token_lengths = session.run(["logits", "token_lengths"], {name: inputs[name] for name in names})
+```
+
+Inputs are int64, (batch, length), any batch size and length, padded on the right. `token_lengths` are the tokens alive
+entering each layer and after the last. Tokens are really removed, inside the graph. Labels stand in `config.json`."""
+
+
+def model_card(
+    results: dict[str, Any],
+    settings: dict[str, Any],
+    config: dict[str, Any],
+    *,
+    base_model: str | None,
+    form: str,
+) -> str:
+    """A run's model card in Markdown, with the hub's metadata. What the files do not say is left out.
+
+    Args:
+        results: the run's ``results.json``.
+        settings: its ``config.yaml``; may be empty.
+        config: the model's ``config.json``.
+        base_model: hub id of the pretrained model, if known.
+        form: ``huggingface`` or ``onnx``.
+    """
+    task, model = results["task"], results["model"]
+    loading = _ONNX if form == "onnx" else _HUGGINGFACE.format(requirements=_requirements())
+    sections = {
+        "Use": loading,
+        "Results": _results(results, settings, config),
+        "Training": _training(results, settings),
+    }
+    method = _METHODS.get(results.get("method", ""), "")
+    intro = f"# {model} on {task}, token-pruned\n\nA text classifier made with ltp {_ltp_version(results)}. {method}"
+    text = "\n\n".join([intro.strip(), *(f"## {title}\n\n{body}" for title, body in sections.items())])
+    return f"---\n{_metadata(results, settings, base_model, form)}\n---\n\n{text}\n"
+
+
+def _requirements() -> str:
+    """``torch>=… and transformers>=…``, as this version of ltp needs them."""
+    wanted = [line for line in importlib.metadata.requires("ltp") or () if line.startswith(("torch", "transformers"))]
+    return " and ".join(f"`{line}`" for line in wanted if not line.startswith("torchmetrics"))
+
+
+def _ltp_version(results: dict[str, Any]) -> str:
+    return str((results.get("versions") or {}).get("ltp", "")).strip()
+
+
+def _metadata(results: dict[str, Any], settings: dict[str, Any], base_model: str | None, form: str) -> str:
+    task, metric = results["task"], results.get("metric") or {}
+    is_glue = task in TASKS and task != "demo"
+    evaluations = None
+    if is_glue and metric and not _validation_limit(settings):  # on a part of the split it compares with nothing
+        evaluations = [
+            EvalResult(
+                task_type="text-classification",
+                dataset_type=HUB_DATASET,
+                dataset_name=f"GLUE {task}",
+                dataset_config=task,
+                dataset_split=TASKS[task].validation_splits[0],
+                metric_type=_hub_metric(metric["name"]),
+                metric_value=metric["value"],
+            )
+        ]
+    names = {name.rsplit("/", 1)[-1] for name in results.get("metrics") or {}} | {metric.get("name", "")} - {""}
+    return ModelCardData(
+        base_model=base_model,
+        datasets=[HUB_DATASET] if is_glue else None,
+        eval_results=evaluations,
+        library_name="onnx" if form == "onnx" else "transformers",
+        metrics=sorted(map(_hub_metric, names)) or None,
+        model_name=f"{results['model']}-{task}-{results.get('method', 'pruned')}",
+        pipeline_tag="text-classification",
+        tags=["token-pruning", "ltp"],
+    ).to_yaml()
+
+
+def _validation_limit(settings: dict[str, Any]) -> int | None:
+    """How many rows of the validation split the run was evaluated on; None for all."""
+    return (settings.get("task") or {}).get("max_validation_samples")
+
+
+def _hub_metric(name: str) -> str:
+    return _HUB_METRICS.get(name, name)
+
+
+def _results(results: dict[str, Any], settings: dict[str, Any], config: dict[str, Any]) -> str:
+    limit = _validation_limit(settings)
+    split = f"validation split, first {limit} rows" if limit else "validation split"
+    rows = [(f"{name}, {split}", f"{value:.4f}") for name, value in (results.get("metrics") or {}).items()]
+    if "relative_flops" in results:
+        rows.append(("relative FLOPs (dense without padding: 1)", f"{results['relative_flops']:.3f}"))
+    if "gflops" in results:
+        dense = f" of {results['dense_gflops']:.4g} dense" if "dense_gflops" in results else ""
+        rows.append(("GFLOPs an example", f"{results['gflops']:.4g}{dense}"))
+    if measured := results.get("measured_speedup"):
+        rows.append(("measured speed-up", _speedup(measured)))
+    if tokens := results.get("tokens_per_layer"):
+        alive = " → ".join(f"{count:.1f}" for count in tokens)
+        rows.append(("tokens alive entering each layer, and after the last", alive))
+    if thresholds := results.get("thresholds"):
+        scoring = f"{config.get('scoring_mode')}, Z = {config.get('score_length')}"
+        rows.append((f"thresholds of the layers on importance ({scoring})", _numbers(thresholds)))
+    definition = f"\n\n{results['flops_definition']}." if results.get("flops_definition") else ""
+    return _table(("", ""), rows) + definition
+
+
+def _speedup(measured: dict[str, Any]) -> str:
+    parts = [f"{measured['speedup']['median']:.2f}× over its own weights without pruning"]
+    if "batch_size" in measured:
+        parts.append(f"batch {measured['batch_size']}")
+    if "device" in measured:
+        parts.append(f"{measured['device']}, {measured.get('threads', '?')} threads")
+    return ", ".join(parts)
+
+
+def _numbers(values: Iterable[float]) -> str:
+    return ", ".join(f"{value:.5g}" for value in values)
+
+
+def _training(results: dict[str, Any], settings: dict[str, Any]) -> str:
+    facts: list[tuple[str, Any]] = [
+        *((key, results.get(key)) for key in ("stage", "seed")),
+        ("parent", _parent(results.get("parent"), settings.get("output_root"))),
+        ("training examples", results.get("train_examples")),
+        ("optimiser steps", results.get("train_steps")),
+        *(results.get("hyperparameters") or {}).items(),
+        ("device", results.get("device")),
+        ("seconds", results.get("duration_seconds")),
+        ("versions", ", ".join(f"{name} {number}" for name, number in (results.get("versions") or {}).items())),
+        ("run", results.get("run_id")),
+    ]
+    return _table(("setting", "value"), [(name, str(value)) for name, value in facts if value not in (None, "")])
+
+
+def _parent(parent: str | None, root: str | None) -> str | None:
+    """A parent's name; of a run below the same root without the folders that say nothing to others."""
+    if parent is None or root is None or not Path(parent).is_relative_to(root):
+        return parent
+    return str(Path(parent).relative_to(root))
+
+
+def _table(header: tuple[str, str], rows: Iterable[tuple[str, str]]) -> str:
+    escaped = [tuple(cell.replace("|", "\\|") for cell in row) for row in (header, ("---", "---"), *rows)]
+    return "\n".join(f"| {left} | {right} |" for left, right in escaped)

@@ -1,0 +1,175 @@
+"""What is exported, and the two forms of an export."""
+
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from ltp.benchmark import Batch
+from ltp.benchmark.onnx import open_graph
+from ltp.checkpoints import CONFIG_FILE, Checkpoint, inspect_checkpoint
+from ltp.errors import UserError
+from ltp.exporting.agreement import Agreement, Infer, compare_results
+from ltp.exporting.card import model_card
+from ltp.exporting.flat import auto_map, flat_sources
+from ltp.exporting.folders import new_folder
+from ltp.exporting.graph import write_onnx
+from ltp.modeling import LTPForSequenceClassification
+
+GRAPH_FILE = "model.onnx"
+CARD_FILE = "README.md"
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
+
+
+@dataclass(frozen=True)
+class ExportedRun:
+    """A finished run, as far as an export needs it.
+
+    Attributes:
+        model: its folder in Hugging Face format.
+        results: its ``results.json``.
+        settings: its ``config.yaml``; empty where it is missing.
+        base_model: the hub id of the model that the line of runs began with, if it began with one.
+    """
+
+    model: Path
+    results: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)
+    base_model: str | None = None
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> "ExportedRun":
+        """What a restored checkpoint tells.
+
+        Raises:
+            UserError: it is no run's.
+        """
+        if checkpoint.run_dir is None or checkpoint.results is None:
+            raise UserError(
+                f"restore={checkpoint.source} is no run directory: it has no results.json. Only finished runs of "
+                "python -m ltp.train are exported, with what they measured."
+            )
+        settings = _settings(checkpoint.run_dir)
+        return cls(Path(checkpoint.path), checkpoint.results, settings, _base_model(settings))
+
+
+def _settings(run_dir: Path) -> dict[str, Any]:
+    """A run's ``config.yaml``; empty where there is none."""
+    try:
+        content = yaml.safe_load((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _base_model(settings: dict[str, Any]) -> str | None:
+    """The hub id at the root of a line of runs: a run names its parent, the first one a pretrained model."""
+    seen: set[str] = set()
+    while name := (settings.get("parent") or {}).get("name") or (settings.get("model") or {}).get("name_or_path"):
+        if name in seen:
+            return None
+        seen.add(name)
+        if not Path(name).is_dir():
+            return name if _is_hub_id(name) else None
+        settings = _settings(Path(name))
+    return None
+
+
+def _is_hub_id(name: str) -> bool:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def export_huggingface(run: str | Path | Checkpoint, target: str | Path, *, overwrite: bool = False) -> Path:
+    """Write a run as a Hugging Face directory that prunes without ltp, by ``trust_remote_code=True``.
+
+    Args:
+        run: a finished run's directory.
+        target: the directory to write; it appears whole or not at all.
+        overwrite: replace an earlier export there.
+
+    Returns:
+        The directory.
+
+    Raises:
+        UserError: the run is not there or not finished, or something else stands at ``target``.
+    """
+    exported, target = _open(run), Path(target)
+    with new_folder(target, overwrite=overwrite) as folder:
+        shutil.copytree(exported.model, folder, dirs_exist_ok=True)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        _write(folder / "config.json", json.dumps({**config, "auto_map": auto_map()}, indent=2, sort_keys=True) + "\n")
+        for name, source in flat_sources().items():
+            _write(folder / name, source)
+        _write(folder / CARD_FILE, _card(exported, config, "huggingface"))
+    return target
+
+
+def export_onnx(
+    run: str | Path | Checkpoint,
+    target: str | Path,
+    batches: Iterable[Batch],
+    *,
+    model: LTPForSequenceClassification | None = None,
+    overwrite: bool = False,
+) -> Agreement:
+    """Write a run as an ONNX graph that removes tokens, with its tokenizer.
+
+    Args:
+        run: a finished run's directory.
+        target: the directory to write; it appears whole or not at all.
+        batches: what the graph is checked on against the model before it appears.
+        model: the run's classifier, if it is loaded already; float32, on the CPU, in evaluation mode.
+        overwrite: replace an earlier export there.
+
+    Returns:
+        How close the graph is to the model.
+
+    Raises:
+        UserError: the run is not there or not finished, or something else stands at ``target``.
+        DisagreementError: the graph computes something else.
+        RunError: the exporter does not know an operation of the model.
+    """
+    exported, target = _open(run), Path(target)
+    if model is None:
+        model = LTPForSequenceClassification.from_pretrained(exported.model)
+    with new_folder(target, overwrite=overwrite) as folder:
+        shutil.copytree(exported.model, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_WEIGHTS))
+        write_onnx(model, folder / GRAPH_FILE)
+        agreement = compare_results(model, graph_engine(folder / GRAPH_FILE), batches)
+        _write(folder / CARD_FILE, _card(exported, model.config.to_dict(), "onnx"))
+    return agreement
+
+
+def graph_engine(path: Path) -> Infer:
+    """An exported graph as a function from a batch to logits and token lengths, on torch's number of threads."""
+    session = open_graph(path)
+    names = [item.name for item in session.get_inputs()]
+
+    def run(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, lengths = session.run(None, {name: batch[name].numpy() for name in names})
+        return torch.from_numpy(logits), torch.from_numpy(lengths)
+
+    return run
+
+
+def _open(run: str | Path | Checkpoint) -> ExportedRun:
+    return ExportedRun.of(run if isinstance(run, Checkpoint) else inspect_checkpoint(str(run)))
+
+
+def _card(run: ExportedRun, config: dict[str, Any], form: str) -> str:
+    return model_card(run.results, run.settings, config, base_model=run.base_model, form=form)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
