@@ -2,7 +2,8 @@
 
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from ltp.modeling import LTPConfig, LTPForSequenceClassification, LTPOutput, prune
+from ltp.configuration import LTPConfig
+from ltp.modeling import LTPForSequenceClassification, LTPOutput, prune
 
 __version__ = "0.1.0"
 __all__ = ["LTPConfig", "LTPForSequenceClassification", "LTPOutput", "__version__", "prune"]

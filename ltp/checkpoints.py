@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ltp.backbones import BACKBONES
+from ltp.configuration import PRUNING_KEYS, SOFT_KEYS, LTPConfig
 from ltp.errors import UserError
 from ltp.hub import loading_from_hub
-from ltp.modeling import PRUNING_KEYS, SOFT_KEYS, LTPConfig
 
 RESULTS_FILE = "results.json"
 CONFIG_FILE = "config.yaml"

@@ -1,4 +1,4 @@
-"""The pruned classifier as a Hugging Face model: its configuration, and the model."""
+"""The pruned classifier as a Hugging Face model."""
 
 import json
 import logging
@@ -8,186 +8,21 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import CONFIG_NAME, cached_file
 
 from ltp.backbones import BACKBONES
+from ltp.configuration import PRUNING_KEYS, SOFT_KEYS, LTPConfig, check_pruning
 from ltp.masked import masked_encoder
 from ltp.output import LTPOutput
 from ltp.packed import packed_encoder
 from ltp.packing import Packing
-from ltp.pruning import PRUNERS, SCORING_MODES, Pruner, ThresholdPruner, sparsity_penalty
+from ltp.pruning import PRUNERS, Pruner, ThresholdPruner, sparsity_penalty
 
 if TYPE_CHECKING:
     from ltp.deploy import DeployedClassifier
 
 log = logging.getLogger(__name__)
-
-#: Keys of ``config.json`` that say how a model prunes; a dense checkpoint's file may carry them too.
-PRUNING_KEYS = ("prune_mode", "scoring_mode", "score_length", "final_token_threshold", "token_keep_rate")
-#: Keys that say how it trains under the soft rule.
-SOFT_KEYS = ("masking_mode", "threshold_temperature", "lambda_threshold")
-MASKING_MODES = ("hard", "soft")
-
-
-# What the outer configuration says once for both, and what belongs to the file a classifier came from.
-_OUTER_KEYS = (
-    *("id2label", "label2id", "problem_type", "dtype", "architectures", "transformers_version", "_name_or_path"),
-    *("output_attentions", "output_hidden_states", "return_dict"),
-)
-
-
-class LTPConfig(PreTrainedConfig):
-    """Configuration of a pruned classifier: how it prunes, and the dense classifier's own configuration.
-
-    Args:
-        dense_config: the dense classifier's ``config.json`` as a dict (its ``model_type`` names the backbone).
-        prune_mode: ``none``, ``absolute_threshold`` or ``topk``.
-        scoring_mode: ``mean`` or ``mean_norm``, see :func:`ltp.pruning.importance`.
-        score_length: the constant Z of ``mean`` and of the regulariser, in tokens.
-        final_token_threshold: the last layer's initial threshold, in units of importance.
-        token_keep_rate: top-k's keep rate in the last layer; may be negative.
-        masking_mode: the rule while training: ``soft`` or ``hard``. Evaluation is always hard.
-        threshold_temperature: T of the soft rule (transformers keeps ``temperature`` for generation).
-        lambda_threshold: weight of the regulariser under the soft rule.
-
-    Raises:
-        ValueError: a value is outside its range, or the backbone is unknown.
-    """
-
-    model_type = "ltp"
-
-    def __init__(
-        self,
-        dense_config: dict[str, Any] | None = None,
-        prune_mode: str | None = "none",
-        scoring_mode: str = "mean",
-        score_length: int = 128,
-        final_token_threshold: float = 0.01,
-        token_keep_rate: float = 0.2,
-        masking_mode: str = "hard",
-        threshold_temperature: float = 1e-3,
-        lambda_threshold: float = 0.0,
-        **kwargs: Any,
-    ) -> None:
-        self.dense_config = dict(dense_config or {"model_type": "bert"})
-        self.prune_mode = prune_mode or "none"
-        self.scoring_mode = scoring_mode
-        self.score_length = score_length
-        self.final_token_threshold = final_token_threshold
-        self.token_keep_rate = token_keep_rate
-        self.masking_mode = masking_mode
-        self.threshold_temperature = threshold_temperature
-        self.lambda_threshold = lambda_threshold
-        check_pruning(**{key: getattr(self, key) for key in PRUNING_KEYS + SOFT_KEYS})
-        if self.dense_config.get("model_type") not in BACKBONES:
-            raise ValueError(
-                f"model_type is {self.dense_config.get('model_type')!r}; ltp prunes {', '.join(sorted(BACKBONES))}"
-            )
-        super().__init__(**kwargs)
-
-    @classmethod
-    def from_dense(cls, dense: PreTrainedConfig, **pruning: Any) -> "LTPConfig":
-        """The configuration of a dense classifier, wrapped.
-
-        Args:
-            dense: its configuration; pruning keys it carries are honoured.
-            pruning: any of this class's arguments; they win over what ``dense`` carries.
-        """
-        carried = {key: getattr(dense, key) for key in PRUNING_KEYS if getattr(dense, key, None) is not None}
-        content = {key: value for key, value in dense.to_dict().items() if key not in PRUNING_KEYS + _OUTER_KEYS}
-        return cls(
-            dense_config=content,
-            id2label=dense.id2label,
-            label2id=dense.label2id,
-            problem_type=dense.problem_type,
-            **{**carried, **pruning},
-        )
-
-    def build_dense_config(self) -> PreTrainedConfig:
-        """The dense classifier's configuration, with this one's labels."""
-        content = {**self.dense_config, "id2label": self.id2label, "label2id": self.label2id}
-        return BACKBONES[self.dense_config["model_type"]].config_class.from_dict(content)
-
-    @property
-    def backbone_type(self) -> str:
-        """``model_type`` of the dense classifier."""
-        return self.dense_config["model_type"]
-
-    # Sizes that code around Hugging Face models reads from a configuration.
-    @property
-    def hidden_size(self) -> int:
-        return self._dense_size("hidden_size")
-
-    @property
-    def intermediate_size(self) -> int:
-        return self._dense_size("intermediate_size")
-
-    @property
-    def num_hidden_layers(self) -> int:
-        return self._dense_size("num_hidden_layers")
-
-    @property
-    def num_attention_heads(self) -> int:
-        return self._dense_size("num_attention_heads")
-
-    @property
-    def vocab_size(self) -> int:
-        return self._dense_size("vocab_size")
-
-    @property
-    def max_position_embeddings(self) -> int:
-        return self._dense_size("max_position_embeddings")
-
-    def _dense_size(self, key: str) -> int:
-        default = BACKBONES[self.backbone_type].config_class
-        return int(self.dense_config[key] if key in self.dense_config else getattr(default(), key))
-
-
-def check_pruning(
-    prune_mode: str,
-    scoring_mode: str,
-    score_length: int,
-    final_token_threshold: float,
-    token_keep_rate: float,
-    masking_mode: str,
-    threshold_temperature: float,
-    lambda_threshold: float,
-) -> None:
-    """Check the ranges of what decides how a model prunes.
-
-    Raises:
-        ValueError: names the key, its value and its range.
-    """
-
-    def require(ok: bool, key: str, value: Any, range_: str) -> None:
-        if not ok:
-            raise ValueError(f"{key} is {value!r}; it must be {range_}")
-
-    numbers = {
-        "score_length": score_length,
-        "final_token_threshold": final_token_threshold,
-        "token_keep_rate": token_keep_rate,
-        "threshold_temperature": threshold_temperature,
-        "lambda_threshold": lambda_threshold,
-    }
-    for key, value in numbers.items():  # a config.json edited by hand may hold "0.01"
-        require(isinstance(value, int | float), key, value, "a number")
-    require(prune_mode in PRUNERS, "prune_mode", prune_mode, f"one of {', '.join(PRUNERS)}")
-    require(scoring_mode in SCORING_MODES, "scoring_mode", scoring_mode, f"one of {', '.join(SCORING_MODES)}")
-    require(score_length >= 1, "score_length", score_length, "at least 1 (tokens)")
-    require(0 <= final_token_threshold < 1, "final_token_threshold", final_token_threshold, "in [0, 1)")
-    require(-10 <= token_keep_rate <= 1, "token_keep_rate", token_keep_rate, "in [-10, 1]")
-    require(masking_mode in MASKING_MODES, "masking_mode", masking_mode, f"one of {', '.join(MASKING_MODES)}")
-    learnable = masking_mode == "hard" or PRUNERS[prune_mode].learnable
-    require(learnable, "masking_mode", masking_mode, f"hard with prune_mode {prune_mode}, which has nothing to learn")
-    require(
-        0 < threshold_temperature <= 1,
-        "threshold_temperature",
-        threshold_temperature,
-        "in (0, 1]; published values are 1e-5 to 2e-3",
-    )
-    require(0 <= lambda_threshold < float("inf"), "lambda_threshold", lambda_threshold, "0 or more")
 
 
 class LTPForSequenceClassification(PreTrainedModel):

@@ -92,6 +92,7 @@ def test_the_model_is_usable_without_the_framework():
         "ltp.modeling",
         "ltp.tracing",
         "ltp.page",
+        "ltp.exporting",
     ):
         for module in modules_of(package) if package != "ltp" else ["ltp"]:
             for needed in reachable(module):
@@ -102,6 +103,7 @@ def test_the_model_is_usable_without_the_framework():
 @pytest.mark.parametrize(
     ("package", "allowed"),
     [
+        ("ltp.configuration", ["ltp.backbones", "ltp.pruning"]),
         ("ltp.packing", []),
         ("ltp.attention", ["ltp.packing", "ltp.pruning"]),
         ("ltp.backbones", ["ltp.pruning"]),
@@ -112,7 +114,10 @@ def test_the_model_is_usable_without_the_framework():
         ("ltp.deploy", ["ltp.attention", "ltp.backbones", "ltp.output", "ltp.pruning"]),
         (
             "ltp.modeling",
-            ["ltp.masked", "ltp.packed", "ltp.packing", "ltp.deploy", "ltp.backbones", "ltp.output", "ltp.pruning"],
+            [
+                *("ltp.masked", "ltp.packed", "ltp.packing", "ltp.deploy"),
+                *("ltp.backbones", "ltp.configuration", "ltp.output", "ltp.pruning"),
+            ],
         ),
     ],
 )

@@ -25,8 +25,8 @@ from transformers import (
 
 from ltp import LTPConfig, LTPForSequenceClassification
 from ltp.attention import masked_attention
+from ltp.configuration import PRUNING_KEYS
 from ltp.flops import layer_flops
-from ltp.modeling import PRUNING_KEYS
 from ltp.pruning import NoPruning, ThresholdPruner, TopKPruner, threshold_schedule
 from ltp.synthetic import demo_tokenizer
 

@@ -100,8 +100,9 @@ def export_graph(module: nn.Module, path: Path, *, inputs: Sequence[str], output
 
 def _stable_sort(values: Any, *, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
     """``torch.sort(stable=True)``, which the exporter lacks; among equals ONNX's TopK takes the earlier first."""
-    from onnxscript import opset20 as op
+    from onnxscript import opset20
 
+    op: Any = opset20  # its types do not allow what a constant is
     count = op.Gather(op.Shape(values), op.Constant(value_ints=[dim]))
     return op.TopK(values, count, axis=dim, largest=int(descending), sorted=1)
 

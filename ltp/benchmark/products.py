@@ -36,7 +36,7 @@ def bare_products(config: Any, token_lengths: Sequence[Tensor], dtype: str, back
     """A pass over all batches that does the linear products alone, one after the other, on random numbers.
 
     Args:
-        config: D, I and L, as an :class:`~ltp.modeling.LTPConfig` has them.
+        config: D, I and L, as an :class:`~ltp.configuration.LTPConfig` has them.
         token_lengths: of each batch, (B, L+1) int64.
         dtype: float32, bfloat16 or int8.
         backend: ``plain`` (``F.linear``) or ``deployed`` (the linears of ``deploy()``, with rows as it fills them up).

@@ -9,9 +9,9 @@ import ast
 import importlib
 import inspect
 
-from ltp import __version__
+from ltp import LTPConfig, __version__
 
-#: Where the model and its configuration are; all else is what this module imports.
+#: Where the model is; all else is what this module imports.
 ROOT = "ltp.modeling"
 
 
@@ -58,8 +58,7 @@ def _flatten(source: str) -> str:
 
 def auto_map() -> dict[str, str]:
     """What ``config.json`` says of the flat files."""
-    root = flat_name(ROOT)
     return {
-        "AutoConfig": f"{root}.LTPConfig",
-        "AutoModelForSequenceClassification": f"{root}.LTPForSequenceClassification",
+        "AutoConfig": f"{flat_name(LTPConfig.__module__)}.LTPConfig",
+        "AutoModelForSequenceClassification": f"{flat_name(ROOT)}.LTPForSequenceClassification",
     }

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ltp.configuration import LTPConfig
 from ltp.errors import UserError
-from ltp.modeling import LTPConfig
 
 
 @contextmanager

@@ -20,7 +20,7 @@ class Pruner(nn.Module):
 
     @classmethod
     def from_config(cls, config: Any) -> "Pruner":
-        """The method as an :class:`~ltp.modeling.LTPConfig` (read by attribute) describes it."""
+        """The method as an :class:`~ltp.configuration.LTPConfig` (read by attribute) describes it."""
         return cls()
 
     def reset(self) -> None:
