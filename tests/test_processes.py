@@ -94,11 +94,15 @@ def test_nobody_to_hand_over_to():
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SIGTERMException), (signal.SIGINT, KeyboardInterrupt)])
 def test_signals_reach_a_run(child, number, error):
-    handler = signal.getsignal(number)
-    threading.Timer(1.0, os.kill, (os.getpid(), number)).start()
-    with pytest.raises(error):
-        processes.start_run(["0", "sleep"])
-    assert signal.getsignal(number) is handler
+    # where the tests were started in the background, SIGINT is ignored, and a child would inherit that
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        threading.Timer(1.0, os.kill, (os.getpid(), number)).start()
+        with pytest.raises(error):
+            processes.start_run(["0", "sleep"])
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
 
 
 def test_somebody_else_s_signal_ends_the_run_too(child):
