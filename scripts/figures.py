@@ -58,7 +58,7 @@ def main(folder: Path, to: Path) -> int:
     (to / "demo.svg").write_text(re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL), encoding="utf-8")
     for group in groups:
         for name, content in draw(group)[0].items():
-            if name.endswith(".png"):
+            if name.endswith(("_tradeoff.png", "_tokens.png")):
                 (to / name).write_bytes(content)
     return 0
 
