@@ -18,17 +18,16 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig
 
 from ltp import cli
-from ltp.checkpoints import CONFIG_FILE, Checkpoint, inspect_checkpoint
+from ltp.checkpoints import Checkpoint, inspect_checkpoint
+from ltp.commands import check_writable
 from ltp.config import TaskSettings, typed_as, unknown_key
 from ltp.errors import UserError
-from ltp.restored import load_tokenizer
+from ltp.restored import load_model, load_tokenizer, quiet_libraries, stored_task
 from ltp.samples import Sequences, validation_sequences
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, and a mistake should not
     from ltp.benchmark import Plan
     from ltp.modeling import LTPForSequenceClassification
-
-_REMEDY = "Give a run directory or a Hugging Face directory that exists, or leave restore out."
 
 
 @dataclass
@@ -118,22 +117,12 @@ def resolve(cfg: DictConfig) -> tuple[BenchSettings, Checkpoint | None]:
                 f"task={settings.task.name} needs restore=…, whose tokenizer makes tokens of its texts; "
                 "bench.lengths=mrpc, sst2 or rte needs none"
             )
-    elif checkpoint.run_dir is not None and settings.task is None and options.lengths is None:
-        _adopt_task(settings, checkpoint.run_dir)
+    elif settings.task is None and options.lengths is None and (stored := stored_task(checkpoint)) is not None:
+        settings.task = stored.task
+        settings.data_dir = settings.data_dir if settings.data_dir is not None else stored.data_dir
     if settings.task is None and options.lengths is None:
         options.lengths = "mrpc"
     return settings, checkpoint
-
-
-def _adopt_task(settings: BenchSettings, run_dir: Path) -> None:
-    """Measure a run on the task it was trained for."""
-    try:
-        stored = yaml.safe_load((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
-        settings.task = TaskSettings(**stored["task"])
-    except (OSError, KeyError, TypeError, yaml.YAMLError):
-        return  # a run from elsewhere, without its configuration
-    if settings.data_dir is None:
-        settings.data_dir = stored.get("data_dir")
 
 
 def check(settings: BenchSettings) -> None:
@@ -213,15 +202,7 @@ def output_path(settings: BenchSettings, checkpoint: Checkpoint | None) -> Path:
         now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         name = re.sub(r"[^\w.-]", "_", f"{model}_{lengths}_{now}.json")
         path, key = Path(settings.output_root) / "bench" / name, f"output_root={settings.output_root}"
-    if path.is_dir():
-        raise UserError(f"{key} is a directory; give a file")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        trial = path.with_name(f".{path.name}.trial")  # minutes of measuring should not end in a write that fails
-        trial.touch()
-        trial.unlink()
-    except OSError as error:
-        raise UserError(f"{key}: cannot write {path}: {error.strerror}") from error
+    check_writable(key, path)
     return path
 
 
@@ -239,7 +220,7 @@ def measure(settings: BenchSettings, checkpoint: Checkpoint | None) -> dict[str,
 
     from ltp.benchmark import ENGINES, Plan, make_batches, run_benchmark
 
-    _quiet_libraries()
+    quiet_libraries()
     options = settings.bench
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("bench.device=cuda: no GPU found; use bench.device=cpu")
@@ -327,14 +308,12 @@ def build_model(settings: BenchSettings, checkpoint: Checkpoint | None) -> "LTPF
         UserError: the checkpoint cannot be loaded.
     """
     from ltp.benchmark import random_classifier
-    from ltp.hub import loading_from_hub
     from ltp.modeling import LTPForSequenceClassification
 
-    if checkpoint is None:
-        assert settings.bench.shape is not None
-        return LTPForSequenceClassification.from_dense(random_classifier(settings.bench.shape, settings.seed))
-    with loading_from_hub(f"restore={checkpoint.source}", _REMEDY, source=checkpoint.path):
-        return LTPForSequenceClassification.from_pretrained(checkpoint.path).eval()
+    if checkpoint is not None:
+        return load_model(checkpoint)
+    assert settings.bench.shape is not None
+    return LTPForSequenceClassification.from_dense(random_classifier(settings.bench.shape, settings.seed))
 
 
 def read_sequences(
@@ -358,13 +337,6 @@ def read_sequences(
     return validation_sequences(
         settings.task, settings.data_dir, load_tokenizer(checkpoint), model, options.sequences, settings.seed
     )
-
-
-def _quiet_libraries() -> None:
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
 
 
 def write_report(path: Path, report: dict[str, Any]) -> None:
