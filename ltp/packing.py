@@ -1,5 +1,6 @@
 """Where the tokens of a batch stand in a packed tensor."""
 
+from functools import cached_property
 from itertools import groupby
 
 import torch
@@ -64,7 +65,7 @@ class Packing:
         row = slots.div(survivors.shape[1], rounding_mode="floor")
         return packing, self.starts[row] + slots % survivors.shape[1]
 
-    @property
+    @cached_property  # where nobody leaves, several layers ask
     def groups(self) -> list[tuple[int, int]]:
         """(sequences, tokens of each) of every run of sequences of equal length."""
         return [(len(list(run)), length) for length, run in groupby(self.lengths)]

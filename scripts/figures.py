@@ -8,35 +8,30 @@ import re
 import sys
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.text import Text
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-from transformers.utils import logging
 
-import ltp  # noqa: F401  (registers the model with the Auto classes)
+from ltp.checkpoints import inspect_checkpoint
+from ltp.prediction import predict
 from ltp.reporting import collect, compare, comparison, draw
+from ltp.restored import load_model, load_tokenizer, longest_input, quiet_libraries
 from ltp.synthetic import demo_rows
+from ltp.tracing import layer_by_layer
 
 
-def layer_by_layer(run: Path, sentence: str) -> Text:
-    """A sentence once a layer, its pruned tokens dimmed."""
-    logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(run / "model")
-    model = AutoModelForSequenceClassification.from_pretrained(run / "model").eval()
-    inputs = tokenizer(sentence, return_tensors="pt")
-    with torch.no_grad():
-        output = model(**inputs, output_hidden_states=True)
-    words = tokenizer.convert_ids_to_tokens(inputs["input_ids"][0])
-    text = Text()
-    for layer, hidden in enumerate(output.hidden_states):
-        alive = hidden[0].ne(0).any(dim=-1)  # the states of pruned tokens are 0
-        text.append(f"{'input' if layer == 0 else f'layer {layer}':8}", style="bold")
-        for word, is_alive in zip(words, alive.tolist(), strict=True):
-            text.append(f" {word}", style="" if is_alive else "bright_black strike")
-        text.append("\n")
-    label = model.config.id2label[int(output.logits.argmax())]
-    return text.append(f"label    {label}", style="bold")
+def sentence_layer_by_layer(run: Path, sentence: str) -> Text:
+    """A sentence once a layer, its pruned tokens dimmed, and its label."""
+    quiet_libraries()
+    checkpoint = inspect_checkpoint(str(run))
+    model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
+    (prediction,) = predict(
+        *(model, tokenizer, [(sentence,)]),
+        max_length=longest_input(model, tokenizer),
+        batch_size=1,
+        trace=True,
+        advance=lambda count: None,
+    )
+    return layer_by_layer(prediction.pieces).append(f"label    {prediction.label}", style="bold")
 
 
 def main(folder: Path, to: Path) -> int:
@@ -52,7 +47,8 @@ def main(folder: Path, to: Path) -> int:
         console.print(comparison(group))
     cheapest = min(learned, key=lambda run: (run.results["stage"] != "hard", run.results["relative_flops"]))
     sentences = [row["sentence"] for row in demo_rows("validation")]
-    console.print(layer_by_layer(cheapest.directory, next(text for text in sentences if 11 <= len(text.split()) <= 14)))
+    sentence = next(text for text in sentences if 11 <= len(text.split()) <= 14)
+    console.print(sentence_layer_by_layer(cheapest.directory, sentence))
     svg = console.export_svg(title="make demo")
     # fonts of the reader's machine, nothing fetched from elsewhere
     (to / "demo.svg").write_text(re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL), encoding="utf-8")

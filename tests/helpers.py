@@ -36,6 +36,19 @@ SMALL = (
 )
 
 
+#: Ways to prune a small classifier that each lose tokens in several layers, and none.
+METHODS = {
+    "threshold": {"prune_mode": "absolute_threshold", "final_token_threshold": 0.012},
+    "threshold, mean_norm": {
+        "prune_mode": "absolute_threshold",
+        "scoring_mode": "mean_norm",
+        "final_token_threshold": 0.05,
+    },
+    "topk": {"prune_mode": "topk", "token_keep_rate": -0.2},
+    "none": {},
+}
+
+
 def words(command):
     """A command line's words; a sequence of words as it is."""
     return shlex.split(command) if isinstance(command, str) else list(map(str, command))
@@ -73,18 +86,33 @@ class Finished:
 
 def ltp_train(command="", job=train.main):
     """``python -m ltp.train`` in this process, or another job under its command line."""
+    return in_process("ltp.train", command, lambda: cli.run_command("train", job, train.show))
+
+
+def in_process(program, command, run, *, stdin=b"", **environment):
+    """A command in this process.
+
+    Args:
+        program: its name.
+        command: its command line, or the words of it.
+        run: what ``python -m`` would call.
+        stdin: what it reads.
+        environment: variables.
+    """
     out, err = io.StringIO(), io.StringIO()
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        patch.setattr(sys, "argv", ["ltp.train", *words(command)])
+        patch.setattr(sys, "argv", [program, *words(command)])
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         patch.setenv("HYDRA_FULL_ERROR", "1")  # the command sets it: here it is unset again
+        for name, value in environment.items():
+            patch.setenv(name, value)
         GlobalHydra.instance().clear()
         try:
-            try:
-                code = cli.run_command("train", job, train.show)
-            except SystemExit as exit_:  # argparse
-                code = exit_.code
+            code = run()
+        except SystemExit as exit_:  # argparse, --help
+            code = exit_.code or 0
         finally:
             root.handlers[:] = handlers  # Hydra's write to a stream that is gone
             root.setLevel(level)

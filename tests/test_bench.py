@@ -1,17 +1,13 @@
 """The benchmark: its arithmetic, its models and sequences, what it refuses, and the command once from end to end."""
 
-import contextlib
+import functools
 import importlib.util
-import io
 import json
-import logging
-import sys
 
 import pytest
 import torch
 import yaml
-from helpers import Finished, composed, words
-from hydra.core.global_hydra import GlobalHydra
+from helpers import composed, in_process
 from test_layering import FRAMEWORKS, IMPORTS, modules_of, reachable
 
 from ltp import LTPForSequenceClassification, bench, cli
@@ -343,21 +339,8 @@ def test_measured_speedup(model, sequences, with_dense):
 
 def ltp_bench(command):
     """``python -m ltp.bench`` in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        patch.setattr(sys, "argv", ["ltp.bench", *words(command)])
-        patch.setenv("HYDRA_FULL_ERROR", "1")
-        GlobalHydra.instance().clear()
-        try:
-            code = cli.run_command("bench", bench.main, bench.show, bench.unknown)
-        except SystemExit as exit_:  # --help
-            code = exit_.code or 0
-        finally:
-            root.handlers[:] = handlers
-            root.setLevel(level)
-    return Finished(code, out.getvalue(), err.getvalue())
+    main = functools.partial(cli.run_command, "bench", bench.main, bench.show, bench.unknown)
+    return in_process("ltp.bench", command, main)
 
 
 @pytest.fixture

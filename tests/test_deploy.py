@@ -4,22 +4,12 @@ import copy
 
 import pytest
 import torch
+from helpers import METHODS
 from torch.nn import functional
 
 from ltp import LTPForSequenceClassification
 from ltp.deploy import attention, linears
 from ltp.deploy.linears import Int8Linear, OneDNNLinear, PlainLinear, gelu_approximation, onednn_works
-
-METHODS = {
-    "threshold": {"prune_mode": "absolute_threshold", "final_token_threshold": 0.012},
-    "threshold, mean_norm": {
-        "prune_mode": "absolute_threshold",
-        "scoring_mode": "mean_norm",
-        "final_token_threshold": 0.05,
-    },
-    "topk": {"prune_mode": "topk", "token_keep_rate": -0.2},
-    "none": {},
-}
 
 needs_onednn = pytest.mark.skipif(not onednn_works(torch.float32), reason="needs oneDNN's prepacked linear layers")
 needs_int8 = pytest.mark.skipif(not linears.int8_works(), reason="needs FBGEMM")

@@ -1,20 +1,16 @@
 """The evaluation: equal to what training found, by length, along the trade-off, and its file of predictions."""
 
-import contextlib
-import io
+import functools
 import itertools
 import json
-import logging
 import os
-import sys
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from helpers import SMALL, Finished, ltp_train, words
-from hydra.core.global_hydra import GlobalHydra
+from helpers import SMALL, in_process, ltp_train
 
 from ltp import cli, evaluate
 from ltp.evaluation import Outcome, by_length, is_defined, summarise, write_predictions
@@ -25,22 +21,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*quantized tensor creation func
 
 def ltp_evaluate(command):
     """``python -m ltp.evaluate`` in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        patch.setattr(sys, "argv", ["ltp.evaluate", *words(command)])
-        patch.setenv("HYDRA_FULL_ERROR", "1")
-        patch.setenv("COLUMNS", "160")
-        GlobalHydra.instance().clear()
-        try:
-            code = cli.run_command("evaluate", evaluate.main, evaluate.show, evaluate.unknown)
-        except SystemExit as exit_:  # --help
-            code = exit_.code or 0
-        finally:
-            root.handlers[:] = handlers
-            root.setLevel(level)
-    return Finished(code, out.getvalue(), err.getvalue())
+    main = functools.partial(cli.run_command, "evaluate", evaluate.main, evaluate.show, evaluate.unknown)
+    return in_process("ltp.evaluate", command, main, COLUMNS="160")
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,8 @@
 """Exports: loaded where ltp is not, graphs that prune, cards that say what the run says, and nothing half-written."""
 
 import ast
-import contextlib
-import io
+import functools
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -12,9 +10,8 @@ import sys
 import pytest
 import torch
 import yaml
-from helpers import SMALL, Finished, finished_run, ltp_train, words
+from helpers import SMALL, finished_run, in_process, ltp_train
 from huggingface_hub import ModelCard
-from hydra.core.global_hydra import GlobalHydra
 
 from ltp import LTPForSequenceClassification, cli, export
 from ltp.benchmark import make_batches
@@ -407,21 +404,8 @@ def test_an_onnx_export_that_fails_leaves_nothing(make_run, token_ids, tmp_path,
 
 def ltp_export(command):
     """``python -m ltp.export`` in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        patch.setattr(sys, "argv", ["ltp.export", *words(command)])
-        patch.setenv("HYDRA_FULL_ERROR", "1")
-        GlobalHydra.instance().clear()
-        try:
-            code = cli.run_command("export", export.main, export.show, export.unknown)
-        except SystemExit as exit_:  # --help
-            code = exit_.code or 0
-        finally:
-            root.handlers[:] = handlers
-            root.setLevel(level)
-    return Finished(code, out.getvalue(), err.getvalue())
+    main = functools.partial(cli.run_command, "export", export.main, export.show, export.unknown)
+    return in_process("ltp.export", command, main)
 
 
 @pytest.mark.parametrize(

@@ -2,22 +2,12 @@
 
 import pytest
 import torch
+from helpers import METHODS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ltp import LTPForSequenceClassification, packed
 from ltp.attention import attention_by_length, attention_by_rows
 from ltp.packing import Packing
-
-METHODS = {
-    "threshold": {"prune_mode": "absolute_threshold", "final_token_threshold": 0.012},
-    "threshold, mean_norm": {
-        "prune_mode": "absolute_threshold",
-        "scoring_mode": "mean_norm",
-        "final_token_threshold": 0.05,
-    },
-    "topk": {"prune_mode": "topk", "token_keep_rate": -0.2},
-    "none": {},
-}
 
 
 @pytest.fixture(params=METHODS)

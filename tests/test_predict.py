@@ -1,21 +1,16 @@
 """Predictions for new texts: what comes out, what is recorded of it, the page, and bad input."""
 
-import contextlib
 import csv
 import html
-import io
 import json
-import logging
 import re
 import shutil
 import subprocess
-import sys
 
 import pytest
 import torch
 import yaml
-from helpers import Finished, words
-from hydra.core.global_hydra import GlobalHydra
+from helpers import in_process
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from ltp import LTPForSequenceClassification, predict
@@ -29,24 +24,8 @@ SENTENCES = [row["sentence"] for row in demo_rows("validation") if len(row["sent
 
 def ltp_predict(*arguments, stdin=b""):
     """``python -m ltp.predict`` in this process; one argument is a whole command line."""
-    out, err = io.StringIO(), io.StringIO()
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    given = words(arguments[0]) if len(arguments) == 1 else list(arguments)
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        patch.setattr(sys, "argv", ["ltp.predict", *given])
-        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        patch.setenv("HYDRA_FULL_ERROR", "1")
-        patch.setenv("COLUMNS", "120")
-        GlobalHydra.instance().clear()
-        try:
-            code = predict.command()
-        except SystemExit as exit_:  # --help
-            code = exit_.code or 0
-        finally:
-            root.handlers[:] = handlers
-            root.setLevel(level)
-    return Finished(code, out.getvalue(), err.getvalue())
+    command = arguments[0] if len(arguments) == 1 else arguments
+    return in_process("ltp.predict", command, predict.command, stdin=stdin, COLUMNS="120")
 
 
 def make_run(folder, *, columns=("sentence",), labels=("negative", "positive"), **pruning):

@@ -1,19 +1,16 @@
 """The report: what it reads and leaves out, its arithmetic on trees made by hand, its files, and the command."""
 
-import contextlib
 import csv
+import functools
 import io
 import json
-import logging
-import sys
 import time
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers import Finished, composed, words, write_json
-from hydra.core.global_hydra import GlobalHydra
+from helpers import composed, in_process, words, write_json
 from matplotlib.image import imread
 from test_layering import FRAMEWORKS, IMPORTS, modules_of, reachable
 
@@ -121,19 +118,8 @@ def reasons(collection):
 
 def ltp_report(command=""):
     """``python -m ltp.report`` in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        patch.setattr(sys, "argv", ["ltp.report", *report.folders_as_key(words(command))])
-        patch.setenv("HYDRA_FULL_ERROR", "1")  # the command sets it: here it is unset again
-        GlobalHydra.instance().clear()
-        try:
-            code = cli.run_command("report", report.main, report.show, report.unknown)
-        finally:
-            root.handlers[:] = handlers  # Hydra's write to a stream that is gone
-            root.setLevel(level)
-    return Finished(code, out.getvalue(), err.getvalue())
+    main = functools.partial(cli.run_command, "report", report.main, report.show, report.unknown)
+    return in_process("ltp.report", report.folders_as_key(words(command)), main)
 
 
 # -- reading ----------------------------------------------------------------------------------------------------
