@@ -9,15 +9,32 @@ from ltp.pruning import attention_received
 
 #: Up to so many tokens a CPU computes the attention of half-precision sequences in float32: as fast, and exact.
 FLOAT32_TOKENS = 128
+#: Survival probabilities below this are taken for it: next to 1, float32 no longer sees them.
+SMALLEST_SURVIVAL = 1e-12
 
 
-def masked_attention(query: Tensor, key: Tensor, value: Tensor, alive: Tensor, dropout: float) -> tuple[Tensor, Tensor]:
+def survival_bias(survival: Tensor) -> Tensor:
+    """What a key's attention logits get for its survival probability w, so that its weight is w·exp(logit).
+
+    Args:
+        survival: any shape, float32 in [0, 1].
+
+    Returns:
+        ``log w``, bounded below: a token that is surely gone still has finite gradients, and no weight.
+    """
+    return survival.clamp(min=SMALLEST_SURVIVAL).log()
+
+
+def masked_attention(
+    query: Tensor, key: Tensor, value: Tensor, alive: Tensor, dropout: float, survival: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Scaled dot-product attention over padded sequences; keys that are not alive get probability 0.
 
     Args:
         query, key, value: (B, N, H, D/H).
         alive: tokens alive, (B, N) bool, at least one in each example.
         dropout: probability of dropping an attention weight (0 outside training).
+        survival: probability w that each token is alive, (B, N) float32: keys weigh w times as much.
 
     Returns:
         The context, (B, N, D), and the probabilities *before* dropout, (B, H, N, N): dropout would make importance
@@ -25,7 +42,8 @@ def masked_attention(query: Tensor, key: Tensor, value: Tensor, alive: Tensor, d
     """
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))  # (B, H, N, D/H)
     logits = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
-    bias = torch.zeros_like(alive, dtype=logits.dtype).masked_fill(~alive, torch.finfo(logits.dtype).min)
+    bias = torch.zeros_like(alive, dtype=logits.dtype) if survival is None else survival_bias(survival).to(logits.dtype)
+    bias = bias.masked_fill(~alive, torch.finfo(logits.dtype).min)
     probs = (logits + bias[:, None, None, :]).softmax(dim=-1)
     weights = functional.dropout(probs, dropout) if dropout else probs
     context = (weights.to(value.dtype) @ value).transpose(1, 2)  # (B, N, H, D/H)
@@ -40,6 +58,7 @@ def packed_attention(
     dropout: float,
     *,
     needs_received: bool,
+    survival: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Scaled dot-product attention within each of several packed sequences.
 
@@ -50,6 +69,8 @@ def packed_attention(
         packing: where the sequences stand.
         dropout: probability of dropping an attention weight (0 outside training).
         needs_received: whether the second result is wanted; without, a fused kernel serves.
+        survival: probability w that each token is alive, (T,) float32: keys weigh w times as much, and queries count
+            w times in what is received. With it the second result is always computed.
 
     Returns:
         The context, (T, D), and the attention that each token received from its sequence before dropout, summed
@@ -57,21 +78,35 @@ def packed_attention(
     """
     # a CPU gains by what is not computed, a GPU by how few kernels are launched
     attend = attention_by_length if query.device.type == "cpu" else attention_by_rows
-    return attend(query, key, value, packing, dropout, needs_received=needs_received)
+    return attend(query, key, value, packing, dropout, needs_received=needs_received, survival=survival)
 
 
 def attention_by_length(
-    query: Tensor, key: Tensor, value: Tensor, packing: Packing, dropout: float, *, needs_received: bool
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packing: Packing,
+    dropout: float,
+    *,
+    needs_received: bool,
+    survival: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`packed_attention` with one product for all sequences of equal length: nothing is padded or copied."""
     contexts, received = [], []
     sizes = [sequences * length for sequences, length in packing.groups]
-    parts = zip(packing.groups, *(x.split(sizes) for x in (query, key, value)), strict=True)
+    survivals = survival.split(sizes) if survival is not None else [None] * len(sizes)
+    parts = zip(packing.groups, survivals, *(x.split(sizes) for x in (query, key, value)), strict=True)
     with torch.autocast("cpu", enabled=False):  # the types are chosen here
-        for (sequences, length), *qkv in parts:
+        for (sequences, length), weights, *qkv in parts:
             kind = torch.float32 if length <= FLOAT32_TOKENS else query.dtype
             q, k, v = (x.to(kind).unflatten(0, (sequences, length)).transpose(1, 2) for x in qkv)  # (…, H, n, D/H)
-            if needs_received:
+            if weights is not None:
+                weights = weights.view(sequences, 1, 1, length)
+                logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + survival_bias(weights).to(kind)
+                probs = logits.softmax(dim=-1)
+                received.append((weights @ probs.float()).sum(dim=(1, 2)).flatten())
+                context = (functional.dropout(probs, dropout) if dropout else probs) @ v
+            elif needs_received:
                 probs = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1)  # (…, H, n, n)
                 received.append(probs.sum(dim=(1, 2), dtype=torch.float32).flatten())
                 context = (functional.dropout(probs, dropout) if dropout else probs) @ v
@@ -83,13 +118,21 @@ def attention_by_length(
 
 
 def attention_by_rows(
-    query: Tensor, key: Tensor, value: Tensor, packing: Packing, dropout: float, *, needs_received: bool
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packing: Packing,
+    dropout: float,
+    *,
+    needs_received: bool,
+    survival: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`packed_attention` with one product for all sequences, padded to the longest one alive."""
     query, key, value = (packing.pad(x) for x in (query, key, value))  # (B, N, H, D/H)
-    if needs_received:
-        context, probs = masked_attention(query, key, value, packing.alive, dropout)
-        return packing.pack(context), packing.pack(attention_received(probs, packing.alive))
+    if needs_received or survival is not None:
+        rows = packing.pad(survival) if survival is not None else None
+        context, probs = masked_attention(query, key, value, packing.alive, dropout, rows)
+        return packing.pack(context), packing.pack(attention_received(probs, packing.alive if rows is None else rows))
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     mask = packing.alive[:, None, None, :]
     context = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)

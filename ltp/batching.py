@@ -6,6 +6,7 @@ how a batch is split, so that runs on other machines see the same optimiser step
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -151,3 +152,36 @@ def evaluation_batches(
     """
     shard = np.argsort(-np.asarray(lengths), kind="stable")[rank::world_size]
     return [shard[start : start + batch_size].tolist() for start in range(0, len(shard), batch_size)]
+
+
+def matched_rows(lengths: np.ndarray, wanted: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
+    """Rows whose lengths are distributed as wanted.
+
+    Where a method's cost depends on the length of the input, a budget met on training examples is missed on longer
+    ones (SST-2 trains on phrases and is evaluated on sentences). So training examples are chosen by the lengths of
+    those that the budget is for; nothing else of the latter is read.
+
+    Args:
+        lengths: tokens of each row that may be chosen, (R,).
+        wanted: tokens of each example that the budget is for, (V,).
+        count: how many rows to choose; all where there are no more.
+        seed: of the choice among rows of equal length.
+
+    Returns:
+        Indices of the chosen rows, (min(count, R),) int64, ascending by length; none twice.
+    """
+    count = min(count, len(lengths))
+    quantiles = np.sort(wanted)[((np.arange(count) + 0.5) * len(wanted) / count).astype(int)]
+    shuffled = np.random.default_rng(seed).permutation(len(lengths))
+    free = shuffled[np.argsort(lengths[shuffled], kind="stable")].tolist()  # by length, at random within one
+    free_lengths = [int(lengths[row]) for row in free]
+    chosen = []
+    for length in quantiles[::-1].tolist():  # the longest first: they cost most, and are rarest
+        right = bisect_left(free_lengths, length)
+        left = right - 1
+        nearer_left = right == len(free) or (left >= 0 and length - free_lengths[left] < free_lengths[right] - length)
+        place = left if nearer_left else right
+        chosen.append(free.pop(place))
+        free_lengths.pop(place)
+    rows = np.array(chosen, dtype=np.int64)
+    return rows[np.argsort(lengths[rows], kind="stable")]

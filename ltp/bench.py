@@ -22,7 +22,7 @@ from ltp.checkpoints import Checkpoint, inspect_checkpoint
 from ltp.commands import check_writable
 from ltp.config import TaskSettings, typed_as, unknown_key
 from ltp.errors import UserError
-from ltp.restored import load_model, load_tokenizer, quiet_libraries, stored_task
+from ltp.restored import check_budget, load_model, load_tokenizer, quiet_libraries, stored_task
 from ltp.samples import Sequences, validation_sequences
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, and a mistake should not
@@ -61,6 +61,7 @@ class BenchSettings:
     bench: BenchOptions = field(default_factory=BenchOptions)
     task: TaskSettings | None = None
     restore: str | None = None
+    budget: float | None = None
     data_dir: str | None = None
     output_root: str = MISSING
     seed: int = MISSING
@@ -109,6 +110,8 @@ def resolve(cfg: DictConfig) -> tuple[BenchSettings, Checkpoint | None]:
             setattr(options, key, [value])
     check(settings)
     checkpoint = inspect_checkpoint(settings.restore) if settings.restore is not None else None
+    if checkpoint is not None:
+        check_budget(checkpoint, settings.budget)
     if checkpoint is None:
         options.shape = options.shape or "bert-base"
         options.relative_flops = options.relative_flops if options.relative_flops is not None else 0.5
@@ -174,6 +177,12 @@ def check(settings: BenchSettings) -> None:
     if settings.restore is not None and options.shape is not None:
         raise UserError(
             f"restore={settings.restore} and bench.shape={options.shape} contradict each other: give one of them"
+        )
+    if settings.budget is not None and settings.restore is None:
+        raise UserError(f"budget={settings.budget:g} goes with restore=…, a checkpoint that holds it")
+    if settings.budget is not None and cost is not None:
+        raise UserError(
+            f"budget={settings.budget:g} and bench.relative_flops={cost:g} contradict each other: give one of them"
         )
     if settings.task is not None and options.lengths is not None:
         raise UserError(
@@ -311,7 +320,7 @@ def build_model(settings: BenchSettings, checkpoint: Checkpoint | None) -> "LTPF
     from ltp.modeling import LTPForSequenceClassification
 
     if checkpoint is not None:
-        return load_model(checkpoint)
+        return load_model(checkpoint, settings.budget)
     assert settings.bench.shape is not None
     return LTPForSequenceClassification.from_dense(random_classifier(settings.bench.shape, settings.seed))
 

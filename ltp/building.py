@@ -75,7 +75,8 @@ def build_model(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> LTP
     settings, prune = run.settings, run.settings.prune
     pruning: dict[str, Any] = {
         "prune_mode": prune.mode,
-        "masking_mode": "soft" if settings.stage == "soft" else "hard",
+        # survival: the FLOPs that a budget's training expects are those that its evaluation will count
+        "masking_mode": "hard" if settings.stage != "soft" else "survival" if settings.targets else "soft",
         "scoring_mode": prune.scoring_mode,
         "score_length": prune.score_length,
         "final_token_threshold": prune.final_token_threshold,
@@ -91,6 +92,8 @@ def build_model(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> LTP
             model.pruner.reset()  # given thresholds, whatever the checkpoint learned
     else:
         model = LTPForSequenceClassification.from_dense(build_dense(run, task, tokenizer), **pruning)
+    if run.method in ("learned", "manual") and settings.targets != model.config.budgets:
+        model.hold_budgets(settings.targets)
     names = task.labels or tuple(f"LABEL_{index}" for index in range(task.num_labels))
     model.config.id2label = dict(enumerate(names))
     model.config.label2id = {name: index for index, name in enumerate(names)}
@@ -101,6 +104,13 @@ def build_model(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> LTP
     if settings.task.max_length > limit:
         raise UserError(f"task.max_length={settings.task.max_length} is more than the model's {limit} positions")
     return model
+
+
+def build_teacher(run: Run) -> LTPForSequenceClassification:
+    """The dense classifier that a run learns from, in float32."""
+    assert run.teacher is not None
+    with loading_from_hub(f"distill.teacher={run.teacher.source}", _MODEL_REMEDY, source=run.teacher.path):
+        return LTPForSequenceClassification.from_pretrained(run.teacher.path, prune_mode="none")
 
 
 def build_dense(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> Any:

@@ -55,8 +55,13 @@ class Checkpoint:
         """The pruning keys it carries: what an unpruned checkpoint of ltp's writes there means nothing."""
         if self.is_ltp and self.config.get("prune_mode") == "none":
             return {}
-        keys = PRUNING_KEYS + SOFT_KEYS if self.is_ltp else PRUNING_KEYS
+        keys = (*PRUNING_KEYS, *SOFT_KEYS, "budgets") if self.is_ltp else PRUNING_KEYS
         return {key: self.config[key] for key in keys if self.config.get(key) is not None}
+
+    @property
+    def prunes(self) -> bool:
+        """Whether it is a pruned classifier, rather than a dense one."""
+        return self.is_ltp and self.config.get("prune_mode") != "none"
 
     @property
     def holds_thresholds(self) -> bool:
@@ -74,8 +79,12 @@ class Checkpoint:
         return self.path.rstrip("/").rsplit("/", 1)[-1]
 
 
-def inspect_checkpoint(source: str) -> Checkpoint:
+def inspect_checkpoint(source: str, key: str = "restore") -> Checkpoint:
     """Read what a restore value names, without loading weights.
+
+    Args:
+        source: the value.
+        key: its key, for messages.
 
     Raises:
         UserError: it does not exist, is an unfinished run, no classifier, of an architecture that ltp has no
@@ -90,24 +99,24 @@ def inspect_checkpoint(source: str) -> Checkpoint:
         if run_dir is not None:
             if not (run_dir / RESULTS_FILE).is_file():
                 raise UserError(
-                    f"restore={source} is an unfinished run: it has no {RESULTS_FILE}. "
+                    f"{key}={source} is an unfinished run: it has no {RESULTS_FILE}. "
                     "Start its command again to finish it, or name another checkpoint."
                 )
             results = json.loads((run_dir / RESULTS_FILE).read_text(encoding="utf-8"))
             path = run_dir / MODEL_FOLDER
         if not (path / "config.json").is_file():
             raise UserError(
-                f"restore={source} is neither a run directory ({RESULTS_FILE} and {MODEL_FOLDER}/) nor a "
+                f"{key}={source} is neither a run directory ({RESULTS_FILE} and {MODEL_FOLDER}/) nor a "
                 "Hugging Face directory (config.json); check the path."
             )
-        config = read_config(path / "config.json", f"restore={source}")
+        config = read_config(path / "config.json", f"{key}={source}")
         location = str(path)
     elif path.exists() or source.startswith(("/", ".", "~")) or source.count("/") > 1:
         raise UserError(
-            f"restore={source}: no such directory. Give a run directory, a Hugging Face directory or a hub id."
+            f"{key}={source}: no such directory. Give a run directory, a Hugging Face directory or a hub id."
         )
     else:
-        config = _hub_config(source)
+        config = _hub_config(source, key)
     checkpoint = Checkpoint(source=source, path=location, config=config, run_dir=run_dir, results=results)
     _check_classifier(checkpoint)
     return checkpoint
@@ -118,15 +127,15 @@ def _is_run_of(folder: Path, path: Path) -> bool:
     return is_run and (folder == path or path.name == MODEL_FOLDER)
 
 
-def _hub_config(source: str) -> dict[str, Any]:
+def _hub_config(source: str, key: str) -> dict[str, Any]:
     with loading_from_hub(
-        f"restore={source}", "Give a run directory or a Hugging Face directory that exists, or connect to the hub."
+        f"{key}={source}", "Give a run directory or a Hugging Face directory that exists, or connect to the hub."
     ):
         from transformers.utils import CONFIG_NAME, cached_file
 
         file = cached_file(source, CONFIG_NAME)
     assert file is not None
-    return read_config(Path(file), f"restore={source}")
+    return read_config(Path(file), f"{key}={source}")
 
 
 def read_config(path: Path, what: str) -> dict[str, Any]:

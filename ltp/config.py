@@ -28,6 +28,7 @@ RATE_MODES = tuple(
     )
 )
 PRUNE_MODES = ("none", "absolute_threshold", *RATE_MODES)
+DISTILL_MODES = ("logits", "hidden")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
@@ -74,6 +75,7 @@ class PruneSettings:
     temperature: float | None = None
     lambda_threshold: float | None = None
     lr_threshold: float | None = None
+    target_flops: float | None = None
 
 
 #: The keys of :class:`PruneSettings` that are numbers or modes of a method, rather than the choice of one.
@@ -111,6 +113,7 @@ class PruningRecipe:
     temperature: float = MISSING
     lambda_threshold: float = MISSING
     token_keep_rate: float = MISSING
+    budget_lr_threshold: float = MISSING
 
 
 @dataclass
@@ -119,6 +122,17 @@ class Recipe:
 
     stages: dict[str, StageRecipe] = field(default_factory=dict)
     pruning: PruningRecipe = field(default_factory=PruningRecipe)
+
+
+@dataclass
+class DistillSettings:
+    """What is learned from a teacher (group ``distill``): ``auto``, the dense parent, or a checkpoint."""
+
+    mode: str | None = None
+    weight: float = 0.5
+    temperature: float = 2.0
+    hidden_weight: float = 0.0
+    teacher: str = "auto"
 
 
 @dataclass
@@ -153,6 +167,7 @@ class TrainSettings:
     task: TaskSettings = field(default_factory=TaskSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     prune: PruneSettings = field(default_factory=PruneSettings)
+    distill: DistillSettings = field(default_factory=DistillSettings)
     stage: str | None = None
     recipe: Recipe = field(default_factory=Recipe)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
@@ -165,11 +180,19 @@ class TrainSettings:
     save_step: int | None = None
     load_best: bool | None = None
     seed: int = 0
+    budgets: list[float] | None = None
     restore: str = "auto"
     data_dir: str | None = None
     output_root: str = "outputs"
     overwrite: bool = False
     flops_budget: float | None = None
+
+    @property
+    def targets(self) -> list[float]:
+        """Relative FLOPs that the model is trained for, ascending; empty without a budget."""
+        if self.budgets is not None:
+            return sorted(self.budgets)
+        return [] if self.prune.target_flops is None else [self.prune.target_flops]
 
 
 ConfigStore.instance().store(name="train_schema", node=TrainSettings)
@@ -236,7 +259,7 @@ def unknown_key(key: str, schema: type = TrainSettings, command: str = "ltp.trai
     last = key.rsplit(".", 1)[-1]
     near = [known for known in keys if known.rsplit(".", 1)[-1] == last]
     if not near:
-        by_last = {known.rsplit(".", 1)[-1]: known for known in keys}
+        by_last = {known.rsplit(".", 1)[-1]: known for known in reversed(keys)}  # of equal names the first
         names = difflib.get_close_matches(last, by_last, n=2, cutoff=0.7)
         names = names or [name for name in by_last if name.startswith(f"{last}_")][:2]
         near = [by_last[name] for name in names]
@@ -283,6 +306,30 @@ def check_ranges(settings: TrainSettings) -> None:
     lambda_ = prune.lambda_threshold
     require_if("prune.lambda_threshold", lambda_, 0 <= (lambda_ or 0) < float("inf"), "0 or more; published: 0.01–0.2")
     require_if("prune.lr_threshold", prune.lr_threshold, 0 < (prune.lr_threshold or 0) < 1, "above 0 and below 1")
+    for key, targets in (("prune.target_flops", settings.prune.target_flops), ("budgets", settings.budgets)):
+        shares = targets if isinstance(targets, list) else [targets]
+        in_range = all(0 < share <= 1 for share in shares if share is not None)
+        require_if(key, targets, in_range, "in (0, 1] (of the dense FLOPs)")
+    if settings.budgets is not None:
+        distinct = len(set(settings.budgets)) == len(settings.budgets) > 0
+        require(distinct, "budgets", settings.budgets, "one or more different shares of the dense FLOPs")
+        if prune.target_flops is not None:
+            raise UserError(
+                f"budgets={settings.budgets} and prune.target_flops={prune.target_flops} are two answers to one "
+                "question: give one of them"
+            )
+    distill = settings.distill
+    require_if("distill.mode", distill.mode, distill.mode in DISTILL_MODES, f"one of {', '.join(DISTILL_MODES)}")
+    require(0 < distill.weight <= 1, "distill.weight", distill.weight, "above 0 and at most 1")
+    require(0 < distill.temperature < float("inf"), "distill.temperature", distill.temperature, "above 0")
+    require(0 <= distill.hidden_weight < float("inf"), "distill.hidden_weight", distill.hidden_weight, "0 or more")
+    if distill.mode is None and distill != DistillSettings():
+        raise UserError("distill.… is given, but nothing is distilled: add distill=logits or distill=hidden")
+    if (distill.mode == "hidden") != (distill.hidden_weight > 0):
+        raise UserError(
+            f"distill={distill.mode} with distill.hidden_weight={distill.hidden_weight}: "
+            "hidden states are distilled by distill=hidden, with a weight above 0"
+        )
     require(task.max_length >= 8, "task.max_length", task.max_length, "8 or more (tokens)")
     for key in ("max_train_samples", "max_validation_samples"):
         value = getattr(task, key)

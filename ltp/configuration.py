@@ -1,17 +1,17 @@
 """The configuration of a pruned classifier, as ``config.json`` holds it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedConfig
 
 from ltp.backbones import BACKBONES
-from ltp.pruning import PRUNERS, SCORING_MODES
+from ltp.pruning import MASKING_MODES, PRUNERS, SCORING_MODES
 
 #: Keys of ``config.json`` that say how a model prunes; a dense checkpoint's file may carry them too.
 PRUNING_KEYS = ("prune_mode", "scoring_mode", "score_length", "final_token_threshold", "token_keep_rate")
 #: Keys that say how it trains under the soft rule.
 SOFT_KEYS = ("masking_mode", "threshold_temperature", "lambda_threshold")
-MASKING_MODES = ("hard", "soft")
 
 
 # What the outer configuration says once for both, and what belongs to the file a classifier came from.
@@ -31,9 +31,10 @@ class LTPConfig(PreTrainedConfig):
         score_length: the constant Z of ``mean`` and of the regulariser, in tokens.
         final_token_threshold: the last layer's initial threshold, in units of importance.
         token_keep_rate: top-k's keep rate in the last layer; may be negative.
-        masking_mode: the rule while training: ``soft`` or ``hard``. Evaluation is always hard.
+        masking_mode: the rule while training, see :data:`ltp.pruning.MASKING_MODES`. Evaluation is always hard.
         threshold_temperature: T of the soft rule (transformers keeps ``temperature`` for generation).
         lambda_threshold: weight of the regulariser under the soft rule.
+        budgets: relative FLOPs that the checkpoint holds thresholds for, ascending, each in (0, 1].
 
     Raises:
         ValueError: a value is outside its range, or the backbone is unknown.
@@ -52,6 +53,7 @@ class LTPConfig(PreTrainedConfig):
         masking_mode: str = "hard",
         threshold_temperature: float = 1e-3,
         lambda_threshold: float = 0.0,
+        budgets: Sequence[float] = (),
         **kwargs: Any,
     ) -> None:
         self.dense_config = dict(dense_config or {"model_type": "bert"})
@@ -63,7 +65,9 @@ class LTPConfig(PreTrainedConfig):
         self.masking_mode = masking_mode
         self.threshold_temperature = threshold_temperature
         self.lambda_threshold = lambda_threshold
+        self.budgets = list(budgets)
         check_pruning(**{key: getattr(self, key) for key in PRUNING_KEYS + SOFT_KEYS})
+        check_budgets(self.budgets, self.prune_mode)
         if self.dense_config.get("model_type") not in BACKBONES:
             raise ValueError(
                 f"model_type is {self.dense_config.get('model_type')!r}; ltp prunes {', '.join(sorted(BACKBONES))}"
@@ -126,6 +130,19 @@ class LTPConfig(PreTrainedConfig):
     def _dense_size(self, key: str) -> int:
         default = BACKBONES[self.backbone_type].config_class
         return int(self.dense_config[key] if key in self.dense_config else getattr(default(), key))
+
+
+def check_budgets(budgets: Sequence[Any], prune_mode: str) -> None:
+    """Check the budgets that a checkpoint holds thresholds for.
+
+    Raises:
+        ValueError: one is no share of the dense FLOPs, they do not ascend, or the method has no thresholds.
+    """
+    numbers = all(isinstance(value, int | float) and 0 < value <= 1 for value in budgets)
+    if not numbers or sorted(set(budgets)) != list(budgets):
+        raise ValueError(f"budgets is {list(budgets)!r}; it must be ascending shares of the dense FLOPs, in (0, 1]")
+    if budgets and prune_mode != "absolute_threshold":
+        raise ValueError(f"budgets is {list(budgets)!r}; prune_mode {prune_mode} has no thresholds to hold for them")
 
 
 def check_pruning(

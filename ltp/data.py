@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from ltp.batching import TrainBatches, check_batch_size, evaluation_batches, steps_in_epoch
+from ltp.batching import TrainBatches, check_batch_size, evaluation_batches, matched_rows, steps_in_epoch
 from ltp.errors import UserError
 from ltp.sources import Splits
 
@@ -103,6 +103,7 @@ class GLUEDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self._encoded: dict[str, datasets.Dataset] = {}
         self._train_batches: TrainBatches | None = None
+        self._calibration_batches: dict[int, list[Batch]] = {}
         self._collate = Collator(_pad_token_id(tokenizer), regression=self.task.is_regression)
 
     @property
@@ -181,6 +182,33 @@ class GLUEDataModule(pl.LightningDataModule):
         if self._train_batches is None:
             raise RuntimeError("loss_weight is known once train_dataloader was called")
         return self._train_batches.loss_weight(batch_idx, rows)
+
+    def calibration_batches(self, count: int) -> list[Batch]:
+        """This process's share of a fixed sample of training rows, as long as those of the main validation split.
+
+        Args:
+            count: Rows of the sample, over all processes.
+        """
+        if count not in self._calibration_batches:
+            encoded = self._encoded["train"]
+            own = self._calibration_rows(count)[self._rank :: self._world_size].tolist()
+            starts = range(0, len(own), self.eval_batch_size)
+            self._calibration_batches[count] = [
+                self._collate([encoded[row] for row in own[start : start + self.eval_batch_size]]) for start in starts
+            ]
+        return self._calibration_batches[count]
+
+    def calibration_lengths(self, count: int) -> np.ndarray:
+        """Tokens of each row of the sample of `calibration_batches`, (rows,), int; known after `setup`."""
+        return self.train_lengths[self._calibration_rows(count)]
+
+    def _calibration_rows(self, count: int) -> np.ndarray:
+        return matched_rows(self.train_lengths, _lengths(self._encoded[self.validation_splits[0]]), count)
+
+    @property
+    def train_lengths(self) -> np.ndarray:
+        """Tokens of each training row, special ones included: shape (rows,), int. Known after `setup`."""
+        return _lengths(self._encoded["train"])
 
     @property
     def _world_size(self) -> int:

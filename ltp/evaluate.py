@@ -20,7 +20,16 @@ from ltp.checkpoints import PREDICTIONS_FILE, Checkpoint, inspect_checkpoint
 from ltp.commands import check_writable, progress
 from ltp.config import TaskSettings, typed_as, unknown_key
 from ltp.errors import UserError
-from ltp.restored import StoredTask, load_model, load_tokenizer, longest_input, on_device, quiet_libraries, stored_task
+from ltp.restored import (
+    StoredTask,
+    check_budget,
+    load_model,
+    load_tokenizer,
+    longest_input,
+    on_device,
+    quiet_libraries,
+    stored_task,
+)
 
 if TYPE_CHECKING:  # Lightning and transformers take seconds to import, and a mistake should not
     from rich.table import Table
@@ -40,6 +49,7 @@ class EvaluateSettings:
     """
 
     restore: str = MISSING
+    budget: float | None = None
     task: TaskSettings | None = None
     data_dir: str | None = None
     split: str = MISSING
@@ -118,6 +128,7 @@ def resolve(cfg: DictConfig) -> Request:
         settings.threshold_scale = [settings.threshold_scale]
     check(settings)
     checkpoint = inspect_checkpoint(settings.restore)
+    check_budget(checkpoint, settings.budget)
     stored = stored_task(checkpoint)
     is_own = settings.task is None and settings.data_dir is None
     if settings.task is None:
@@ -126,6 +137,7 @@ def resolve(cfg: DictConfig) -> Request:
         settings.task = stored.task
         settings.data_dir = settings.data_dir or stored.data_dir
     is_own = is_own and settings.split == "validation" and settings.execution == "packed" and settings.dtype is None
+    is_own = is_own and settings.budget is None
     if settings.dtype is None:
         settings.dtype = _own_dtype(settings, stored)
     scales = settings.threshold_scale
@@ -141,8 +153,7 @@ def resolve(cfg: DictConfig) -> Request:
 
 def _own_dtype(settings: EvaluateSettings, stored: StoredTask | None) -> str:
     """The type in which a run was evaluated while it trained, so that metrics equal those of its results."""
-    mixed = settings.execution != "deployed" and stored is not None and stored.precision == "bf16-mixed"
-    return "bfloat16" if mixed else "float32"
+    return stored.evaluation_dtype if settings.execution != "deployed" and stored is not None else "float32"
 
 
 def _no_thresholds(settings: EvaluateSettings, checkpoint: Checkpoint) -> str:
@@ -211,7 +222,7 @@ def measure(request: Request) -> dict[str, Any]:
     settings, checkpoint = request.settings, request.checkpoint
     assert settings.task is not None and settings.dtype is not None  # resolve filled them
     device = on_device("cpu" if settings.execution == "deployed" else settings.device)
-    model = load_model(checkpoint)
+    model = load_model(checkpoint, settings.budget)
     data = read_data(request, model)
     examples = len(data.splits.validation[settings.split])
     results = []
@@ -236,7 +247,8 @@ def measure(request: Request) -> dict[str, Any]:
         "command": f"python -m ltp.evaluate {' '.join(cli.task_overrides())}".rstrip(),
         "restore": settings.restore,
         "model": checkpoint.name,
-        "method": describe(run) if "method" in run else model.config.prune_mode,
+        "method": describe(run, model.budget) if "method" in run else model.config.prune_mode,
+        "budget": model.budget,
         "task": data.task.name,
         "split": settings.split,
         "data_dir": settings.data_dir,

@@ -16,7 +16,7 @@ from ltp import cli
 from ltp.checkpoints import Checkpoint, inspect_checkpoint
 from ltp.config import typed_as, unknown_key
 from ltp.errors import UserError
-from ltp.restored import load_model, load_tokenizer, quiet_libraries, stored_task
+from ltp.restored import check_budget, load_model, load_tokenizer, quiet_libraries, stored_task
 from ltp.samples import Sequences, validation_sequences
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, and a mistake should not
@@ -33,6 +33,7 @@ class ExportSettings:
     """
 
     restore: str = MISSING
+    budget: float | None = None
     to: str = MISSING
     format: str = MISSING
     overwrite: bool = MISSING
@@ -60,7 +61,8 @@ def main(cfg: DictConfig) -> None:
     if settings.format == "onnx":
         to_onnx(settings, checkpoint, target)
     else:
-        export_huggingface(checkpoint, target, overwrite=settings.overwrite)
+        model = None if settings.budget is None else load_model(checkpoint, settings.budget)
+        export_huggingface(checkpoint, target, model=model, overwrite=settings.overwrite)
         print("AutoModelForSequenceClassification.from_pretrained(…, trust_remote_code=True) loads it, without ltp")
     print(f"exported: {target}")
 
@@ -89,6 +91,7 @@ def resolve(cfg: DictConfig) -> tuple[ExportSettings, Checkpoint]:
 
     checkpoint = inspect_checkpoint(settings.restore)
     ExportedRun.of(checkpoint)
+    check_budget(checkpoint, settings.budget)
     check_target(Path(settings.to).expanduser(), overwrite=settings.overwrite)
     return settings, checkpoint
 
@@ -125,7 +128,7 @@ def to_onnx(settings: ExportSettings, checkpoint: Checkpoint, target: Path) -> N
     from ltp.benchmark import make_batches
     from ltp.exporting import GRAPH_FILE, compare_speed, export_onnx, graph_engine
 
-    model = load_model(checkpoint)
+    model = load_model(checkpoint, settings.budget)
     sequences = read_sequences(settings, checkpoint, model)
     padding = model.config.dense_config.get("pad_token_id") or 0
     batches = {

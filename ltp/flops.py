@@ -46,9 +46,37 @@ def dense_layer_flops(lengths: Tensor, num_layers: int, hidden_size: int, interm
     return layer_flops(lengths[:, None].expand(-1, num_layers + 1), hidden_size, intermediate_size)
 
 
+def mean_dense_flops(lengths: Tensor, num_layers: int, hidden_size: int, intermediate_size: int) -> float:
+    """FLOPs of an example when nothing is pruned, on average over examples with n real tokens each, (B,)."""
+    return float(dense_layer_flops(lengths, num_layers, hidden_size, intermediate_size).sum(dim=1).mean())
+
+
 def relative_flops(token_lengths: Tensor, hidden_size: int, intermediate_size: int) -> Tensor:
     """Cost of each example divided by its dense cost without padding, (B,) float64 in (0, 1]."""
-    cost = layer_flops(token_lengths, hidden_size, intermediate_size).sum(dim=1)
-    num_layers = token_lengths.shape[1] - 1
-    dense = dense_layer_flops(token_lengths[:, 0], num_layers, hidden_size, intermediate_size).sum(dim=1)
+    cost, dense = flops_and_dense(token_lengths, hidden_size, intermediate_size)
     return cost / dense
+
+
+def total_relative_flops(token_lengths: Tensor, hidden_size: int, intermediate_size: int) -> Tensor:
+    """Cost of all examples divided by their dense cost: what results report, a scalar float64 in (0, 1]."""
+    cost, dense = flops_and_dense(token_lengths, hidden_size, intermediate_size)
+    return cost.sum() / dense.sum()
+
+
+def lowest_relative_flops(lengths: Tensor, num_layers: int, hidden_size: int, intermediate_size: int) -> float:
+    """What examples cost, over their dense cost, where only the classification token survives the first layer.
+
+    Args:
+        lengths: real tokens n of each example, (B,).
+    """
+    fewest = torch.ones(len(lengths), num_layers + 1, dtype=torch.float64)
+    fewest[:, 0] = lengths
+    return float(total_relative_flops(fewest, hidden_size, intermediate_size))
+
+
+def flops_and_dense(token_lengths: Tensor, hidden_size: int, intermediate_size: int) -> tuple[Tensor, Tensor]:
+    """FLOPs of each example, and those of its dense pass without padding, each (B,) float64."""
+    num_layers = token_lengths.shape[1] - 1
+    cost = layer_flops(token_lengths, hidden_size, intermediate_size).sum(dim=1)
+    dense = dense_layer_flops(token_lengths[:, 0], num_layers, hidden_size, intermediate_size).sum(dim=1)
+    return cost, dense

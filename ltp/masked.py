@@ -21,11 +21,12 @@ def masked_encoder(
     hidden: Tensor,
     alive: Tensor,
     *,
-    soft: bool,
+    masking_mode: str,
     scoring_mode: str,
     score_length: int,
     keep_states: bool = False,
     keep_attentions: bool = False,
+    keep_class_states: bool = False,
 ) -> EncoderPass:
     """Run the encoder's layers over padded sequences.
 
@@ -35,39 +36,51 @@ def masked_encoder(
         pruner: who decides.
         hidden: embeddings, (B, N, D).
         alive: real tokens, (B, N) bool, position 0 among them.
-        soft: the soft rule (gates on each layer's output) instead of the hard one.
+        masking_mode: see :data:`~ltp.pruning.MASKING_MODES`.
         scoring_mode, score_length: see :func:`~ltp.pruning.importance`.
-        keep_states, keep_attentions: return them for every layer.
+        keep_states, keep_attentions, keep_class_states: return them for every layer.
     """
     real_lengths = alive.sum(dim=1)
     token_lengths, gate_sums = [real_lengths], []
+    survival = alive.float()  # under a soft rule: the product of the gates so far
+    expected_lengths = [survival.sum(dim=1)]
+    class_states: list[Tensor] = []
     states: list[Tensor] = [hidden]
     attentions: list[Tensor] = []
     for number, layer in enumerate(layers, start=1):
         query, key, value = backbone.project(layer, hidden)
-        context, probs = masked_attention(query, key, value, alive, backbone.attention_dropout(layer))
+        weighted = survival if masking_mode == "survival" else None
+        context, probs = masked_attention(query, key, value, alive, backbone.attention_dropout(layer), weighted)
         scores = (
-            importance(probs, alive, scoring_mode=scoring_mode, score_length=score_length)
+            importance(
+                probs, alive if weighted is None else weighted, scoring_mode=scoring_mode, score_length=score_length
+            )
             if pruner.needs_scores
             else torch.zeros_like(alive, dtype=torch.float32)
         )
-        if soft:
+        if masking_mode == "hard":
+            alive = pruner.survivors(number, scores, alive, real_lengths)
+        else:
             gate = pruner.gate(number, scores, alive)
             gate_sums.append(gate.sum(dim=1))
-        else:
-            alive = pruner.survivors(number, scores, alive, real_lengths)
-            gate = alive
+            survival = survival * gate
+            expected_lengths.append(survival.sum(dim=1))
         hidden = backbone.attention_output(layer, context, hidden)
-        hidden = backbone.feed_forward(layer, hidden) * gate[:, :, None]
+        factor = gate if masking_mode == "soft" else alive
+        hidden = backbone.feed_forward(layer, hidden) * factor[:, :, None]
         token_lengths.append(alive.sum(dim=1))
         if keep_states:
             states.append(hidden)
         if keep_attentions:
             attentions.append(probs)
+        if keep_class_states:
+            class_states.append(hidden[:, 0])
     return EncoderPass(
         class_token=hidden[:, 0],
         token_lengths=torch.stack(token_lengths, dim=1),
-        gate_sums=torch.stack(gate_sums, dim=1) if soft else None,
+        gate_sums=torch.stack(gate_sums, dim=1) if gate_sums else None,
+        expected_lengths=torch.stack(expected_lengths, dim=1) if gate_sums else None,
+        class_states=torch.stack(class_states) if keep_class_states else None,
         hidden_states=tuple(states) if keep_states else (),
         attentions=tuple(attentions),
     )

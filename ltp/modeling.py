@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -12,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import CONFIG_NAME, cached_file
 
 from ltp.backbones import BACKBONES
-from ltp.configuration import PRUNING_KEYS, SOFT_KEYS, LTPConfig, check_pruning
+from ltp.configuration import PRUNING_KEYS, SOFT_KEYS, LTPConfig, check_budgets, check_pruning
 from ltp.masked import masked_encoder
 from ltp.output import LTPOutput
 from ltp.packed import packed_encoder
@@ -87,8 +88,9 @@ class LTPForSequenceClassification(PreTrainedModel):
             pretrained_model_name_or_path: a run directory or its ``model/``, a Hugging Face directory or a hub id. A
                 dense checkpoint's ``config.json`` may carry ``prune_mode``, ``final_token_threshold``,
                 ``scoring_mode``, ``token_keep_rate`` and ``score_length``; without them it does not prune.
-            kwargs: any of :class:`LTPConfig`'s arguments, which win over the file, and those of
-                ``PreTrainedModel.from_pretrained``. Weights are float32 unless ``dtype`` says otherwise.
+            kwargs: ``budget``: which of a checkpoint's budgets to use; any of :class:`LTPConfig`'s arguments, which win
+                over the file; and those of ``PreTrainedModel.from_pretrained``. Weights are float32 unless ``dtype``
+                says otherwise.
 
         Returns:
             The model, in evaluation mode.
@@ -96,6 +98,7 @@ class LTPForSequenceClassification(PreTrainedModel):
         # else a float16 file would give float16 thresholds
         kwargs.setdefault("dtype", kwargs.pop("torch_dtype", torch.float32))
         wanted = {key: kwargs.pop(key) for key in (*PRUNING_KEYS, *SOFT_KEYS) if key in kwargs}
+        budget = kwargs.pop("budget", None)
         inside = os.path.join(pretrained_model_name_or_path, "model")
         if os.path.isfile(os.path.join(inside, CONFIG_NAME)):  # a run directory
             pretrained_model_name_or_path = inside
@@ -107,7 +110,11 @@ class LTPForSequenceClassification(PreTrainedModel):
                     setattr(given, key, getattr(stored, key))
             model = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
             model.set_pruning(**wanted)
+            if budget is not None:
+                model.use_budget(budget)
             return model
+        if budget is not None:
+            raise ValueError(f"budget={budget}: {pretrained_model_name_or_path} is a dense model; it holds no budgets")
         dense = AutoModelForSequenceClassification.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         return cls.from_dense(dense, **wanted)
 
@@ -131,13 +138,65 @@ class LTPForSequenceClassification(PreTrainedModel):
         check_pruning(**after)
         for key, value in after.items():
             setattr(self.config, key, value)
-        pruner = PRUNERS[after["prune_mode"]].from_config(self.config).to(self.device)
         kept = all(before[key] == after[key] for key in ("prune_mode", "final_token_threshold"))
+        if not kept:
+            self.config.budgets = []
+        pruner = PRUNERS[after["prune_mode"]].from_config(self.config).to(self.device)
         if kept:
             pruner.load_state_dict(self.pruner.state_dict())
         elif isinstance(self.pruner, ThresholdPruner) and isinstance(pruner, ThresholdPruner):
             log.warning("thresholds start again from final_token_threshold=%g", after["final_token_threshold"])
         self.pruner = pruner.train(self.training)
+
+    def hold_budgets(self, budgets: Sequence[float]) -> None:
+        """Hold thresholds for several budgets, all of them those of now until others are set.
+
+        Args:
+            budgets: shares of the dense FLOPs, ascending; none forgets the ones held.
+
+        Raises:
+            ValueError: a budget is out of range, or the method has no thresholds.
+        """
+        check_budgets(budgets, self.config.prune_mode)
+        self.config.budgets = list(budgets)
+        thresholds = self.thresholds
+        if thresholds is None:
+            return
+        pruner = PRUNERS[self.config.prune_mode].from_config(self.config).to(self.device)
+        assert isinstance(pruner, ThresholdPruner)
+        with torch.no_grad():
+            pruner.thresholds.copy_(thresholds)
+            if budgets:
+                pruner.budget_thresholds.copy_(thresholds.expand(len(budgets), -1))
+        pruner.thresholds.requires_grad_(thresholds.requires_grad)
+        self.pruner = pruner.train(self.training)
+
+    def use_budget(self, budget: float) -> None:
+        """Prune with the thresholds of one of the budgets that the model holds.
+
+        Args:
+            budget: one of ``config.budgets``, in relative FLOPs.
+
+        Raises:
+            ValueError: the model does not hold it; the message says which it does.
+        """
+        held = self.config.budgets
+        if budget not in held:
+            known = f"it holds {', '.join(f'{value:g}' for value in held)}" if held else "it holds none"
+            raise ValueError(
+                f"budget={budget}: the model has no thresholds for it, {known}. "
+                "python -m ltp.calibrate makes them, without training."
+            )
+        assert isinstance(self.pruner, ThresholdPruner)
+        self.pruner.use_budget(held.index(budget))
+
+    @property
+    def budget(self) -> float | None:
+        """The budget whose thresholds are in use, in relative FLOPs; None without budgets."""
+        if not self.config.budgets:
+            return None
+        assert isinstance(self.pruner, ThresholdPruner)
+        return self.config.budgets[int(self.pruner.budget_in_use)]
 
     @property
     def thresholds(self) -> Tensor | None:
@@ -155,6 +214,7 @@ class LTPForSequenceClassification(PreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        output_class_states: bool = False,
     ) -> LTPOutput | tuple[Any, ...]:
         """Classify a batch.
 
@@ -165,6 +225,7 @@ class LTPForSequenceClassification(PreTrainedModel):
             labels: class ids, (B,) int64, or targets of a regression, (B,) float.
             output_attentions, output_hidden_states: return them for every layer.
             return_dict: False returns a tuple.
+            output_class_states: return those of every layer.
 
         Raises:
             ValueError: neither or both of ``input_ids`` and ``inputs_embeds``; an example without a real token
@@ -182,9 +243,10 @@ class LTPForSequenceClassification(PreTrainedModel):
                     "there: pad on the right (tokenizer.padding_side = 'right')"
                 )
         common: dict[str, Any] = {
-            "soft": self.training and self.config.masking_mode == "soft",
+            "masking_mode": self.config.masking_mode if self.training else "hard",
             "scoring_mode": self.config.scoring_mode,
             "score_length": self.config.score_length,
+            "keep_class_states": output_class_states,
         }
         layers = self.backbone.layers(self.dense)
         if self.execution == "packed" and not (output_attentions or output_hidden_states):
@@ -211,6 +273,8 @@ class LTPForSequenceClassification(PreTrainedModel):
             attentions=encoded.attentions or None,
             token_lengths=encoded.token_lengths,
             gate_sums=encoded.gate_sums,
+            expected_lengths=encoded.expected_lengths,
+            class_states=encoded.class_states,
         )
         return output if return_dict is not False else output.to_tuple()
 
@@ -235,23 +299,33 @@ class LTPForSequenceClassification(PreTrainedModel):
             score_length=self.config.score_length,
         )
 
-    def objective(self, logits: Tensor, labels: Tensor, gate_sums: Tensor | None) -> Tensor:
-        """The task's loss, plus lambda times the regulariser under the soft rule (LTP §3.3).
+    def task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The task's loss, a mean over the examples.
 
         Args:
             logits: (B, num_labels).
             labels: (B,) int64 class ids, or float targets where ``num_labels`` is 1.
-            gate_sums: (B, L) float32, or None under the hard rule.
 
         Returns:
             Scalar float32.
         """
         if self.num_labels == 1:
-            loss = functional.mse_loss(logits.float().squeeze(-1), labels.float())
-        elif self.config.problem_type == "multi_label_classification":
-            loss = functional.binary_cross_entropy_with_logits(logits.float(), labels.float())
-        else:
-            loss = functional.cross_entropy(logits.float(), labels)
+            return functional.mse_loss(logits.float().squeeze(-1), labels.float())
+        if self.config.problem_type == "multi_label_classification":
+            return functional.binary_cross_entropy_with_logits(logits.float(), labels.float())
+        return functional.cross_entropy(logits.float(), labels)
+
+    def objective(self, logits: Tensor, labels: Tensor, gate_sums: Tensor | None) -> Tensor:
+        """The task's loss, plus lambda times the regulariser under the soft rule (LTP §3.3).
+
+        Args:
+            logits, labels: see :meth:`task_loss`.
+            gate_sums: (B, L) float32, or None under the hard rule.
+
+        Returns:
+            Scalar float32.
+        """
+        loss = self.task_loss(logits, labels)
         if gate_sums is not None:
             loss = loss + self.config.lambda_threshold * sparsity_penalty(gate_sums, self.config.score_length)
         return loss

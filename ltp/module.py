@@ -3,7 +3,8 @@
 import logging
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,23 @@ from torch.optim import AdamW, Optimizer
 from torchmetrics import Metric
 from transformers import get_linear_schedule_with_warmup
 
+from ltp.budget import BudgetMultipliers, first_goal, sampled_budget
+from ltp.calibration import UnreachableError, calibrate, measured_flops
 from ltp.data import GLUEDataModule
+from ltp.distillation import Distillation
 from ltp.errors import RunError
 from ltp.flops import dense_layer_flops, layer_flops
 from ltp.modeling import LTPForSequenceClassification
 from ltp.tasks import Task, build_metrics
 
 log = logging.getLogger(__name__)
+
+#: Training rows that budgets are calibrated on.
+CALIBRATION_ROWS = 512
+#: Optimiser steps after which a soft training measures what its budget costs in an evaluation.
+MEASURE_EVERY = 20
+#: Optimiser steps after which a budget is calibrated again while weights change under fixed thresholds.
+RECALIBRATE_EVERY = 50
 
 
 class CostMetric(Metric):
@@ -68,6 +79,33 @@ class CostMetric(Metric):
         }
 
 
+@dataclass
+class Evaluated:
+    """What the last evaluation found, for one budget.
+
+    Attributes:
+        budget: relative FLOPs; None without budgets.
+        scores: metrics by name.
+        cost: as :meth:`CostMetric.compute` gives it.
+        thresholds: the effective ones, or None.
+    """
+
+    budget: float | None
+    scores: dict[str, float] = field(default_factory=dict)
+    cost: dict[str, Any] = field(default_factory=dict)
+    thresholds: list[float] | None = None
+
+    def logged(self) -> dict[str, float]:
+        """The numbers that loggers get."""
+        tokens = self.cost["tokens_per_layer"]
+        values = {**self.scores, "relative_flops": self.cost["relative_flops"], "gflops": self.cost["gflops"]}
+        for layer, kept in enumerate(tokens[1:], start=1):
+            values[f"kept_fraction/layer_{layer:02d}"] = kept / tokens[0]
+        for layer, threshold in enumerate(self.thresholds or (), start=1):
+            values[f"threshold/layer_{layer:02d}"] = threshold
+        return values
+
+
 class LTPModule(pl.LightningModule):
     """Trains and evaluates a pruned classifier.
 
@@ -81,6 +119,10 @@ class LTPModule(pl.LightningModule):
         total_steps: optimiser steps of the training.
         seed: of dropout, together with step and rank.
         validation_splits: names of the splits in the order of the dataloaders; the first is the main one.
+        budgets: relative FLOPs that the model is trained for, ascending; each optimiser step trains one of them, and
+            evaluations see them all. A soft training is led to them, others are held at them by calibration.
+        dense_flops: mean dense FLOPs of a training example; a soft training with budgets needs it.
+        distillation: a teacher to learn from.
     """
 
     def __init__(
@@ -95,6 +137,9 @@ class LTPModule(pl.LightningModule):
         total_steps: int = 1,
         seed: int = 0,
         validation_splits: Sequence[str] = ("validation",),
+        budgets: Sequence[float] = (),
+        dense_flops: float | None = None,
+        distillation: Distillation | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -103,11 +148,19 @@ class LTPModule(pl.LightningModule):
         self.warmup_steps, self.total_steps = math.ceil(warmup_ratio * total_steps), total_steps
         self.seed = seed
         self.validation_splits = tuple(validation_splits)
-        self.scores: Any = torch.nn.ModuleList(build_metrics(task) for _ in self.validation_splits)
-        self.last_scores: dict[str, float] = {}
-        self.last_cost: dict[str, Any] = {}
         config = model.config
-        self.cost = CostMetric(config.num_hidden_layers, config.hidden_size, config.intermediate_size)
+        sizes = {"hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size}
+        self.budgets = tuple(budgets)
+        self.multipliers: BudgetMultipliers | None = None
+        if budgets and config.masking_mode != "hard":
+            assert dense_flops is not None
+            self.multipliers = BudgetMultipliers(budgets, total_steps=total_steps, dense_flops=dense_flops, **sizes)
+        self.distillation = distillation
+        self.evaluated = [Evaluated(budget) for budget in self.budgets or (None,)]
+        self.scores: Any = torch.nn.ModuleList(
+            torch.nn.ModuleList(build_metrics(task) for _ in self.validation_splits) for _ in self.evaluated
+        )
+        self.costs: Any = torch.nn.ModuleList(CostMetric(config.num_hidden_layers, **sizes) for _ in self.evaluated)
         if model.thresholds is not None:
             # ddp refuses parameters without a gradient, so fixed thresholds must say that they take none
             model.thresholds.requires_grad_(lr_threshold is not None)
@@ -117,25 +170,44 @@ class LTPModule(pl.LightningModule):
     def on_fit_start(self) -> None:
         """Leave the evaluation mode that ``from_pretrained`` returns, else dropout would stay off."""
         self.model.train()
+        if self.distillation is not None:
+            self.distillation.teacher.to(self.device)  # type: ignore[arg-type]  # transformers wraps it
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make dropout a function of (seed, step, rank), so that a resumed run draws the same masks."""
         self._number_lines()
         part = batch_idx % self.trainer.accumulate_grad_batches
+        if self.budgets and part == 0:
+            if self.global_step == 0:
+                self.calibrate(first_goal if self.multipliers is not None else None)
+            self._use_budget(sampled_budget(len(self.budgets), self.seed, self.global_step))
+            if self.multipliers is not None:
+                # not before the thresholds have moved together for a while
+                if self.global_step and self.global_step % MEASURE_EVERY == 0:
+                    self.multipliers.measured(self._budget_in_use, self._sample_cost())
+            elif self.model.thresholds is not None and self.global_step % RECALIBRATE_EVERY == 0:
+                self.calibrate(numbers=[self._budget_in_use])
         state = np.random.SeedSequence((self.seed, self.global_step, part, self.global_rank)).generate_state(1)
         torch.manual_seed(int(state[0]))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The objective of one micro-batch, weighted so that the optimiser step's is the mean over its examples."""
-        output = self.model(**batch)
-        self._check_finite(output.loss)
+        distillation = self.distillation
+        output = self.model(**batch, output_class_states=distillation is not None and distillation.needs_states)
+        loss = output.loss
+        if distillation is not None:
+            task_loss = self.model.task_loss(output.logits, batch["labels"])
+            loss = loss + distillation.added_loss(output, batch, task_loss)
+        if self.multipliers is not None:
+            loss = loss + self.multipliers.penalty(self._budget_in_use, output.expected_lengths)
+        self._check_finite(loss)
         rows = len(batch["labels"])
-        self.log("train/loss", output.loss.detach(), prog_bar=True, batch_size=rows)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=rows)
         if output.gate_sums is not None:
             kept = output.gate_sums.detach().mean(dim=0) / output.token_lengths[:, 0].double().mean()
             self.log("train/kept_fraction", kept.mean().float(), prog_bar=True, batch_size=rows)
         datamodule: GLUEDataModule = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
-        return output.loss * datamodule.loss_weight(batch_idx, rows)
+        return loss * datamodule.loss_weight(batch_idx, rows)
 
     def _check_finite(self, loss: Tensor) -> None:
         bad = (~torch.isfinite(loss.detach())).float()
@@ -188,8 +260,64 @@ class LTPModule(pl.LightningModule):
         return groups
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Log the learning rate that the step uses."""
+        """Log the learning rate that the step uses, and adapt the multiplier to the step's cost."""
         self.log("train/lr", optimizer.param_groups[0]["lr"])
+        if self.multipliers is not None:
+            number, thresholds = self._budget_in_use, self.model.thresholds
+            assert thresholds is not None
+            expected = self.multipliers.update(number, self.global_step, thresholds, self._total)
+            self.log("train/lambda", self.multipliers.lambdas[number].float())
+            self.log("train/expected_flops", expected, prog_bar=True)
+
+    # ---------------------------------------------------------------------------------------------- the budget
+
+    def calibrate(self, goal: Callable[[float], float] | None = None, numbers: Sequence[int] | None = None) -> None:
+        """Turn the thresholds of budgets to their cost on the calibration sample.
+
+        Every process measures its share of the sample, and all find the same.
+
+        Args:
+            goal: of a budget, the cost to turn to; the budget itself by default.
+            numbers: which budgets; all by default.
+
+        Raises:
+            RunError: a budget cannot be reached.
+        """
+        in_use = self._budget_in_use
+        for number in range(len(self.budgets)) if numbers is None else numbers:
+            self._use_budget(number)
+            budget = self.budgets[number]
+            try:
+                calibrate(self.model, self._sample_cost, budget if goal is None else goal(budget))
+            except UnreachableError as error:
+                raise RunError(
+                    f"prune.target_flops={error.target:g} cannot be reached: the lowest relative FLOPs of this model "
+                    f"on these examples is {error.lowest:.3f}"
+                ) from error
+        self._use_budget(in_use)
+
+    def _sample_cost(self) -> float:
+        """Relative FLOPs of the calibration sample, as an evaluation counts them."""
+        datamodule: GLUEDataModule = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
+        batches = datamodule.calibration_batches(CALIBRATION_ROWS)
+        with self.trainer.precision_plugin.forward_context():
+            flops, dense = self._total(measured_flops(self.model, batches)).tolist()
+        return flops / dense
+
+    @property
+    def _budget_in_use(self) -> int:
+        budget = self.model.budget
+        return 0 if budget is None else self.budgets.index(budget)
+
+    def _use_budget(self, number: int) -> None:
+        if self.model.config.budgets:
+            self.model.use_budget(self.budgets[number])
+
+    def _total(self, value: Tensor) -> Tensor:
+        """A tensor's sum over all processes."""
+        if self.trainer.world_size == 1:
+            return value
+        return self.trainer.strategy.reduce(value.to(self.device), reduce_op="sum").cpu()
 
     # --------------------------------------------------------------------------------------------- evaluation
 
@@ -197,35 +325,44 @@ class LTPModule(pl.LightningModule):
         """Number the evaluation after the training, which may have been over when this process began."""
         if self.trainer.state.fn == TrainerFn.VALIDATING:
             self._number_lines()
+        if self.budgets and (self.multipliers is None or self.trainer.state.fn == TrainerFn.VALIDATING):
+            self.calibrate()  # a soft training is only watched on its way, and brought to the budget at its end
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Add a batch to the metrics, under the hard rule."""
-        output = self.model(**batch)
-        logits = output.logits.float()
-        predictions = logits.squeeze(-1) if self.task.is_regression else logits.argmax(dim=-1)
-        self.scores[dataloader_idx].update(predictions, batch["labels"])
-        if dataloader_idx == 0:
-            self.cost.update(output.token_lengths)
+        """Add a batch to the metrics of each budget, under the hard rule."""
+        in_use = self._budget_in_use
+        for number, (scores, cost) in enumerate(zip(self.scores, self.costs, strict=True)):
+            self._use_budget(number)
+            output = self.model(**batch)
+            logits = output.logits.float()
+            predictions = logits.squeeze(-1) if self.task.is_regression else logits.argmax(dim=-1)
+            scores[dataloader_idx].update(predictions, batch["labels"])
+            if dataloader_idx == 0:
+                cost.update(output.token_lengths)
+        self._use_budget(in_use)
 
     def on_validation_epoch_end(self) -> None:
-        """Compute the metrics once over the whole split and log them."""
-        self.last_scores = {}
-        for number, (split, scores) in enumerate(zip(self.validation_splits, self.scores, strict=True)):
-            suffix = "_" + split.removeprefix("validation_") if number else ""
-            self.last_scores |= {f"{name}{suffix}": value.item() for name, value in scores.compute().items()}
-            scores.reset()
-        self.last_cost = self.cost.compute()
-        self.cost.reset()
-        tokens = self.last_cost["tokens_per_layer"]
-        shown = {self.task.main_metric: self.last_scores[self.task.main_metric]}
-        shown["relative_flops"] = self.last_cost["relative_flops"]
-        quiet = {name: value for name, value in self.last_scores.items() if name not in shown}
-        quiet["gflops"] = self.last_cost["gflops"]
-        for layer, kept in enumerate(tokens[1:], start=1):
-            quiet[f"kept_fraction/layer_{layer:02d}"] = kept / tokens[0]
-        if self.model.thresholds is not None:
-            for layer, threshold in enumerate(self.model.thresholds.tolist(), start=1):
-                quiet[f"threshold/layer_{layer:02d}"] = threshold
+        """Compute the metrics once over the whole split and log them: means over the budgets, and each one's."""
+        in_use = self._budget_in_use
+        for number, evaluated in enumerate(self.evaluated):
+            self._use_budget(number)
+            thresholds = self.model.thresholds
+            evaluated.thresholds = None if thresholds is None else thresholds.tolist()
+            evaluated.scores = {}
+            for place, (split, scores) in enumerate(zip(self.validation_splits, self.scores[number], strict=True)):
+                suffix = "_" + split.removeprefix("validation_") if place else ""
+                evaluated.scores |= {f"{name}{suffix}": value.item() for name, value in scores.compute().items()}
+                scores.reset()
+            evaluated.cost = self.costs[number].compute()
+            self.costs[number].reset()
+        self._use_budget(in_use)
+        every = [evaluated.logged() for evaluated in self.evaluated]
+        values = {name: sum(one[name] for one in every) / len(every) for name in every[0]}
+        shown = {name: values.pop(name) for name in (self.task.main_metric, "relative_flops")}
+        if len(every) > 1:
+            for evaluated, one in zip(self.evaluated, every, strict=True):
+                values |= {f"budget_{evaluated.budget:g}/{name}": one[name] for name in shown}
+        quiet = values
         # The values are exact and equal on every rank already; Lightning wants to hear that they are synchronised.
         several = self.trainer.world_size > 1
         self.log_dict({f"val/{name}": value for name, value in shown.items()}, prog_bar=True, sync_dist=several)

@@ -23,9 +23,10 @@ def packed_encoder(
     hidden: Tensor,
     packing: Packing,
     *,
-    soft: bool,
+    masking_mode: str,
     scoring_mode: str,
     score_length: int,
+    keep_class_states: bool = False,
 ) -> EncoderPass:
     """Run the encoder's layers over packed tokens.
 
@@ -38,21 +39,28 @@ def packed_encoder(
         pruner: who decides.
         hidden: embeddings of the real tokens, (T, D).
         packing: where they stand; position 0 of each example is real.
-        soft: the soft rule (gates on each layer's output) instead of the hard one.
+        masking_mode: see :data:`~ltp.pruning.MASKING_MODES`.
         scoring_mode, score_length: see :func:`~ltp.pruning.importance`.
+        keep_class_states: return them for every layer.
     """
     real_lengths = packing.by_example(packing.counts)
     token_lengths, gate_sums = [real_lengths], []
+    survival = packing.alive.float()  # in rows; under a soft rule: the product of the gates so far
+    expected_lengths = [real_lengths.float()]
+    class_states: list[Tensor] = []
     for number, layer in enumerate(layers, start=1):
         last = number == len(layers)  # nothing but the classification tokens is read behind its attention
         query, key, value = backbone.project(layer, hidden)
+        weighted = masking_mode == "survival"
         context, received = packed_attention(
-            query, key, value, packing, backbone.attention_dropout(layer), needs_received=pruner.needs_scores
+            *(query, key, value, packing, backbone.attention_dropout(layer)),
+            needs_received=pruner.needs_scores,
+            survival=packing.pack(survival) if weighted else None,
         )
         if pruner.needs_scores:
             scores = normalise(
                 packing.pad(received),
-                packing.alive,
+                survival if weighted else packing.alive,
                 query.shape[1],
                 scoring_mode=scoring_mode,
                 score_length=score_length,
@@ -60,10 +68,12 @@ def packed_encoder(
         else:
             scores = torch.zeros_like(packing.alive, dtype=torch.float32)
         gate: Tensor | None = None
-        if soft:
+        if masking_mode != "hard":
             gates = pruner.gate(number, scores, packing.alive)
             gate_sums.append(packing.by_example(gates.sum(dim=1)))
-            gate = packing.pack(gates)
+            survival = survival * gates
+            expected_lengths.append(packing.by_example(survival.sum(dim=1)))
+            gate = packing.pack(gates) if masking_mode == "soft" else None
         else:
             survivors = pruner.survivors(number, scores, packing.alive, real_lengths[packing.order])
             if survivors is not packing.alive:
@@ -78,8 +88,12 @@ def packed_encoder(
         hidden = backbone.feed_forward(layer, backbone.attention_output(layer, context, hidden))
         if gate is not None:
             hidden = hidden * gate[:, None]
+        if keep_class_states:
+            class_states.append(packing.by_example(hidden if last else hidden[packing.starts]))
     return EncoderPass(
         class_token=packing.by_example(hidden),
         token_lengths=torch.stack(token_lengths, dim=1),
-        gate_sums=torch.stack(gate_sums, dim=1) if soft else None,
+        gate_sums=torch.stack(gate_sums, dim=1) if gate_sums else None,
+        expected_lengths=torch.stack(expected_lengths, dim=1) if gate_sums else None,
+        class_states=torch.stack(class_states) if keep_class_states else None,
     )

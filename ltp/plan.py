@@ -45,6 +45,7 @@ class Run:
         directory: where the run lives.
         parent: the checkpoint it starts from; None when it starts from a pretrained or a random encoder.
         missing: the parent that must be trained first, in which case ``parent`` is None.
+        teacher: the dense checkpoint that is distilled; None without distillation, and while ``parent`` is missing.
     """
 
     settings: TrainSettings
@@ -53,6 +54,7 @@ class Run:
     directory: Path
     parent: Checkpoint | None
     missing: MissingParent | None
+    teacher: Checkpoint | None = None
 
     @property
     def parent_name(self) -> str | None:
@@ -96,7 +98,8 @@ def plan_run(given: TrainSettings, *, model_is_chosen: bool = False) -> Run:
     if restored is None and method != "dense":
         parent, missing = _find_parent(settings, task, method)
     directory = _directory(settings, method, parent, missing)
-    return Run(settings, task, method, directory, parent, missing)
+    teacher = None if settings.distill.mode is None or missing is not None else _find_teacher(settings, task, parent)
+    return Run(settings, task, method, directory, parent, missing, teacher)
 
 
 def check_labels(checkpoint: Checkpoint, task: Task) -> None:
@@ -237,17 +240,29 @@ def _fill(settings: TrainSettings, task: Task, method: str, carried: dict[str, A
             setattr(settings, key, default)
 
     learned = method == "learned"
+    if learned and settings.stage == "hard" and not settings.targets:
+        _carry_budgets(settings, carried.get("budgets"))
+    budgeted = bool(settings.targets)
+    if settings.budgets is not None and method not in ("learned", "manual"):
+        raise UserError(
+            f"budgets={settings.budgets} has no meaning for a {_NAMES.get(method, method)} run: several budgets are "
+            "several thresholds a layer. Use prune=threshold or prune=manual, or prune.target_flops for one budget."
+        )
     relevant: dict[str, Any] = {}
     if method != "dense":
         relevant |= {"scoring_mode": recipe.scoring_mode, "score_length": settings.task.max_length}
-    if method in ("learned", "manual"):
-        relevant["final_token_threshold"] = recipe.learned_threshold if learned else recipe.manual_threshold
+        relevant["target_flops"] = None
     if learned:
-        relevant |= {"temperature": recipe.temperature, "lambda_threshold": recipe.lambda_threshold}
+        relevant["temperature"] = recipe.temperature
     if learned and settings.stage == "soft":
-        relevant["lr_threshold"] = settings.lr
-    if method in RATE_MODES:
-        relevant["token_keep_rate"] = recipe.token_keep_rate
+        relevant["lr_threshold"] = recipe.budget_lr_threshold if budgeted else settings.lr
+    if not budgeted:  # else these are what a budget decides
+        if method in ("learned", "manual"):
+            relevant["final_token_threshold"] = recipe.learned_threshold if learned else recipe.manual_threshold
+        if learned:
+            relevant["lambda_threshold"] = recipe.lambda_threshold
+        if method in RATE_MODES:
+            relevant["token_keep_rate"] = recipe.token_keep_rate
     file_keys = {"temperature": "threshold_temperature"}
     for key in PRUNE_VALUES:
         value = getattr(prune, key)
@@ -259,7 +274,21 @@ def _fill(settings: TrainSettings, task: Task, method: str, carried: dict[str, A
             setattr(prune, key, carried.get(file_keys.get(key, key), relevant[key]))
 
 
+def _carry_budgets(settings: TrainSettings, carried: list[float] | None) -> None:
+    """Hold a hard run at the budget that its parent was led to."""
+    if carried and len(carried) == 1:
+        settings.prune.target_flops = carried[0]
+    elif carried:
+        settings.budgets = list(carried)
+
+
+_BUDGETED = ("final_token_threshold", "lambda_threshold", "token_keep_rate")
+
+
 def _meaningless(key: str, settings: TrainSettings, method: str) -> str:
+    if key in _BUDGETED and settings.targets and method != "dense":
+        given = "prune.target_flops" if settings.budgets is None else "budgets"
+        return f"prune.{key}={getattr(settings.prune, key)} is what {given} decides; leave one of them out"
     kind = f"{settings.stage} learned-threshold" if method == "learned" else _NAMES.get(method, method)
     return f"prune.{key}={getattr(settings.prune, key)} has no meaning for a {kind} run; leave it out"
 
@@ -291,6 +320,39 @@ def _find_parent(settings: TrainSettings, task: Task, method: str) -> tuple[Chec
     return None, MissingParent(chosen, stage)
 
 
+def _find_teacher(settings: TrainSettings, task: Task, parent: Checkpoint | None) -> Checkpoint:
+    """The checkpoint that ``distill.teacher`` names: with ``auto`` the first dense one among the run's ancestors.
+
+    Raises:
+        UserError: there is none, or it does not fit.
+    """
+    key = f"distill.teacher={settings.distill.teacher}"
+    remedy = "name a dense checkpoint with distill.teacher=…"
+    if settings.distill.teacher != "auto":
+        teacher = inspect_checkpoint(settings.distill.teacher, "distill.teacher")
+    elif parent is None:
+        raise UserError(f"{key}: this run starts from no fine-tuned checkpoint that could teach it; {remedy}")
+    else:
+        teacher = parent
+        while teacher.prunes:
+            above = (teacher.results or {}).get("parent")
+            if above is None or not (Path(above) / RESULTS_FILE).is_file():
+                raise UserError(f"{key}: the dense parent of {teacher.source} is not there ({above}); {remedy}")
+            teacher = inspect_checkpoint(above)
+    check_labels_if_known(teacher, task)
+    for what in ("vocab_size", "num_hidden_layers", "hidden_size"):
+        own = parent.dense_config.get(what) if parent is not None else None
+        has = teacher.dense_config.get(what)
+        if (
+            own is not None
+            and has is not None
+            and own != has
+            and (what == "vocab_size" or settings.distill.mode == "hidden")
+        ):
+            raise UserError(f"{key}: {teacher.source} has {what} {has}, the run's model has {own}; {remedy}")
+    return teacher
+
+
 def check_labels_if_known(checkpoint: Checkpoint, task: Task) -> None:
     """:func:`check_labels`, where the task's labels are known before its files are read."""
     if task.is_regression or task.labels is not None:
@@ -299,22 +361,25 @@ def check_labels_if_known(checkpoint: Checkpoint, task: Task) -> None:
 
 def _directory(settings: TrainSettings, method: str, parent: Checkpoint | None, missing: MissingParent | None) -> Path:
     assert settings.lr is not None
-    leaf = Path(_lr(settings.lr)) / _seed(settings)
+    taught = Path(_distilled(settings))
+    leaf = taught / _lr(settings.lr) / _seed(settings)
     folder = _task_folder(settings)
     if method == "dense":
         return folder / "finetune" / leaf
     if method in RATE_MODES:
-        return folder / method / f"rate_{number(settings.prune.token_keep_rate)}" / leaf
+        return folder / method / (_budget(settings) or f"rate_{number(settings.prune.token_keep_rate)}") / leaf
     if settings.stage == "soft":
-        return _soft_folder(settings) / leaf
+        return _soft_folder(settings) / _lr(settings.lr) / _seed(settings)
     if method == "learned":
         if missing is not None:
-            return missing.directory / "hard" / _lr(settings.lr)
+            return missing.directory / "hard" / taught / _lr(settings.lr)
         if parent is not None and parent.run_dir is not None:
             assert parent.results is not None
             same_seed = parent.results["seed"] == settings.seed
-            return parent.run_dir / "hard" / (Path(_lr(settings.lr)) if same_seed else leaf)
-    rate = f"rate_{number(settings.prune.final_token_threshold)}"
+            # held at the budget of its parent unless it has another
+            own = "" if parent.pruning.get("budgets", []) == settings.targets else _budget(settings)
+            return parent.run_dir / "hard" / own / (taught / _lr(settings.lr) if same_seed else leaf)
+    rate = _budget(settings) or f"rate_{number(settings.prune.final_token_threshold)}"
     return folder / "absolute_threshold" / rate / "hard" / leaf
 
 
@@ -323,14 +388,28 @@ def _task_folder(settings: TrainSettings) -> Path:
 
 
 def _soft_folder(settings: TrainSettings) -> Path:
-    prune = settings.prune
-    return (
-        _task_folder(settings)
-        / "absolute_threshold"
-        / f"rate_{number(prune.final_token_threshold)}"
-        / f"temperature_{number(prune.temperature)}"
-        / f"lambda_{number(prune.lambda_threshold)}"
-    )
+    prune, folder = settings.prune, _task_folder(settings) / "absolute_threshold"
+    temperature = f"temperature_{number(prune.temperature)}"
+    if settings.targets:
+        return folder / _budget(settings) / temperature / _distilled(settings)
+    rate, lambda_ = f"rate_{number(prune.final_token_threshold)}", f"lambda_{number(prune.lambda_threshold)}"
+    return folder / rate / temperature / lambda_ / _distilled(settings)
+
+
+def _budget(settings: TrainSettings) -> str:
+    """The folder of a budget: ``target_0.5``, or ``budgets_0.3_0.5_0.7``; nothing without."""
+    if settings.budgets is not None:
+        return "_".join(["budgets", *map(number, settings.targets)])
+    return f"target_{number(settings.prune.target_flops)}" if settings.targets else ""
+
+
+def _distilled(settings: TrainSettings) -> str:
+    """The folder of what is distilled: ``distill_logits_0.5_temperature_2``; nothing without."""
+    distill = settings.distill
+    if distill.mode is None:
+        return ""
+    hidden = f"_hidden_{number(distill.hidden_weight)}" if distill.hidden_weight else ""
+    return f"distill_logits_{number(distill.weight)}_temperature_{number(distill.temperature)}{hidden}"
 
 
 def model_name(settings: TrainSettings) -> str:

@@ -20,7 +20,16 @@ from ltp.checkpoints import Checkpoint, inspect_checkpoint
 from ltp.commands import check_writable, progress
 from ltp.config import typed_as, unknown_key
 from ltp.errors import UserError
-from ltp.restored import StoredTask, load_model, load_tokenizer, longest_input, on_device, quiet_libraries, stored_task
+from ltp.restored import (
+    StoredTask,
+    check_budget,
+    load_model,
+    load_tokenizer,
+    longest_input,
+    on_device,
+    quiet_libraries,
+    stored_task,
+)
 from ltp.texts import Texts, present, read_texts
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and a mistake should not
@@ -36,6 +45,7 @@ class PredictSettings:
     """What is predicted; ``python -m ltp.predict --help`` says what each key means."""
 
     restore: str = MISSING
+    budget: float | None = None
     text: str | None = None
     text_pair: str | None = None
     input: str | None = None
@@ -68,7 +78,7 @@ def main(cfg: DictConfig) -> None:
     if settings.output is not None:
         write(Path(settings.output), texts, predictions)
     if settings.html is not None:
-        write_page(Path(settings.html), checkpoint, texts, predictions, thresholds)
+        write_page(Path(settings.html), _title(settings, checkpoint), texts, predictions, thresholds)
     if settings.show:
         print_layers(texts, predictions)
     elif settings.output is None and settings.html is None:
@@ -93,6 +103,7 @@ def resolve(cfg: DictConfig) -> tuple[PredictSettings, Checkpoint]:
     settings = typed_as(PredictSettings, cfg, unknown)
     check(settings)
     checkpoint = inspect_checkpoint(settings.restore)
+    check_budget(checkpoint, settings.budget)
     if checkpoint.config.get("problem_type") == "multi_label_classification":
         raise UserError(f"restore={settings.restore} gives a text several labels at once, which predict cannot say")
     stored = stored_task(checkpoint)
@@ -188,7 +199,7 @@ def compute(
 
     quiet_libraries()
     device = on_device(settings.device)
-    model = load_model(checkpoint)
+    model = load_model(checkpoint, settings.budget)
     tokenizer = load_tokenizer(checkpoint)
     limit = longest_input(model, tokenizer)
     if (settings.max_length or 0) > limit:
@@ -251,7 +262,7 @@ def write(path: Path, texts: Texts, predictions: Sequence["Prediction"]) -> None
 
 def write_page(
     path: Path,
-    checkpoint: Checkpoint,
+    title: str,
     texts: Texts,
     predictions: Sequence["Prediction"],
     thresholds: Sequence[float] | None,
@@ -264,16 +275,16 @@ def write_page(
         Example(row, result_text(prediction), prediction.note, prediction.cost, prediction.pieces)
         for row, prediction in zip(texts.rows, predictions, strict=True)
     ]
-    write_atomically(path, render_page(_title(checkpoint), examples, thresholds))
+    write_atomically(path, render_page(title, examples, thresholds))
 
 
-def _title(checkpoint: Checkpoint) -> str:
+def _title(settings: PredictSettings, checkpoint: Checkpoint) -> str:
     from ltp.summary import describe
 
     results = checkpoint.results
     if results is None or "method" not in results:
-        return checkpoint.name
-    return f"{results['task']} · {results['model']} · {describe(results)}"
+        return checkpoint.name if settings.budget is None else f"{checkpoint.name} · budget {settings.budget:g}"
+    return f"{results['task']} · {results['model']} · {describe(results, settings.budget)}"
 
 
 def result_text(prediction: "Prediction") -> str:

@@ -32,6 +32,11 @@ class StoredTask:
     data_dir: str | None
     precision: str
 
+    @property
+    def evaluation_dtype(self) -> str:
+        """The type in which the run was evaluated while it trained, so that metrics equal those of its results."""
+        return "bfloat16" if self.precision == "bf16-mixed" else "float32"
+
 
 def stored_task(checkpoint: Checkpoint) -> StoredTask | None:
     """The task that a run was trained for; None without a run, or without its configuration."""
@@ -45,16 +50,57 @@ def stored_task(checkpoint: Checkpoint) -> StoredTask | None:
         return None  # a run from elsewhere
 
 
-def load_model(checkpoint: Checkpoint) -> "LTPForSequenceClassification":
-    """The classifier: float32, on the CPU, in evaluation mode.
+def check_budget(checkpoint: Checkpoint, budget: float | None) -> None:
+    """Check that a checkpoint holds thresholds for a budget. Reads no weights.
+
+    Args:
+        checkpoint: its ``config.json`` says which budgets it holds.
+        budget: relative FLOPs; None for how the checkpoint prunes as it stands, which is always there.
 
     Raises:
-        UserError: it cannot be loaded.
+        UserError: it does not hold it; says which it does, and what makes it.
     """
+    held = checkpoint.pruning.get("budgets", [])
+    if budget is None or budget in held:
+        return
+    restore = f"restore={checkpoint.source}"
+    to = "" if checkpoint.run_dir is not None else " to=DIR"
+    if not 0 < budget <= 1:
+        raise UserError(f"budget={budget:g} is out of range: it must be in (0, 1] (of the dense FLOPs)")
+    if not checkpoint.prunes:
+        raise UserError(
+            f"budget={budget:g}: {restore} is dense and holds no budgets. python -m ltp.train prune=threshold "
+            f"{restore} prune.target_flops={budget:g} leads it to one."
+        )
+    if checkpoint.config.get("prune_mode") != "absolute_threshold":
+        raise UserError(
+            f"budget={budget:g}: {restore} prunes by one keep rate and holds no budgets. "
+            f"python -m ltp.calibrate {restore} target_flops={budget:g}{to} makes a run at this one, without training."
+        )
+    known = f"it holds {', '.join(f'{value:g}' for value in held)}" if held else "it holds no budgets"
+    wanted = ",".join(f"{value:g}" for value in sorted({*held, budget}))
+    raise UserError(
+        f"budget={budget:g}: {restore} has no thresholds for it; {known}. "
+        f"python -m ltp.calibrate {restore} budgets=[{wanted}]{to} makes a run that does, without training."
+    )
+
+
+def load_model(checkpoint: Checkpoint, budget: float | None = None) -> "LTPForSequenceClassification":
+    """The classifier: float32, on the CPU, in evaluation mode.
+
+    Args:
+        checkpoint: what is loaded.
+        budget: prune with the thresholds of this one of its budgets; None leaves it as it stands.
+
+    Raises:
+        UserError: it cannot be loaded, or does not hold the budget.
+    """
+    check_budget(checkpoint, budget)
+
     from ltp.modeling import LTPForSequenceClassification
 
     with loading_from_hub(f"restore={checkpoint.source}", _REMEDY, source=checkpoint.path):
-        return LTPForSequenceClassification.from_pretrained(checkpoint.path).eval()
+        return LTPForSequenceClassification.from_pretrained(checkpoint.path, budget=budget).eval()
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> "PreTrainedTokenizerBase":

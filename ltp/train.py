@@ -61,6 +61,10 @@ def train_run(cfg: DictConfig) -> float:
             except RunError as error:
                 raise RunError(f"the parent run {run.missing.directory}: {error}") from error
             run = plan(given)
+            if run.missing is not None:  # waiting for it would never end
+                raise RunError(
+                    f"the parent run was trained, but not into {run.missing.directory}: this is a bug of ltp"
+                )
             check_same(run)
     while run.missing is not None:  # a rank that was started together with the main process
         time.sleep(_POLL_SECONDS)
@@ -145,8 +149,18 @@ def parent_overrides(run: Run) -> list[str]:
         overrides += _as_overrides(key, getattr(settings, key))
     if run.missing.stage == "soft":
         overrides += ["prune_mode=absolute_threshold"]
-        for key in ("scoring_mode", "score_length", "final_token_threshold", "temperature", "lambda_threshold"):
+        keys = (
+            "scoring_mode",
+            "score_length",
+            "final_token_threshold",
+            "temperature",
+            "lambda_threshold",
+            "target_flops",
+        )
+        for key in keys:
             overrides += _as_overrides(f"prune.{key}", getattr(settings.prune, key))
+        overrides += _as_overrides("budgets", settings.budgets)
+        overrides += _as_overrides("distill", dataclasses.asdict(settings.distill))
     return overrides
 
 

@@ -1,6 +1,7 @@
 """One run, from its plan to its results: build the model, fit, keep the right weights, evaluate, write."""
 
 import contextlib
+import dataclasses
 import logging
 import math
 import platform
@@ -21,15 +22,16 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from ltp.benchmark import measured_speedup
-from ltp.building import build_model, build_tokenizer, check_hardware, read_splits
-from ltp.config import PRUNE_VALUES
+from ltp.building import build_model, build_teacher, build_tokenizer, check_hardware, read_splits
+from ltp.config import PRUNE_VALUES, RATE_MODES
 from ltp.data import GLUEDataModule
+from ltp.distillation import Distillation
 from ltp.errors import UserError
-from ltp.flops import DEFINITION
+from ltp.flops import DEFINITION, lowest_relative_flops, mean_dense_flops
 from ltp.interruption import LastCheckpoint, StoppedError
 from ltp.locks import only_writer
 from ltp.modeling import LTPForSequenceClassification
-from ltp.module import LTPModule
+from ltp.module import CALIBRATION_ROWS, Evaluated, LTPModule
 from ltp.plan import Run, check_labels, model_name
 from ltp.provenance import GIT_STATE, versions
 from ltp.resuming import RunCheckpointIO, SameStart, Saved, find_checkpoint, is_whole
@@ -80,8 +82,9 @@ def train(run: Run) -> dict[str, Any]:
         trainer = build_trainer(run, datamodule)
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise UserError(f"trainer: {error}") from error
-    module = build_module(run, splits.task, model, datamodule, total_steps=trainer.max_steps)
     datamodule.setup("fit")  # a batch that the processes cannot share should show before anything is written
+    check_budgets(run, model, datamodule)
+    module = build_module(run, splits.task, model, datamodule, total_steps=trainer.max_steps)
     with writer(run, trainer):
         if is_main_process() and is_finished(run.directory) and not settings.overwrite:
             log.info("another process has trained it meanwhile: %s", run.directory)
@@ -91,12 +94,14 @@ def train(run: Run) -> dict[str, Any]:
         trainer.callbacks.append(SameStart(saved))  # type: ignore[attr-defined]  # Lightning's own lists are not typed
         fit(trainer, module, datamodule, saved)
         trainer.save_checkpoint(run.directory / CHECKPOINT_FOLDER / LAST_CHECKPOINT)
-        scores, cost = keep_weights(run, trainer, module, datamodule)
+        keep_weights(run, trainer, module, datamodule)
+        evaluated = module.evaluated[-1]  # several budgets: a checkpoint is used at its largest unless told otherwise
         results = {
             **describe(run, splits.task, model),
-            "metric": {"name": splits.task.main_metric, "value": scores[splits.task.main_metric]},
-            "metrics": scores,
-            **cost,
+            **outcome(splits.task, evaluated),
+            "budgets": [
+                {"budget": one.budget, **outcome(splits.task, one)} for one in module.evaluated if run.settings.targets
+            ],
             "flops_definition": DEFINITION,
             "train_examples": len(splits.train),
             "validation_examples": len(next(iter(splits.validation.values()))),
@@ -178,6 +183,9 @@ def build_module(
     """What a step of the run is."""
     settings = run.settings
     assert settings.lr and settings.weight_decay is not None
+    distill = settings.distill
+    config = model.config
+    sizes = (config.hidden_size, config.intermediate_size)
     return LTPModule(
         model,
         task,
@@ -188,7 +196,39 @@ def build_module(
         total_steps=total_steps,
         seed=settings.seed,
         validation_splits=datamodule.validation_splits,
+        budgets=settings.targets,
+        dense_flops=mean_dense_flops(torch.tensor(datamodule.train_lengths), config.num_hidden_layers, *sizes),
+        distillation=None
+        if run.teacher is None
+        else Distillation(build_teacher(run), distill.weight, distill.temperature, distill.hidden_weight),
     )
+
+
+def check_budgets(run: Run, model: LTPForSequenceClassification, datamodule: GLUEDataModule) -> None:
+    """Check that the budgets can be met on the run's examples, before anything is written.
+
+    Raises:
+        UserError: one is below the cost of keeping one token everywhere.
+    """
+    if not run.settings.targets or model.thresholds is None:
+        return
+    config = model.config
+    lengths = torch.tensor(datamodule.calibration_lengths(CALIBRATION_ROWS))
+    lowest = lowest_relative_flops(lengths, config.num_hidden_layers, config.hidden_size, config.intermediate_size)
+    if run.settings.targets[0] < lowest:
+        key = "budgets" if run.settings.budgets is not None else "prune.target_flops"
+        given = run.settings.budgets or run.settings.prune.target_flops
+        raise UserError(
+            f"{key}={given} cannot be reached: keeping only the classification token from the first layer on costs "
+            f"{lowest:.3f} of the dense FLOPs on these examples. Ask for more than that."
+        )
+
+
+def outcome(task: Task, evaluated: Evaluated) -> dict[str, Any]:
+    """What ``results.json`` says of an evaluation."""
+    value = evaluated.scores[task.main_metric]
+    metric = {"name": task.main_metric, "value": value}
+    return {"metric": metric, "metrics": evaluated.scores, **evaluated.cost, "thresholds": evaluated.thresholds}
 
 
 def total_steps(run: Run, datamodule: GLUEDataModule) -> int:
@@ -289,20 +329,16 @@ def fit(trainer: pl.Trainer, module: LTPModule, datamodule: GLUEDataModule, save
         raise KeyboardInterrupt from exit_
 
 
-def keep_weights(
-    run: Run, trainer: pl.Trainer, module: LTPModule, datamodule: GLUEDataModule
-) -> tuple[dict[str, float], dict[str, Any]]:
+def keep_weights(run: Run, trainer: pl.Trainer, module: LTPModule, datamodule: GLUEDataModule) -> None:
     """Leave the module with the weights to keep, and evaluate exactly these.
 
     The last weights compete too: a training need not end on an evaluation.
-
-    Returns:
-        The metrics, and the cost as :meth:`~ltp.module.CostMetric.compute` gives it.
     """
 
     def evaluate() -> float:
         trainer.validate(module, datamodule=datamodule, verbose=False)
-        return module.last_scores[datamodule.task.main_metric]
+        scores = [evaluated.scores[datamodule.task.main_metric] for evaluated in module.evaluated]
+        return sum(scores) / len(scores)
 
     best = next(
         callback
@@ -317,7 +353,12 @@ def keep_weights(
             evaluate()
         elif trainer.is_global_zero:
             log.warning("%s is damaged: the last weights are kept instead of the best", best.best_model_path)
-    return module.last_scores, module.last_cost
+    if run.settings.targets and module.model.config.budgets:
+        module.model.use_budget(run.settings.targets[-1])
+        if run.method == "manual":  # the schedule that the budget led to
+            thresholds = module.model.thresholds
+            assert thresholds is not None
+            module.model.config.final_token_threshold = float(thresholds[-1])
 
 
 def describe(run: Run, task: Task, model: LTPForSequenceClassification) -> dict[str, Any]:
@@ -328,6 +369,15 @@ def describe(run: Run, task: Task, model: LTPForSequenceClassification) -> dict[
         for key in ("lr", "batch_size", "epochs", "weight_decay", "warmup_ratio", "save_step", "load_best")
     }
     hyperparameters |= {key: getattr(settings.prune, key) for key in PRUNE_VALUES}
+    if settings.targets:
+        hyperparameters["budgets"] = settings.budgets
+        # what the budget led to
+        if run.method == "manual":
+            hyperparameters["final_token_threshold"] = model.config.final_token_threshold
+        if run.method in RATE_MODES:
+            hyperparameters["token_keep_rate"] = model.config.token_keep_rate
+    if settings.distill.mode is not None:
+        hyperparameters |= {f"distill_{key}": value for key, value in dataclasses.asdict(settings.distill).items()}
     hyperparameters |= {
         "max_length": settings.task.max_length,
         "precision": settings.trainer.precision,
@@ -341,7 +391,6 @@ def describe(run: Run, task: Task, model: LTPForSequenceClassification) -> dict[
         "stage": settings.stage,
         "seed": settings.seed,
         "hyperparameters": hyperparameters,
-        "thresholds": None if model.thresholds is None else model.thresholds.tolist(),
         "parent": run.parent_name,
         "parent_run_id": run.parent.results["run_id"] if run.parent is not None and run.parent.results else None,
         "config": stored_config(run),

@@ -397,6 +397,11 @@ ALL_ENGINES = ", ".join(ENGINES)
         ),
         ("data_dir=glue", "data_dir=glue goes with task=…; synthetic lengths need no data"),
         ("bench.shape=tiny bench.output=.", "bench.output=. is a directory; give a file"),
+        ("budget=0.5", "budget=0.5 goes with restore=…, a checkpoint that holds it"),
+        (
+            "restore=./nowhere budget=0.5 bench.relative_flops=0.4",
+            "budget=0.5 and bench.relative_flops=0.4 contradict each other: give one of them",
+        ),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_message(here, command, message):
@@ -475,6 +480,34 @@ def test_a_checkpoint_is_measured_on_a_tasks_real_texts(here, make_demo_checkpoi
     assert report["settings"]["task"]["name"] == "demo"
     speedup = next(row for row in report["results"] if row["engine"] == "packed_pruned")["speedup"]
     assert speedup["over"] == "packed_dense float32"
+
+
+def test_a_budget_of_a_checkpoint_is_measured(here, make_demo_checkpoint):
+    run = make_demo_checkpoint(here)
+    model = LTPForSequenceClassification.from_pretrained(run, prune_mode="absolute_threshold")
+    model.hold_budgets([0.2, 0.9])
+    with torch.no_grad():
+        model.thresholds.fill_(0.9)  # nothing but the classification tokens
+    model.use_budget(0.9)
+    with torch.no_grad():
+        model.thresholds.zero_()
+    model.save_pretrained(run / "model")
+    command = (
+        f"restore={run} bench.sequences=6 bench.batch_size=3 bench.rounds=1 bench.output=report.json "
+        "bench.engines=[packed_dense,masked,packed_pruned,deployed_pruned] bench.baseline=packed_dense"
+    )
+    costs = []
+    for budget in (0.2, 0.9, None):
+        finished = ltp_bench(f"{command} budget={budget or 'null'}")
+        assert finished.code == 0, finished.err
+        report = json.loads((here / "report.json").read_text(encoding="utf-8"))
+        assert report["settings"]["budget"] == budget
+        costs.append(report["relative_flops"])
+    assert costs[0] < 0.5
+    assert costs[1:] == [1, 1]
+    finished = ltp_bench(f"{command} budget=0.5")
+    assert finished.code == 2
+    assert finished.err.startswith(f"error: budget=0.5: restore={run} has no thresholds for it; it holds 0.2, 0.9.")
 
 
 @pytest.fixture

@@ -82,7 +82,7 @@ def test_unknown_options(root, command, message):
     ("word", "message"),
     [
         ("lrr=1e-5", "unknown key lrr; did you mean lr?"),
-        ("temperature=1e-3", "unknown key temperature; did you mean prune.temperature?"),
+        ("temperature=1e-3", "unknown key temperature; did you mean prune.temperature or distill.temperature?"),
         ("prune.temprature=1e-3", "unknown key prune.temprature; did you mean prune.temperature?"),
         ("prune.lambda=0.1", "unknown key prune.lambda; did you mean prune.lambda_threshold?"),
         ("trainer.max_epochs=3", "unknown key trainer.max_epochs; did you mean epochs or trainer.max_steps?"),
@@ -364,7 +364,7 @@ def test_cfg_job_shows_the_whole_run_and_starts_nothing(root):
         content = yaml.safe_load(shown.out)
         assert (content["lr"], content["batch_size"], content["epochs"]) == (1e-5, 64, 10)
         assert (content["stage"], content["prune"]["mode"]) == ("hard", "absolute_threshold")
-        assert [key for key, value in content.items() if value is None] == ["data_dir", "flops_budget"]
+        assert [key for key, value in content.items() if value is None] == ["budgets", "data_dir", "flops_budget"]
         # of the pruning keys those stay null that have no meaning here
         empty = {key for key, value in content["prune"].items() if value is None}
         assert empty == {"token_keep_rate", "lr_threshold"}
@@ -399,7 +399,7 @@ def test_help_names_groups_options_and_keys():
 
 def test_the_commands_in_the_help_compose():
     commands = re.findall(r"^ +python -m ltp\.train(.*?)(?: {3,}.*)?$", ltp_train("--help").out, flags=re.MULTILINE)
-    assert len(commands) == 8
+    assert len(commands) == 9
     for command in commands:
         words = [word for word in command.split() if word not in ("-m", "--cfg", "job")]
         plan_of([word.split(",")[0] for word in words])

@@ -29,7 +29,7 @@ def test_the_groups_are_those_of_the_design():
     groups = {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra"}
     assert groups == {
         *("task", "model", "prune", "prune_mode", "stage", "trainer", "logger", "sweep", "experiment", "recipe"),
-        "launcher",
+        *("launcher", "distill"),
     }
     assert {f"task={name}" for name in (*TASKS, "custom")} == {word for word in OPTIONS if word.startswith("task=")}
 
@@ -256,8 +256,8 @@ def test_known_keys_are_the_composed_ones():
     [
         ("lrr", "did you mean lr?"),
         ("learning_rate", "see python -m ltp.train --cfg job for every key"),
-        ("temperature", "did you mean prune.temperature?"),
-        ("task.temperature", "did you mean prune.temperature?"),
+        ("temperature", "did you mean prune.temperature or distill.temperature?"),
+        ("task.temperature", "did you mean prune.temperature or distill.temperature?"),
         ("prune.temprature", "did you mean prune.temperature?"),
         ("prune.lambda", "did you mean prune.lambda_threshold?"),
         ("token_keep_rates", "did you mean prune.token_keep_rate?"),

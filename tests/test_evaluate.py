@@ -4,13 +4,14 @@ import functools
 import itertools
 import json
 import os
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from helpers import SMALL, in_process, ltp_train
+from helpers import SMALL, in_process, ltp_train, write_json
 
 from ltp import cli, evaluate
 from ltp.evaluation import Outcome, by_length, is_defined, summarise, write_predictions
@@ -142,6 +143,89 @@ def test_a_model_without_thresholds_has_none_to_scale(runs, method, message):
     finished = ltp_evaluate(f"restore={runs[method]} threshold_scale=[0.8,1.2]")
     expected = f"error: threshold_scale=[0.8,1.2]: restore={runs[method]} {message}\n"
     assert (finished.code, finished.err) == (2, expected)
+
+
+# -- budgets ----------------------------------------------------------------------------------------------------
+
+COSTS = (0.3, 0.5, 0.8)
+
+
+@pytest.fixture(scope="module")
+def several(runs, tmp_path_factory):
+    """The threshold run with other thresholds for each of several budgets; the largest is in use."""
+    from ltp import LTPForSequenceClassification
+
+    run = shutil.copytree(runs["manual"], tmp_path_factory.mktemp("several") / "run")
+    (run / "predictions.parquet").unlink(missing_ok=True)
+    model = LTPForSequenceClassification.from_pretrained(run)
+    model.hold_budgets(COSTS)
+    for budget, last in zip(COSTS, (0.04, 0.02, 0.01), strict=True):
+        model.use_budget(budget)
+        with torch.no_grad():
+            model.thresholds.copy_(last * torch.arange(1, 5) / 4)
+    model.save_pretrained(run / "model")
+    results = results_of(run)
+    results["hyperparameters"] |= {"final_token_threshold": None, "target_flops": None, "budgets": list(COSTS)}
+    write_json(run / "results.json", results)
+    return run
+
+
+def test_a_budget_is_evaluated_with_its_own_thresholds(several, runs):
+    reports = {budget: report_of(f"restore={several} budget={budget}") for budget in COSTS}
+    for budget, last in zip(COSTS, (0.04, 0.02, 0.01), strict=True):
+        (result,) = reports[budget]["results"]
+        assert result["thresholds"] == pytest.approx([last / 4, last / 2, last * 3 / 4, last])
+        assert reports[budget]["budget"] == budget
+        assert reports[budget]["method"] == f"manual, budget {budget} of 0.3/0.5/0.8"
+    costs = [reports[budget]["results"][0]["relative_flops"] for budget in COSTS]
+    assert costs == sorted(set(costs))
+    stored = results_of(runs["manual"])  # trained with the thresholds that are the middle ones here
+    (middle,) = reports[0.5]["results"]
+    assert middle["metrics"] == pytest.approx(stored["metrics"], abs=1e-6)
+    assert middle["tokens_per_layer"] == pytest.approx(stored["tokens_per_layer"], rel=1e-9)
+    scaled = report_of(f"restore={several} budget=0.3 threshold_scale=[0.5,1]")["results"]
+    assert scaled[0]["tokens_per_layer"] == pytest.approx(middle["tokens_per_layer"])
+    deployed = report_of(f"restore={several} budget=0.3 execution=deployed")["results"][0]
+    assert deployed["tokens_per_layer"] == pytest.approx(scaled[1]["tokens_per_layer"])
+
+
+def test_only_the_budget_in_use_has_its_predictions_in_the_run(several, tmp_path):
+    own = several / "predictions.parquet"
+    own.unlink(missing_ok=True)
+    finished = ltp_evaluate(f"restore={several} budget=0.8")
+    assert finished.code == 0, finished.err
+    assert "budget 0.8" in finished.out
+    assert not own.exists()
+    assert ltp_evaluate(f"restore={several} budget=0.3 to={tmp_path / 'there.parquet'}").code == 0
+    default = report_of(f"restore={several}")
+    assert (default["budget"], default["predictions"]) == (0.8, str(own))
+    lengths = [np.array(pq.read_table(file)["token_lengths"].to_pylist()) for file in (tmp_path / "there.parquet", own)]
+    assert lengths[0].mean() < lengths[1].mean()
+
+
+@pytest.mark.parametrize(
+    ("method", "budget", "message"),
+    [
+        ("several", 0.4, "restore=RUN has no thresholds for it; it holds 0.3, 0.5, 0.8. python -m ltp.calibrate "
+         "restore=RUN budgets=[0.3,0.4,0.5,0.8] makes a run that does, without training."),
+        ("manual", 0.4, "restore=RUN has no thresholds for it; it holds no budgets. python -m ltp.calibrate "
+         "restore=RUN budgets=[0.4] makes a run that does, without training."),
+        ("topk", 0.4, "restore=RUN prunes by one keep rate and holds no budgets. python -m ltp.calibrate restore=RUN "
+         "target_flops=0.4 makes a run at this one, without training."),
+        ("dense", 0.4, "restore=RUN is dense and holds no budgets. python -m ltp.train prune=threshold "
+         "restore=RUN prune.target_flops=0.4 leads it to one."),
+        ("several", 1.5, "is out of range: it must be in (0, 1] (of the dense FLOPs)"),
+    ],
+)  # fmt: skip
+def test_a_budget_that_is_not_held_is_one_message(runs, several, monkeypatch, method, budget, message):
+    from ltp import LTPForSequenceClassification
+
+    monkeypatch.setattr(LTPForSequenceClassification, "from_pretrained", None)  # it is told before a model is loaded
+    run = several if method == "several" else runs[method]
+    finished = ltp_evaluate(f"restore={run} budget={budget}")
+    colon = " " if "range" in message else ": "
+    assert (finished.code, finished.out) == (2, "")
+    assert finished.err == f"error: budget={budget}{colon}{message.replace('RUN', str(run))}\n"
 
 
 # -- by length --------------------------------------------------------------------------------------------------

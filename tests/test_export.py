@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 import yaml
-from helpers import SMALL, finished_run, in_process, ltp_train
+from helpers import SMALL, finished_run, in_process, ltp_train, write_json
 from huggingface_hub import ModelCard
 
 from ltp import LTPForSequenceClassification, cli, export
@@ -131,6 +131,13 @@ batch = tokenizer(texts, padding=True, return_tensors="pt")
 batch.pop("token_type_ids", None)
 with torch.no_grad():
     output = model(**batch)
+def lengths_at(model, budget):
+    if budget is not None:
+        model.use_budget(budget)
+        chosen = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True, budget=budget)
+        assert chosen.thresholds.tolist() == model.thresholds.tolist()
+    return model(**batch).token_lengths.tolist()
+
 classify = pipeline("text-classification", model=folder, trust_remote_code=True)
 model.save_pretrained(folder + "_again")
 again = AutoModelForSequenceClassification.from_pretrained(folder + "_again", trust_remote_code=True)
@@ -146,6 +153,7 @@ print(json.dumps({
     "labels": list(model.config.id2label.values()),
     "thresholds": None if model.thresholds is None else model.thresholds.tolist(),
     "label": classify(texts[0])[0]["label"],
+    "budgets": {budget: lengths_at(model, budget) for budget in (None, *model.config.budgets)},
 }))
 """
 
@@ -155,11 +163,17 @@ print(json.dumps({
 def test_a_hugging_face_export_prunes_where_there_is_no_ltp(make_run, tmp_path, family, pruning):
     run = make_run(family, **pruning)
     model = LTPForSequenceClassification.from_pretrained(run)
-    if model.thresholds is not None:  # learned ones, not those of the schedule
+    has_thresholds = model.thresholds is not None
+    if has_thresholds:  # learned ones, not those of the schedule, and others for another budget
+        model.hold_budgets([0.3, 0.8])
         with torch.no_grad():
             model.thresholds.mul_(1.1)
+        model.use_budget(0.8)
+        with torch.no_grad():
+            model.thresholds.mul_(0.5)
         model.save_pretrained(run / "model")
-    folder = export_huggingface(run, tmp_path / "exported")
+        model.use_budget(0.3)
+    folder = export_huggingface(run, tmp_path / "exported", model=model if has_thresholds else None)
     texts = [row["sentence"] for row in demo_rows("validation")[:5]]
     (tmp_path / "elsewhere").mkdir()
     environment = {
@@ -187,7 +201,14 @@ def test_a_hugging_face_export_prunes_where_there_is_no_ltp(make_run, tmp_path, 
     assert found["token_lengths"][0][-1] < found["token_lengths"][0][0]
     assert found["labels"] == ["no", "perhaps", "yes"]
     assert found["label"] == found["labels"][int(wanted.logits[0].argmax())]
-    assert found["thresholds"] == (None if model.thresholds is None else model.thresholds.tolist())
+    assert found["thresholds"] == (model.thresholds.tolist() if has_thresholds else None)
+    assert found["budgets"].pop("null") == wanted.token_lengths.tolist()
+    assert list(found["budgets"]) == (["0.3", "0.8"] if has_thresholds else [])
+    for budget, lengths in found["budgets"].items():
+        model.use_budget(float(budget))
+        with torch.no_grad():
+            at = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        assert lengths == at.token_lengths.tolist()
 
 
 def test_with_ltp_an_export_is_ltp_s_own_class(make_run, tmp_path):
@@ -259,6 +280,123 @@ def test_the_base_model_is_found_through_the_line_of_runs(tmp_path):
     assert ExportedRun.of(inspect_checkpoint(str(tmp_path / "soft"))).base_model is None
     (tmp_path / "dense" / "config.yaml").unlink()
     assert ExportedRun.of(inspect_checkpoint(str(tmp_path / "soft"))).base_model is None
+
+
+# -- budgets ----------------------------------------------------------------------------------------------------
+
+BUDGETS = [0.3, 0.5, 0.8]
+MEASURED = [
+    {
+        "budget": budget,
+        "metric": {"name": "f1", "value": metric},
+        "metrics": {"f1": metric},
+        "relative_flops": budget + 0.004,
+        "gflops": 2.5 * budget,
+        "tokens_per_layer": [53.2, 40.0, 10 * budget],
+        "thresholds": [budget / 10, budget / 5],
+    }
+    for budget, metric in zip(BUDGETS, (0.81, 0.85, 0.89), strict=True)
+]
+
+
+@pytest.fixture
+def several(make_run):
+    """A run that holds three budgets, the largest of them in use."""
+    run = make_run()
+    model = LTPForSequenceClassification.from_pretrained(run)
+    model.hold_budgets(BUDGETS)
+    for budget, last in zip(BUDGETS, (0.08, 0.05, 0.03), strict=True):
+        model.use_budget(budget)
+        with torch.no_grad():
+            model.thresholds.copy_(last * torch.arange(1, 5) / 4)
+    model.save_pretrained(run / "model")
+    results = RESULTS | {key: value for key, value in MEASURED[-1].items() if key != "budget"} | {"budgets": MEASURED}
+    results["hyperparameters"] = {"lr": 2e-5, "target_flops": None, "budgets": BUDGETS}
+    write_json(run / "results.json", results)
+    return run
+
+
+def test_a_hugging_face_export_has_the_chosen_budget_in_use_and_keeps_the_others(several, here, token_ids):
+    finished = ltp_export(f"restore={several} to=cheap budget=0.3")
+    assert finished.code == 0, finished.err
+    assert ltp_export(f"restore={several} to=default").code == 0
+    exported, default = map(LTPForSequenceClassification.from_pretrained, ("cheap", "default"))
+    assert (exported.budget, default.budget) == (0.3, 0.8)
+    assert exported.thresholds.tolist() == pytest.approx([0.02, 0.04, 0.06, 0.08])
+    assert default.thresholds.tolist() == pytest.approx([0.0075, 0.015, 0.0225, 0.03])
+    wanted = LTPForSequenceClassification.from_pretrained(several)
+    (batch,) = make_batches(token_ids, len(token_ids))
+    for budget in BUDGETS:
+        for model in (wanted, exported, default):
+            model.use_budget(budget)
+        for model in (exported, default):
+            assert torch.equal(model(**batch).logits, wanted(**batch).logits)
+    files = {path.name for path in (here / "cheap").iterdir()}
+    assert files == {path.name for path in (here / "default").iterdir()}
+    config = json.loads((here / "cheap" / "config.json").read_text(encoding="utf-8"))
+    assert config == json.loads((here / "default" / "config.json").read_text(encoding="utf-8"))
+    assert config["budgets"] == BUDGETS
+
+
+def test_the_card_is_that_of_the_budget(several, here):
+    for options in ("to=default", "to=cheap budget=0.3"):
+        assert ltp_export(f"restore={several} {options}").code == 0
+    default, cheap = (ModelCard.load(here / name / "README.md") for name in ("default", "cheap"))
+    assert (default.data.eval_results[0].metric_value, cheap.data.eval_results[0].metric_value) == (0.89, 0.81)
+    for fact in (
+        "| budget in use | 0.3 of the dense FLOPs |",
+        "| relative FLOPs (dense without padding: 1) | 0.304 |",
+        "| GFLOPs an example | 0.75 of 2.5 dense |",
+        "53.2 → 40.0 → 3.0",
+        "| thresholds of the layers on importance (mean, Z = 16) | 0.03, 0.06 |",
+        "`model.use_budget(0.5)` prunes",
+        "| 0.3 | 0.8100 | 0.304 |\n| 0.5 | 0.8500 | 0.504 |\n| 0.8 | 0.8900 | 0.804 |",
+        "| target_flops | 0.3 |",
+    ):
+        assert fact in cheap.text, fact
+    assert "measured speed-up" not in cheap.text  # of the largest
+    assert "measured speed-up" in default.text
+    assert "| budget in use | 0.8 of the dense FLOPs |" in default.text
+    assert "`model.use_budget(0.3)` prunes" in default.text
+
+
+def test_a_teachers_place_on_the_disk_is_no_part_of_the_card():
+    hyper = {"distill_mode": "logits", "distill_teacher": "/home/me/outputs/bert-large/mrpc/finetune"}
+    card = card_of(RESULTS | {"hyperparameters": hyper, "parent": None}, settings={"output_root": "/home/me/outputs"})
+    assert "| distill_teacher | bert-large/mrpc/finetune |" in card.text
+    assert "budget" not in card.text
+
+
+@needs_onnx
+@pytest.mark.slow
+def test_a_graph_has_the_thresholds_of_the_chosen_budget(several, here, token_ids):
+    from ltp.exporting import graph_engine
+
+    options = "format=onnx budget=0.3 sequences=8 batch_size=8 rounds=0 restore="
+    finished = ltp_export(f"to=graph {options}{several}")
+    assert finished.code == 0, finished.err
+    (batch,) = make_batches(token_ids, len(token_ids))
+    batch["token_type_ids"] = torch.zeros_like(batch["input_ids"])
+    logits, lengths = graph_engine(here / "graph" / "model.onnx")(batch)
+    model = LTPForSequenceClassification.from_pretrained(several, budget=0.3)
+    wanted = model(**batch)
+    torch.testing.assert_close(logits, wanted.logits, atol=1e-5, rtol=0)
+    assert torch.equal(lengths, wanted.token_lengths)
+    model.use_budget(0.8)
+    assert not torch.equal(lengths, model(**batch).token_lengths)
+    card = (here / "graph" / "README.md").read_text(encoding="utf-8")
+    assert "| budget in use | 0.3 of the dense FLOPs |" in card
+    assert "use_budget" not in card
+
+
+@pytest.mark.parametrize("form", ["huggingface", "onnx"])
+def test_a_budget_that_the_run_does_not_hold(several, here, monkeypatch, form):
+    monkeypatch.setattr(LTPForSequenceClassification, "from_pretrained", None)
+    monkeypatch.setattr("ltp.benchmark.onnx.missing_packages", lambda: [])
+    finished = ltp_export(f"restore={several} to=new budget=0.4 format={form}")
+    assert finished.code == 2
+    assert finished.err.startswith(f"error: budget=0.4: restore={several} has no thresholds for it; it holds 0.3, 0.5")
+    assert not (here / "new").exists()
 
 
 # -- folders ----------------------------------------------------------------------------------------------------

@@ -506,7 +506,7 @@ class TestBadInput:
         ("final_token_threshold", "0.01", "final_token_threshold is '0.01'; it must be a number"),
         ("token_keep_rate", 1.5, "token_keep_rate is 1.5; it must be in [-10, 1]"),
         ("token_keep_rate", -11, "token_keep_rate is -11; it must be in [-10, 1]"),
-        ("masking_mode", "medium", "masking_mode is 'medium'; it must be one of hard, soft"),
+        ("masking_mode", "medium", "masking_mode is 'medium'; it must be one of hard, soft, survival"),
         (
             "threshold_temperature",
             0,

@@ -303,7 +303,8 @@ def test_an_evaluation_is_over_exactly_the_split(pruned, fit, tokenizer):
             output = model.eval()(**tokenizer(row["sentence"], return_tensors="pt"))
         right += output.logits.argmax().item() == row["label"]
         lengths.append(output.token_lengths[0])
-    assert module.last_scores == {"accuracy": pytest.approx(right / 7)}
+    (evaluated,) = module.evaluated
+    assert evaluated.scores == {"accuracy": pytest.approx(right / 7)}
     lengths = torch.stack(lengths)
-    assert module.last_cost["tokens_per_layer"] == pytest.approx(lengths.double().mean(dim=0).tolist())
-    assert module.last_cost["gflops"] == pytest.approx(layer_flops(lengths, 32, 48).sum(dim=1).mean().item() / 1e9)
+    assert evaluated.cost["tokens_per_layer"] == pytest.approx(lengths.double().mean(dim=0).tolist())
+    assert evaluated.cost["gflops"] == pytest.approx(layer_flops(lengths, 32, 48).sum(dim=1).mean().item() / 1e9)

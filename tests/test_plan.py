@@ -281,7 +281,7 @@ def test_no_value_is_left_open():
     for command in ("stage=finetune", "stage=soft", "stage=hard", "prune=manual", "prune=topk"):
         settings = plan_of(f"task=mrpc {command}").settings
         open_keys = {key for key, value in vars(settings).items() if value is None}
-        assert open_keys == {"data_dir", "flops_budget"}
+        assert open_keys == {"data_dir", "flops_budget", "budgets"}
 
 
 @pytest.mark.parametrize(
@@ -401,6 +401,9 @@ def test_among_several_others_ltp_does_not_guess(root):
         "stage=hard recipe.stages.soft.lr=1e-3 recipe.stages.finetune.epochs.small=1"
         " recipe.pruning.learned_threshold=0.1",
         "task=rte prune=topk model=roberta-base model.name_or_path=/data/roberta",
+        "prune=threshold stage=hard prune.target_flops=0.4 distill=logits distill.weight=0.7",
+        "prune=threshold stage=hard budgets=[0.3,0.7] distill=hidden",
+        "prune=threshold stage=soft prune.target_flops=0.4 distill=logits",
         "experiment=sst2-10k stage=hard logger=[tensorboard] logger.tensorboard.name=tb",
         "task=custom prune=topk task.name=mine task.validation_file=b.csv"
         " 'task.train_file=\"it'\\''s, a {f} = $x.csv\"' 'task.text_columns=[\"a b\",c]' task.metric=spearman"
@@ -416,8 +419,18 @@ def test_a_parent_s_command_line_leads_to_the_parent(command):
         assert getattr(parent.settings, key) == getattr(run.settings, key)
     assert parent.settings.model.name_or_path == run.settings.model.name_or_path
     if run.missing.stage == "soft":
-        for key in ("scoring_mode", "score_length", "final_token_threshold", "temperature", "lambda_threshold"):
+        keys = (
+            "scoring_mode",
+            "score_length",
+            "final_token_threshold",
+            "temperature",
+            "lambda_threshold",
+            "target_flops",
+        )
+        for key in keys:
             assert getattr(parent.settings.prune, key) == getattr(run.settings.prune, key)
+        assert parent.settings.budgets == run.settings.budgets
+        assert parent.settings.distill == run.settings.distill
         assert parent.settings.lr == run.settings.recipe.stages["soft"].lr
 
 
@@ -501,3 +514,149 @@ def test_planning_leaves_what_was_given_alone(root):
     train.plan(given)
     assert json.dumps(dataclasses.asdict(given)) == before
     assert list(root.iterdir()) == []
+
+
+# -- budgets -------------------------------------------------------------------------------------------------
+
+TARGET = "outputs/bert-base/mrpc/absolute_threshold/target_0.5/temperature_0.001/lr_2e-05/seed_0"
+
+
+@pytest.mark.parametrize(
+    ("command", "directory"),
+    [
+        ("stage=soft prune.target_flops=0.5", "absolute_threshold/target_0.5/temperature_0.001/lr_2e-05/seed_0"),
+        (
+            "stage=hard prune=threshold prune.target_flops=0.5 lr=1e-5",
+            "absolute_threshold/target_0.5/temperature_0.001/lr_2e-05/seed_0/hard/lr_1e-05",
+        ),
+        (
+            "stage=hard prune=threshold budgets=[0.7,0.3] prune.temperature=2e-4",
+            "absolute_threshold/budgets_0.3_0.7/temperature_0.0002/lr_2e-05/seed_0/hard/lr_2e-05",
+        ),
+        ("prune=manual prune.target_flops=0.5", "absolute_threshold/target_0.5/hard/lr_2e-05/seed_0"),
+        ("prune=manual budgets=[0.5]", "absolute_threshold/budgets_0.5/hard/lr_2e-05/seed_0"),
+        ("prune=topk prune.target_flops=0.5 seed=3", "topk/target_0.5/lr_2e-05/seed_3"),
+        (
+            "stage=hard prune=threshold prune.target_flops=0.5 distill=logits",
+            "absolute_threshold/target_0.5/temperature_0.001/distill_logits_0.5_temperature_2/lr_2e-05/seed_0"
+            "/hard/distill_logits_0.5_temperature_2/lr_2e-05",
+        ),
+        (
+            "stage=soft prune.lambda_threshold=0.1 distill=hidden distill.weight=1 distill.temperature=4",
+            "absolute_threshold/rate_0.01/temperature_0.001/lambda_0.1/distill_logits_1_temperature_4_hidden_1"
+            "/lr_2e-05/seed_0",
+        ),
+    ],
+)
+def test_run_directories_of_budgets_and_of_what_is_distilled(command, directory):
+    assert str(plan_of(f"task=mrpc {command}").directory) == f"outputs/bert-base/mrpc/{directory}"
+
+
+def test_a_budget_takes_the_place_of_what_it_decides():
+    prune = plan_of("task=mrpc stage=soft prune.target_flops=0.5").settings.prune
+    assert (prune.target_flops, prune.final_token_threshold, prune.lambda_threshold) == (0.5, None, None)
+    assert (prune.temperature, prune.lr_threshold) == (1e-3, 1e-4)
+    assert plan_of("task=mrpc prune=topk prune.target_flops=0.5").settings.prune.token_keep_rate is None
+
+
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [
+        ("stage=soft prune.target_flops=0.5 prune.lambda_threshold=0.1", "lambda_threshold=0.1 is what prune.target"),
+        ("prune=manual budgets=[0.5] prune.final_token_threshold=0.1", "final_token_threshold=0.1 is what budgets dec"),
+        ("prune=topk prune.target_flops=0.5 prune.token_keep_rate=0.1", "token_keep_rate=0.1 is what prune.target_fl"),
+        ("stage=finetune prune.target_flops=0.5", "prune.target_flops=0.5 has no meaning for a dense run"),
+        ("stage=finetune budgets=[0.5]", "budgets=[0.5] has no meaning for a dense run"),
+        ("prune=topk budgets=[0.3,0.5]", "budgets=[0.3, 0.5] has no meaning for a top-k run"),
+        ("stage=soft prune.target_flops=0", "prune.target_flops=0.0 is out of range: it must be in (0, 1]"),
+        ("stage=soft prune.target_flops=1.5", "prune.target_flops=1.5 is out of range: it must be in (0, 1]"),
+        ("stage=soft budgets=[0.5,1.5]", "budgets=[0.5, 1.5] is out of range: it must be in (0, 1]"),
+        ("stage=soft budgets=[0.5,0.5]", "budgets=[0.5, 0.5] is out of range: it must be one or more different shares"),
+        ("stage=soft budgets=[]", "budgets=[] is out of range: it must be one or more different shares"),
+        ("stage=soft budgets=[0.5] prune.target_flops=0.4", "are two answers to one question: give one of them"),
+    ],
+)
+def test_budgets_that_mean_nothing(command, text):
+    assert text in message(f"task=mrpc {command}")
+
+
+def test_a_hard_run_is_held_at_its_parent_s_budget(root):
+    soft = finished_run(root / TARGET, prune_mode="absolute_threshold", budgets=[0.5])
+    run = plan_of(f"task=mrpc stage=hard restore={soft}")
+    assert run.settings.targets == [0.5]
+    assert run.directory == soft / "hard" / "lr_2e-05"
+    assert plan_of("task=mrpc stage=hard prune=threshold prune.target_flops=0.5").parent.run_dir.samefile(soft)
+    other = plan_of(f"task=mrpc stage=hard restore={soft} prune.target_flops=0.4")
+    assert other.directory == soft / "hard" / "target_0.4" / "lr_2e-05"
+    several = finished_run(root / "several", prune_mode="absolute_threshold", budgets=[0.3, 0.7])
+    assert plan_of(f"task=mrpc stage=hard restore={several}").settings.budgets == [0.3, 0.7]
+
+
+def test_a_learned_threshold_run_can_be_brought_to_a_budget(root):
+    soft = finished_run(root / SOFT, prune_mode="absolute_threshold", lambda_threshold=0.15)
+    run = plan_of(f"task=mrpc stage=hard restore={soft} prune.target_flops=0.4")
+    assert run.method == "learned"
+    assert run.directory == soft / "hard" / "target_0.4" / "lr_2e-05"
+
+
+# -- distillation --------------------------------------------------------------------------------------------
+
+
+def dense_run(directory, **changes):
+    finished_run(directory, **changes)
+    results = json.loads((directory / "results.json").read_text())
+    (directory / "results.json").write_text(json.dumps(results | {"method": "dense", "parent": None}))
+    return directory
+
+
+def test_the_teacher_is_the_dense_ancestor(root):
+    dense = dense_run(root / DENSE)
+    assert plan_of("task=mrpc stage=soft distill=logits").teacher.run_dir.samefile(dense)
+    assert plan_of("task=mrpc stage=soft").teacher is None
+    soft = finished_run(root / SOFT, prune_mode="absolute_threshold")
+    results = json.loads((soft / "results.json").read_text())
+    (soft / "results.json").write_text(json.dumps(results | {"method": "learned", "parent": str(dense)}))
+    assert plan_of(f"task=mrpc stage=hard restore={soft} distill=hidden").teacher.run_dir == dense
+    named = dense_run(root / "named")
+    command = f"task=mrpc stage=hard restore={soft} distill=logits distill.teacher={named}"
+    assert plan_of(command).teacher.run_dir == named
+
+
+def test_a_teacher_that_cannot_be_found(root):
+    soft = finished_run(root / SOFT, prune_mode="absolute_threshold")
+    remedy = "name a dense checkpoint with distill.teacher=…"
+    assert message(f"task=mrpc stage=hard restore={soft} distill=logits") == (
+        f"distill.teacher=auto: the dense parent of {soft} is not there (None); {remedy}"
+    )
+    assert message("task=mrpc stage=finetune distill=logits") == (
+        f"distill.teacher=auto: this run starts from no fine-tuned checkpoint that could teach it; {remedy}"
+    )
+    dense_run(root / DENSE)
+    assert message("task=mrpc stage=soft distill=logits distill.teacher=/nowhere").startswith(
+        "distill.teacher=/nowhere: no such directory."
+    )
+
+
+def test_a_teacher_that_does_not_fit(root):
+    dense_run(root / DENSE)
+    sizes = {"model_type": "bert", "hidden_size": 384}
+    small = dense_run(root / "small", dense_config=sizes | {"num_hidden_layers": 12})
+    command = f"task=mrpc stage=soft distill.teacher={small}"
+    assert plan_of(f"{command} distill=logits").teacher.run_dir == small
+    assert "has hidden_size 384, the run's model has 768" in message(f"{command} distill=hidden")
+    words = finished_run(root / "three", id2label={"0": "a", "1": "b", "2": "c"})
+    assert "has 3 labels, task=mrpc has 2" in message(f"task=mrpc stage=soft distill=logits distill.teacher={words}")
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("distill.weight=0.7", "distill.… is given, but nothing is distilled: add distill=logits or distill=hidden"),
+        ("distill=logits distill.weight=0", "distill.weight=0.0 is out of range: it must be above 0 and at most 1"),
+        ("distill=logits distill.temperature=0", "distill.temperature=0.0 is out of range: it must be above 0"),
+        ("distill=hidden distill.hidden_weight=0", "hidden states are distilled by distill=hidden, with a weight"),
+        ("distill=logits distill.hidden_weight=1", "hidden states are distilled by distill=hidden, with a weight"),
+    ],
+)
+def test_what_cannot_be_distilled(words, text):
+    assert text in message(f"task=mrpc stage=soft {words}")

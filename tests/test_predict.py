@@ -187,6 +187,47 @@ def test_many_rows_with_one_note_are_not_all_named(run):
     assert finished.err == "skipped, no text: rows 2, 3, 4, 5, 6 and 4 more\n"
 
 
+# -- budgets ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """A run that holds two budgets: at 0.3 it prunes everything at once, at 0.6, which is in use, a little."""
+    threshold = {"prune_mode": "absolute_threshold", "final_token_threshold": 0.005, "score_length": 32}
+    folder = make_run(tmp_path_factory.mktemp("several"), **threshold)
+    model = LTPForSequenceClassification.from_pretrained(folder)
+    model.hold_budgets([0.3, 0.6])
+    with torch.no_grad():
+        model.thresholds.fill_(0.9)
+    model.use_budget(0.6)
+    model.save_pretrained(folder / "model")
+    return folder
+
+
+def test_a_budget_predicts_with_its_thresholds(several, here):
+    (here / "texts.txt").write_text("\n".join(SENTENCES), encoding="utf-8")
+    pages = {}
+    for name, options in {"default": "", "cheap": "budget=0.3", "same": "budget=0.6"}.items():
+        finished = ltp_predict(f"restore={several} input=texts.txt output={name}.jsonl html={name}.html {options}")
+        assert finished.code == 0, finished.err
+        pages[name] = (here / f"{name}.html").read_text(encoding="utf-8")
+    records = {name: (here / f"{name}.jsonl").read_text(encoding="utf-8") for name in pages}
+    assert records["same"] == records["default"] != records["cheap"]
+    assert page_data(pages["cheap"])["thresholds"] == pytest.approx([0.9] * 4)
+    assert page_data(pages["same"])["thresholds"] == pytest.approx([0.00125, 0.0025, 0.00375, 0.005])
+    assert "<title>tiny · budget 0.3</title>" in pages["cheap"]
+    assert "<title>tiny</title>" in pages["default"]
+    for example in page_data(pages["cheap"])["examples"]:
+        assert [token[3] for token in example["tokens"]] == [None] + [1] * (len(example["tokens"]) - 1)
+
+
+def test_a_budget_that_is_not_held(several, run):
+    finished = ltp_predict(f"restore={several} budget=0.5 text=good")
+    assert (finished.code, finished.out) == (2, "")
+    assert finished.err.startswith(f"error: budget=0.5: restore={several} has no thresholds for it; it holds 0.3, 0.6.")
+    assert "prunes by one keep rate and holds no budgets" in ltp_predict(f"restore={run} budget=0.5 text=good").err
+
+
 # -- what is recorded -------------------------------------------------------------------------------------------
 
 

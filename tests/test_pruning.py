@@ -352,7 +352,11 @@ class TestRegistry:
 
     def test_methods_are_built_from_a_configuration(self):
         config = SimpleNamespace(
-            num_hidden_layers=4, final_token_threshold=0.4, threshold_temperature=0.25, token_keep_rate=0.5
+            num_hidden_layers=4,
+            final_token_threshold=0.4,
+            threshold_temperature=0.25,
+            token_keep_rate=0.5,
+            budgets=[],
         )
         threshold, topk = ThresholdPruner.from_config(config), TopKPruner.from_config(config)
         assert threshold.thresholds.tolist() == threshold_schedule(0.4, 4).tolist()

@@ -4,8 +4,10 @@ import csv
 import functools
 import io
 import json
+import re
 import time
 
+import matplotlib
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,11 +19,12 @@ from test_layering import FRAMEWORKS, IMPORTS, modules_of, reachable
 from ltp import cli, report
 from ltp.reporting import collect, compare, comparison, draw, left_out, summary_markdown, summary_tex, table_of_runs
 from ltp.reporting.documents import latex
-from ltp.reporting.figures import _STYLE, tradeoff
-from ltp.reporting.predictions import UnreadableError, read_token_lengths
+from ltp.reporting.figures import _STYLE, thresholds, tradeoff
+from ltp.reporting.predictions import UnreadableError, find_predictions, read_token_lengths
 from ltp.reporting.rows import Spread
 from ltp.reporting.table import LONG, shown
 from ltp.reporting.text import number_of_runs, settings, spread, summary
+from ltp.summary import at_budget, describe, print_results
 
 HYPERPARAMETERS = {"lr": 2e-5, "batch_size": 64, "max_length": 128}
 TOKENS = [25.0, 25.0, 20.0, 10.0, 2.0]
@@ -357,12 +360,396 @@ def test_settings_say_what_varies_and_what_sets_the_cost(tree):
     ]
 
 
+# -- budgets, distillation, calibration ---------------------------------------------------------------------------
+
+
+def budgets_of(**by_budget):
+    """``budgets`` of results: of each budget (``b30`` is 0.3) the metric; the relative FLOPs are a hundredth more."""
+    entries = []
+    for name, metric in by_budget.items():
+        budget = int(name[1:]) / 100
+        tokens = [25.0, 25.0, 40 * budget, 20 * budget, 2.0]
+        measured = {
+            "metric": {"name": "accuracy", "value": metric},
+            "relative_flops": budget + 0.01,
+            "gflops": 4 * budget,
+        }
+        entries.append({"budget": budget, **measured, "tokens_per_layer": tokens, "thresholds": [budget / 100] * 4})
+    return entries
+
+
+#: What training writes of a method's numbers where a budget decides them.
+DECIDED = {"lambda_threshold": None, "final_token_threshold": None, "token_keep_rate": None, "budgets": None}
+
+
+def write_several(directory, stage="hard", *, metrics=(0.85, 0.88, 0.895), hyper=None, **changes):
+    """A run with budgets 0.3, 0.5 and 0.7: what it says at the top is of the largest."""
+    entries = budgets_of(b30=metrics[0], b50=metrics[1], b70=metrics[2])
+    top = {"tokens_per_layer": entries[-1]["tokens_per_layer"], "thresholds": entries[-1]["thresholds"]}
+    hyper = DECIDED | {"target_flops": None, "budgets": [0.7, 0.3, 0.5]} | (hyper or {})
+    write(directory, "learned", stage, metrics[2], 0.71, hyper=hyper, budgets=entries, **{**top, **changes})
+
+
+def write_target(directory, target, metric, method="learned", stage="hard", *, hyper=None, **changes):
+    hyper = DECIDED | {"target_flops": target} | (hyper or {})
+    entries = budgets_of(**{f"b{100 * target:.0f}": metric})
+    write(directory, method, stage, metric, target + 0.01, hyper=hyper, budgets=entries, **changes)
+
+
+def test_a_run_with_several_budgets_is_a_row_for_each(tmp_path):
+    write(tmp_path / "dense", "dense", metric=0.9)
+    speedup = {"measured_speedup": {"speedup": {"median": 1.4}}}
+    for seed in (0, 1):
+        metrics = (0.85 + seed / 100, 0.88 + seed / 100, 0.895)
+        write_several(tmp_path / f"several{seed}", metrics=metrics, seed=seed, run_id=f"s{seed}", **speedup)
+    (group,) = groups_of(tmp_path)
+    rows = [row for row in group.rows if row.method == "learned"]
+    assert [settings(row) for row in rows] == [f"target {budget}, of budgets 0.3/0.5/0.7" for budget in (0.7, 0.5, 0.3)]
+    assert [len(row.runs) for row in rows] == [2, 2, 2]
+    assert [row.metric.mean for row in rows] == pytest.approx([0.895, 0.885, 0.855])
+    assert [row.relative_flops.mean for row in rows] == pytest.approx([0.71, 0.51, 0.31])
+    assert [row.difference.mean for row in rows] == pytest.approx([-0.005, -0.015, -0.045])
+    assert rows[2].tokens == pytest.approx([25, 25, 12, 6, 2])
+    assert rows[1].thresholds == pytest.approx([0.005] * 4)
+    assert [row.speedup for row in rows] == [Spread(1.4, 0.0), None, None]  # measured with the largest in use
+    assert group.cheapest() is rows[0]
+    assert "target 0.7, of budgets 0.3/0.5/0.7" in summary(group)
+
+
+def test_budgets_in_the_files(tmp_path):
+    write(tmp_path / "dense", "dense", metric=0.9)
+    write_several(tmp_path / "several", run_id="s")
+    write_target(tmp_path / "one", 0.5, 0.89, run_id="t")
+    (group,) = groups_of(tmp_path)
+    runs = list(csv.DictReader(io.StringIO(table_of_runs([group]))))
+    found = {(run["run_id"], run["budget"]): run for run in runs if run["method"] == "learned"}
+    assert set(found) == {("s", "0.3"), ("s", "0.5"), ("s", "0.7"), ("t", "0.5")}
+    assert float(found["s", "0.3"]["metric.value"]) == 0.85
+    assert float(found["s", "0.3"]["gflops"]) == pytest.approx(1.2)
+    assert json.loads(found["s", "0.5"]["thresholds"]) == [0.005] * 4
+    assert found["s", "0.3"]["hyperparameters.target_flops"] == "0.3"
+    assert "budgets" not in runs[0]
+    assert len({run["row"] for run in runs}) == 5
+    markdown, tex = summary_markdown([group], [], {}), summary_tex([group])
+    assert (
+        "| ● | learned threshold, hard | target 0.3, of budgets 0.3/0.5/0.7 | 1 | 85.00 | −5.00 | 0.310 |" in markdown
+    )
+    assert "| ● | learned threshold, hard | target 0.5 | 1 | 89.00 | −1.00 | 0.510 |" in markdown.replace("✓", "")
+    assert "target 0.3, of budgets 0.3/0.5/0.7 & 1 & 85.00" in tex
+    assert any("of budgets" in cell for column in comparison(group).columns for cell in column.cells)
+
+
+def test_what_a_run_was_led_to_and_what_taught_it_is_said(tmp_path):
+    taught = {"distill_mode": "logits", "distill_weight": 0.5, "distill_temperature": 2.0, "distill_teacher": "auto"}
+    rate = {"lr_threshold": 2e-5, "final_token_threshold": 0.01, "temperature": 1e-3}
+    led = {"lr_threshold": 1e-2, "temperature": 2e-4}  # the recipe's own for a budget
+    write(tmp_path / "a", "learned", "soft", 0.89, 0.6, hyper={"lambda_threshold": 0.1, **rate})
+    write(tmp_path / "b", "learned", "soft", 0.89, 0.6, hyper={"lambda_threshold": 0.1, **rate, **taught})
+    write_target(tmp_path / "c", 0.5, 0.88, stage="soft", hyper=led)
+    write_target(tmp_path / "d", 0.5, 0.88, stage="soft", hyper={**led, **taught})
+    write_target(tmp_path / "e", 0.5, 0.88, stage="soft", hyper={**led, **taught, "distill_weight": 0.9})
+    (group,) = groups_of(tmp_path)
+    assert {settings(row) for row in group.rows} == {
+        "lambda 0.1",
+        "lambda 0.1, distill logits, distill_weight 0.5",
+        "target 0.5",
+        "target 0.5, distill logits, distill_weight 0.5",
+        "target 0.5, distill logits, distill_weight 0.9",
+    }
+    assert [len(row.runs) for row in group.rows] == [1] * 5
+    assert {row.variant for row in group.rows} == {(), ("distilled",), ("target",), ("target", "distilled")}
+
+
+def test_a_lone_distilled_row_says_so(tmp_path):
+    write(tmp_path / "a", "learned", "hard", 0.89, 0.6, hyper={"distill_mode": "hidden", "distill_weight": 0.5})
+    (group,) = groups_of(tmp_path)
+    assert [settings(row) for row in group.rows] == ["distill hidden"]
+
+
+@pytest.mark.parametrize("key", ["target_flops", "distill_mode", "distill_weight", "distill_temperature", "budgets"])
+def test_runs_of_other_budgets_and_teachers_are_not_averaged(tmp_path, key):
+    taught = {"distill_mode": "logits", "distill_weight": 0.5, "distill_temperature": 2.0}
+    for seed, other in ((0, False), (1, True)):
+        if key == "budgets":
+            target = {"hyper": {"budgets": [0.3, 0.5, 0.7]}, "metrics": (0.8, 0.8, 0.8)}
+            write_several(tmp_path / str(seed), **target, seed=seed) if other else write_target(
+                tmp_path / str(seed), 0.7, 0.8, seed=seed
+            )
+        else:
+            changed = {"target_flops": 0.4, "distill_mode": "hidden", "distill_weight": 0.9, "distill_temperature": 4.0}
+            hyper = taught | ({key: changed[key]} if other and key != "target_flops" else {})
+            target = changed["target_flops"] if other and key == "target_flops" else 0.5
+            write_target(tmp_path / str(seed), target, 0.8, hyper=hyper, seed=seed)
+    (group,) = groups_of(tmp_path)
+    assert {len(row.runs) for row in group.rows} == {1}
+    assert len({settings(row) for row in group.rows}) == len(group.rows) == (4 if key == "budgets" else 2)
+
+
+def test_results_with_nulls_join_those_of_before_the_keys(tmp_path):
+    hyper = {"lambda_threshold": 0.1, "final_token_threshold": 0.01}
+    write(tmp_path / "old", "learned", "hard", 0.8, 0.5, hyper=hyper)
+    write(tmp_path / "new", "learned", "hard", 0.9, 0.5, seed=1, hyper={**hyper, "target_flops": None}, budgets=[])
+    (group,) = groups_of(tmp_path)
+    (row,) = group.rows
+    assert row.metric.mean == pytest.approx(0.85)
+    assert (row.variant, settings(row)) == ((), "")
+
+
+@pytest.mark.parametrize(
+    ("method", "found", "teacher"),
+    [("manual", "final_token_threshold", "auto"), ("topk", "token_keep_rate", "runs/seed_{}")],
+)
+def test_what_was_found_for_a_budget_does_not_part_seeds(tmp_path, method, found, teacher):
+    for seed in (0, 1):
+        hyper = {found: 0.011 + seed / 1000, "distill_mode": "logits", "distill_teacher": teacher.format(seed)}
+        write_target(tmp_path / str(seed), 0.5, 0.8, method, seed=seed, hyper=hyper)
+    (group,) = groups_of(tmp_path)
+    (row,) = group.rows
+    assert len(row.runs) == 2
+    assert settings(row) == "target 0.5, distill logits"
+
+
+def test_hard_runs_at_their_parents_budgets(tmp_path):
+    for seed in (0, 1):
+        write_several(tmp_path / f"soft{seed}", "soft", seed=seed, run_id=f"soft{seed}")
+        hard = {"seed": seed, "run_id": f"hard{seed}", "parent_run_id": f"soft{seed}"}
+        write_several(tmp_path / f"soft{seed}" / "hard" / "lr_2e-05", **hard)
+        write_target(tmp_path / f"one{seed}", 0.5, 0.8, stage="soft", seed=seed, run_id=f"one{seed}")
+        at = tmp_path / f"one{seed}" / "hard" / "lr_2e-05"
+        write_target(at, 0.5, 0.8, seed=seed, run_id=f"onehard{seed}", parent_run_id=f"one{seed}")
+    (group,) = groups_of(tmp_path)
+    several = [f"target {budget}, of budgets 0.3/0.5/0.7" for budget in (0.7, 0.5, 0.3)]
+    for stage, is_passed in (("soft", True), ("hard", False)):
+        rows = [row for row in group.rows if row.stage == stage]
+        assert sorted(settings(row) for row in rows) == sorted([*several, "target 0.5"])
+        assert {row.is_passed for row in rows} == {is_passed}
+        assert {len(row.runs) for row in rows} == {2}
+
+
+def write_calibrated(run, leaf, metric, **hyper):
+    """What ``python -m ltp.calibrate`` leaves inside a run: its hyper-parameters, but for the budget."""
+    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    given = results["hyperparameters"]
+    if "calibrated" not in results and (trained_for := given.get("budgets") or given.get("target_flops")):
+        hyper["trained_for"] = trained_for
+    targets = hyper.get("budgets") or [hyper[key] for key in ("target_flops",) if hyper.get(key)]
+    entries = budgets_of(**{f"b{100 * target:.0f}": metric for target in targets})
+    top = entries[-1] if entries else {"metric": {"name": "accuracy", "value": metric}, "relative_flops": 0.45}
+    results |= {name: value for name, value in top.items() if name != "budget"}
+    results["hyperparameters"] = {**given, "target_flops": None, "budgets": None, **hyper}
+    # what was found is other for every seed
+    results |= {"budgets": entries, "calibrated": {"pressure": 1 + results["seed"] / 7}}
+    results |= {"parent": str(run), "parent_run_id": results["run_id"], "run_id": f"{results['run_id']}/{leaf}"}
+    write_json(run / "calibrated" / leaf / "results.json", results)
+    return run / "calibrated" / leaf
+
+
+def test_calibrated_runs_are_found_inside_their_run_and_named(tmp_path):
+    fixed = {"lambda_threshold": 0.1, "final_token_threshold": 0.01, "token_keep_rate": None}
+    for seed in (0, 1):
+        soft, top, given = (tmp_path / f"{name}{seed}" for name in ("soft", "topk", "manual"))
+        write(soft, "learned", "soft", 0.89, 0.6, hyper=fixed, seed=seed, run_id=f"soft{seed}")
+        write_calibrated(soft, "target_0.5", 0.88, target_flops=0.5)
+        write_calibrated(soft, "budgets_0.2_0.3", 0.8, budgets=[0.2, 0.3])
+        write_calibrated(soft, "latency_12ms", 0.85, target_latency_ms=12.0, latency_execution="deployed")
+        write(top, "topk", None, 0.8, 0.6, hyper={"token_keep_rate": -0.4}, seed=seed, run_id=f"topk{seed}")
+        write_calibrated(write_calibrated(top, "target_0.4", 0.7, target_flops=0.4), "again", 0.6, target_flops=0.3)
+        hyper = {"final_token_threshold": 0.008}
+        write(given, "manual", None, 0.8, 0.7, hyper=hyper, seed=seed, run_id=f"manual{seed}")
+        write_calibrated(given, "latency_12ms", 0.7, target_latency_ms=12.0, latency_execution="packed")
+    collection = collect([tmp_path])
+    assert len(collection.runs) == 18
+    assert collection.left_out == []
+    (group,) = compare(collection.runs)
+    calibrated = ("calibrated",)
+    assert [(settings(row), row.variant, len(row.runs)) for row in group.rows] == [
+        ("", (), 2),
+        ("target 0.5, calibrated", calibrated, 2),
+        ("latency 12 ms, calibrated", calibrated, 2),
+        ("target 0.3, of budgets 0.2/0.3, calibrated", calibrated, 2),
+        ("target 0.2, of budgets 0.2/0.3, calibrated", calibrated, 2),
+        ("threshold 0.008", (), 2),
+        ("latency 12 ms, calibrated from threshold 0.008", calibrated, 2),
+        ("rate -0.4", (), 2),
+        ("target 0.4, calibrated from rate -0.4", calibrated, 2),
+        ("target 0.3, calibrated from rate -0.4", calibrated, 2),
+    ]
+    assert not any(row.is_passed for row in group.rows)  # a calibration is no hard stage
+    write(tmp_path / "other", "learned", "soft", 0.89, 0.5, hyper={**fixed, "lambda_threshold": 0.2})
+    (group,) = groups_of(tmp_path)
+    assert {"lambda 0.1", "lambda 0.2", "target 0.5, lambda 0.1, calibrated"} <= {settings(row) for row in group.rows}
+
+
+def test_calibrations_of_other_trainings_are_other_rows(tmp_path):
+    for target in (0.5, 0.7):
+        write_target(tmp_path / str(target), target, 0.88, run_id=str(target))
+        write_calibrated(tmp_path / str(target), "target_0.4", 0.8, target_flops=0.4)
+    write_several(tmp_path / "several", run_id="s")
+    write_calibrated(tmp_path / "several", "target_0.4", 0.8, target_flops=0.4)
+    (group,) = groups_of(tmp_path)
+    assert {settings(row) for row in group.rows if row.variant == ("calibrated",)} == {
+        "target 0.4, calibrated from target 0.5",
+        "target 0.4, calibrated from target 0.7",
+        "target 0.4, calibrated from budgets 0.3/0.5/0.7",
+    }
+
+
+def test_a_calibration_leaves_the_words_of_other_rows_alone(tmp_path):
+    write_several(tmp_path / "soft", "soft", run_id="soft")
+    write_several(tmp_path / "soft" / "hard", run_id="hard", parent_run_id="soft")
+    write_calibrated(tmp_path / "soft" / "hard", "target_0.4", 0.8, target_flops=0.4)
+    write_target(tmp_path / "elsewhere", 0.6, 0.8, run_id="elsewhere", parent_run_id="soft")
+    (group,) = groups_of(tmp_path)
+    assert {settings(row) for row in group.rows if row.stage == "hard"} == {
+        *(f"target {budget}, of budgets 0.3/0.5/0.7" for budget in (0.3, 0.5, 0.7)),
+        "target 0.4, calibrated from budgets 0.3/0.5/0.7",
+        "target 0.6, soft of budgets 0.3/0.5/0.7",
+    }
+
+
+def test_a_calibrated_hard_run_descends_from_the_calibrated_runs_soft_run(tmp_path):
+    write(tmp_path / "dense", "dense", metric=0.9, run_id="dense")
+    soft = {"stage": "soft", "run_id": "soft", "parent_run_id": "dense", "hyper": {"lr": 1e-5, "lambda_threshold": 0.1}}
+    write(tmp_path / "soft", "learned", metric=0.85, flops=0.6, **soft)
+    write(tmp_path / "soft" / "hard", "learned", "hard", 0.88, 0.6, run_id="hard", parent_run_id="soft")
+    at = write_calibrated(tmp_path / "soft" / "hard", "target_0.4", 0.86, target_flops=0.4)
+    write(tmp_path / "alone", "dense", metric=0.5, hyper={"lr": 1e-3})
+    (group,) = groups_of(tmp_path)
+    (row,) = [row for row in group.rows if row.runs[0].directory == at]
+    assert settings(row) == "target 0.4, calibrated"
+    assert row.settings["soft lr"] == 1e-5
+    assert not [name for name in row.settings if name.startswith("hard ")]
+    assert row.difference.mean == pytest.approx(-0.04)
+    assert [row.is_passed for row in group.rows if row.stage == "soft"] == [True]
+
+
+def test_the_figures_tell_variants_apart(tmp_path):
+    write(tmp_path / "dense", "dense", metric=0.9)
+    write(
+        tmp_path / "fixed", "learned", "hard", 0.89, 0.6, hyper={"lambda_threshold": 0.1, "final_token_threshold": 0.01}
+    )
+    write_several(tmp_path / "several", run_id="s")
+    write_target(tmp_path / "one", 0.5, 0.89, hyper={"distill_mode": "logits"})
+    write_target(tmp_path / "calibrated", 0.4, 0.86, calibrated={"pressure": 2})
+    (group,) = groups_of(tmp_path)
+    (axes,) = tradeoff(group).axes
+    curves = {line.get_label(): line for line in axes.get_lines()}
+    assert list(curves["learned threshold"].get_xdata()) == pytest.approx([0.6])
+    assert list(curves["learned threshold, budgets"].get_xdata()) == pytest.approx([0.31, 0.51, 0.71])
+    assert list(curves["learned threshold, target, distilled"].get_xdata()) == pytest.approx([0.51])
+    assert list(curves["learned threshold, calibrated"].get_xdata()) == pytest.approx([0.41])
+    drawn = [curve for name, curve in curves.items() if name.startswith("learned")]
+    assert len({(line.get_color(), line.get_marker()) for line in drawn}) == 4
+    (axes,) = thresholds(group).axes
+    labels = [line.get_label() for line in axes.get_lines()]
+    # the front; of the fixed lambda alone is known where its thresholds began, but it is not cheaper than target 0.5
+    assert labels == [
+        "0.31, target 0.3",
+        "0.41, target 0.4, calibrated",
+        "0.51, target 0.5, distilled",
+        "0.71, target 0.7",
+    ]
+    files, _ = draw(group)
+    assert all(is_drawn(content) for name, content in files.items() if name.endswith(".png"))
+    with matplotlib.rc_context(_STYLE):
+        figure = tradeoff(group)
+        figure.draw_without_rendering()
+        box = figure.legends[0].get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width  # long names are not cut
+
+
+def test_predictions_are_those_of_the_budget_in_use(tmp_path):
+    write_several(tmp_path / "several")
+    predictions(tmp_path / "several", [[8, 8, 4, 2, 1]])
+    (group,) = groups_of(tmp_path)
+    found = {row.settings["target_flops"]: find_predictions(row) for row in group.rows}
+    assert found == {0.3: None, 0.5: None, 0.7: tmp_path / "several" / "predictions.parquet"}
+
+
+@pytest.mark.parametrize("budgets", [{}, [0.3], [{"budget": 0.3}], [{**budgets_of(b30=0.9)[0], "thresholds": ["x"]}]])
+def test_budgets_that_are_no_results_are_left_out(tmp_path, budgets):
+    write(tmp_path / "a", "learned", budgets=budgets)
+    (entry,) = collect([tmp_path]).left_out
+    assert entry.detail == "budgets is not a list of results"
+
+
 def test_a_long_table_shows_the_fronts_only(tmp_path):
     for number in range(LONG + 1):
         write(tmp_path / str(number), "topk", None, 0.5, 0.3 + number / 100, hyper={"token_keep_rate": number / 100})
     (group,) = groups_of(tmp_path)
     assert len(group.rows) == LONG + 1
     assert len(shown(group)) == 1
+
+
+# -- one run ----------------------------------------------------------------------------------------------------
+
+
+def printed(capsys, monkeypatch, *args, **changes):
+    """What a training prints of its results, cells with single spaces."""
+    monkeypatch.setenv("COLUMNS", "200")
+    print_results(results_of(*args, **changes), "outputs/run")
+    return re.sub(r"[ │]+", " ", capsys.readouterr().out)
+
+
+def test_a_training_shows_its_budgets_and_its_teacher(capsys, monkeypatch):
+    hyper = DECIDED | {"target_flops": None, "budgets": [0.3, 0.7], "distill_mode": "logits", "distill_teacher": "auto"}
+    text = printed(
+        *(capsys, monkeypatch, "learned", "soft", 0.89, 0.71), hyper=hyper, budgets=budgets_of(b30=0.85, b70=0.89)
+    )
+    assert "relative FLOPs 0.710 (target 0.7, the largest and the one in use)" in text
+    assert "budget 0.3 accuracy 0.8500, relative FLOPs 0.310" in text
+    assert "budget 0.7 accuracy 0.8900, relative FLOPs 0.710" in text
+    assert "distilled logits, from the dense parent" in text
+
+
+def test_a_training_shows_its_target(capsys, monkeypatch):
+    hyper = DECIDED | {"target_flops": 0.5, "distill_mode": "hidden", "distill_teacher": "runs/[a]"}
+    text = printed(capsys, monkeypatch, "topk", None, 0.89, 0.498, hyper=hyper, budgets=budgets_of(b50=0.89))
+    assert "relative FLOPs 0.498 (target 0.5)" in text
+    assert "budget 0.5" not in text
+    assert "distilled hidden, from runs/[a]" in text
+
+
+def test_a_training_without_a_budget_shows_none(capsys, monkeypatch):
+    for changes in ({}, {"hyper": DECIDED | {"target_flops": None}, "budgets": []}):
+        text = printed(capsys, monkeypatch, "learned", "soft", 0.89, 0.6, **changes)
+        assert "relative FLOPs 0.600 \n" in text
+        assert not re.search("target|budget|distil", text)
+
+
+@pytest.mark.parametrize(
+    ("method", "hyper", "words"),
+    [
+        ("dense", {}, "dense"),
+        ("dense", {"distill_mode": "logits"}, "dense, distilled"),
+        ("manual", {"final_token_threshold": 0.02}, "manual, 0.02"),
+        ("manual", {"final_token_threshold": 0.02, "target_flops": 0.5}, "manual, target 0.5"),
+        ("topk", {"token_keep_rate": -0.5}, "top-k, rate -0.5"),
+        ("topk", {"token_keep_rate": -0.5, "target_latency_ms": 12.0}, "top-k, 12 ms"),
+        ("learned", {"lambda_threshold": 0.1}, "learned, hard"),
+        ("learned", {"budgets": [0.5, 0.3], "distill_mode": "hidden"}, "learned, hard, budgets 0.3/0.5, distilled"),
+    ],
+)
+def test_a_run_in_words(method, hyper, words):
+    run = results_of(method, hyper=hyper)
+    assert describe(run) == words
+    assert describe(run, 0.3) == words.replace("budgets", "budget 0.3 of")
+    assert describe(run | {"calibrated": {"pressure": 1}}) == f"{words}, calibrated"
+
+
+def test_results_at_a_budget():
+    results = results_of(
+        "learned", metric=0.89, flops=0.71, budgets=budgets_of(b30=0.85, b70=0.89), gflops_per_layer=[1]
+    )
+    results["measured_speedup"] = {"speedup": {"median": 1.4}}
+    cheap, dear, other = (at_budget(results, budget) for budget in (0.3, 0.7, 0.5))
+    assert (cheap["metric"]["value"], dear["metric"]["value"]) == (0.85, 0.89)
+    assert (cheap["budget"], cheap["hyperparameters"]["target_flops"]) == (0.3, 0.3)
+    assert "measured_speedup" not in cheap
+    assert "gflops_per_layer" not in cheap  # nobody measured it
+    assert (dear["measured_speedup"], dear["gflops_per_layer"]) == (results["measured_speedup"], [1])
+    assert not {"metric", "relative_flops", "thresholds"} & set(other)
+    assert results["hyperparameters"] == HYPERPARAMETERS
 
 
 # -- files ------------------------------------------------------------------------------------------------------

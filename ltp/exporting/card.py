@@ -1,7 +1,7 @@
 """The model card: what a run's ``results.json`` and ``config.yaml`` say about it, and how to load the export."""
 
 import importlib.metadata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def model_card(
     loading = _ONNX if form == "onnx" else _HUGGINGFACE.format(requirements=_requirements())
     sections = {
         "Use": loading,
-        "Results": _results(results, settings, config),
+        "Results": _results(results, settings, config, form),
         "Training": _training(results, settings),
     }
     method = _METHODS.get(results.get("method", ""), "")
@@ -130,10 +130,14 @@ def _hub_metric(name: str) -> str:
     return _HUB_METRICS.get(name, name)
 
 
-def _results(results: dict[str, Any], settings: dict[str, Any], config: dict[str, Any]) -> str:
+def _results(results: dict[str, Any], settings: dict[str, Any], config: dict[str, Any], form: str) -> str:
     limit = _validation_limit(settings)
     split = f"validation split, first {limit} rows" if limit else "validation split"
     rows = [(f"{name}, {split}", f"{value:.4f}") for name, value in (results.get("metrics") or {}).items()]
+    budgets = results.get("budgets") or []
+    in_use = results.get("budget", budgets[-1]["budget"] if budgets else None)  # the last, unless another was chosen
+    if in_use is not None:
+        rows.append(("budget in use", f"{in_use:g} of the dense FLOPs"))
     if "relative_flops" in results:
         rows.append(("relative FLOPs (dense without padding: 1)", f"{results['relative_flops']:.3f}"))
     if "gflops" in results:
@@ -148,7 +152,18 @@ def _results(results: dict[str, Any], settings: dict[str, Any], config: dict[str
         scoring = f"{config.get('scoring_mode')}, Z = {config.get('score_length')}"
         rows.append((f"thresholds of the layers on importance ({scoring})", _numbers(thresholds)))
     definition = f"\n\n{results['flops_definition']}." if results.get("flops_definition") else ""
-    return _table(("", ""), rows) + definition
+    others = f"\n\n{_budgets(budgets, in_use)}" if len(budgets) > 1 and form == "huggingface" else ""
+    return _table(("", ""), rows) + definition + others
+
+
+def _budgets(budgets: Sequence[dict[str, Any]], in_use: float | None) -> str:
+    """What a model is like at each of its budgets."""
+    other = next(one for one in budgets if one["budget"] != in_use)
+    rows = [(f"{one['budget']:g}", f"{one['metric']['value']:.4f}", f"{one['relative_flops']:.3f}") for one in budgets]
+    return (
+        f"The model holds thresholds for several budgets; `model.use_budget({other['budget']:g})` prunes with those "
+        f"of another one.\n\n{_table(('budget', other['metric']['name'], 'relative FLOPs'), rows)}"
+    )
 
 
 def _speedup(measured: dict[str, Any]) -> str:
@@ -165,12 +180,15 @@ def _numbers(values: Iterable[float]) -> str:
 
 
 def _training(results: dict[str, Any], settings: dict[str, Any]) -> str:
+    root, hyperparameters = settings.get("output_root"), dict(results.get("hyperparameters") or {})
+    if "distill_teacher" in hyperparameters:
+        hyperparameters["distill_teacher"] = _parent(hyperparameters["distill_teacher"], root)
     facts: list[tuple[str, Any]] = [
         *((key, results.get(key)) for key in ("stage", "seed")),
-        ("parent", _parent(results.get("parent"), settings.get("output_root"))),
+        ("parent", _parent(results.get("parent"), root)),
         ("training examples", results.get("train_examples")),
         ("optimiser steps", results.get("train_steps")),
-        *(results.get("hyperparameters") or {}).items(),
+        *hyperparameters.items(),
         ("device", results.get("device")),
         ("seconds", results.get("duration_seconds")),
         ("versions", ", ".join(f"{name} {number}" for name, number in (results.get("versions") or {}).items())),
@@ -186,6 +204,6 @@ def _parent(parent: str | None, root: str | None) -> str | None:
     return str(Path(parent).relative_to(root))
 
 
-def _table(header: tuple[str, str], rows: Iterable[tuple[str, str]]) -> str:
-    escaped = [tuple(cell.replace("|", "\\|") for cell in row) for row in (header, ("---", "---"), *rows)]
-    return "\n".join(f"| {left} | {right} |" for left, right in escaped)
+def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    escaped = [[cell.replace("|", "\\|") for cell in line] for line in (header, ("---",) * len(header), *rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)

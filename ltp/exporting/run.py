@@ -20,6 +20,7 @@ from ltp.exporting.flat import auto_map, flat_sources
 from ltp.exporting.folders import new_folder
 from ltp.exporting.graph import write_onnx
 from ltp.modeling import LTPForSequenceClassification
+from ltp.summary import at_budget
 
 GRAPH_FILE = "model.onnx"
 CARD_FILE = "README.md"
@@ -90,12 +91,19 @@ def _is_hub_id(name: str) -> bool:
     return True
 
 
-def export_huggingface(run: str | Path | Checkpoint, target: str | Path, *, overwrite: bool = False) -> Path:
+def export_huggingface(
+    run: str | Path | Checkpoint,
+    target: str | Path,
+    *,
+    model: LTPForSequenceClassification | None = None,
+    overwrite: bool = False,
+) -> Path:
     """Write a run as a Hugging Face directory that prunes without ltp, by ``trust_remote_code=True``.
 
     Args:
         run: a finished run's directory.
         target: the directory to write; it appears whole or not at all.
+        model: the run's classifier where another of its budgets is to be in use than in its files.
         overwrite: replace an earlier export there.
 
     Returns:
@@ -106,12 +114,15 @@ def export_huggingface(run: str | Path | Checkpoint, target: str | Path, *, over
     """
     exported, target = _open(run), Path(target)
     with new_folder(target, overwrite=overwrite) as folder:
-        shutil.copytree(exported.model, folder, dirs_exist_ok=True)
+        ignored = None if model is None else shutil.ignore_patterns(*_WEIGHTS)
+        shutil.copytree(exported.model, folder, dirs_exist_ok=True, ignore=ignored)
+        if model is not None:
+            model.save_pretrained(folder)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         _write(folder / "config.json", json.dumps({**config, "auto_map": auto_map()}, indent=2, sort_keys=True) + "\n")
         for name, source in flat_sources().items():
             _write(folder / name, source)
-        _write(folder / CARD_FILE, _card(exported, config, "huggingface"))
+        _write(folder / CARD_FILE, _card(exported, config, "huggingface", model))
     return target
 
 
@@ -129,7 +140,8 @@ def export_onnx(
         run: a finished run's directory.
         target: the directory to write; it appears whole or not at all.
         batches: what the graph is checked on against the model before it appears.
-        model: the run's classifier, if it is loaded already; float32, on the CPU, in evaluation mode.
+        model: the run's classifier, if it is loaded already; float32, on the CPU, in evaluation mode. The graph has
+            the thresholds of the budget that it has in use.
         overwrite: replace an earlier export there.
 
     Returns:
@@ -147,7 +159,7 @@ def export_onnx(
         shutil.copytree(exported.model, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_WEIGHTS))
         write_onnx(model, folder / GRAPH_FILE)
         agreement = compare_results(model, graph_engine(folder / GRAPH_FILE), batches)
-        _write(folder / CARD_FILE, _card(exported, model.config.to_dict(), "onnx"))
+        _write(folder / CARD_FILE, _card(exported, model.config.to_dict(), "onnx", model))
     return agreement
 
 
@@ -167,8 +179,11 @@ def _open(run: str | Path | Checkpoint) -> ExportedRun:
     return ExportedRun.of(run if isinstance(run, Checkpoint) else inspect_checkpoint(str(run)))
 
 
-def _card(run: ExportedRun, config: dict[str, Any], form: str) -> str:
-    return model_card(run.results, run.settings, config, base_model=run.base_model, form=form)
+def _card(run: ExportedRun, config: dict[str, Any], form: str, model: LTPForSequenceClassification | None) -> str:
+    results = run.results
+    if model is not None and model.budget is not None:
+        results = at_budget(results, model.budget)
+    return model_card(results, run.settings, config, base_model=run.base_model, form=form)
 
 
 def _write(path: Path, text: str) -> None:

@@ -6,7 +6,7 @@ Masks are boolean with ``True`` = alive; position 0 is the classification token,
 A new pruning method is one file with one subclass of :class:`Pruner`, named in :data:`PRUNERS`.
 """
 
-from ltp.pruning.base import NoPruning, Pruner
+from ltp.pruning.base import MASKING_MODES, NoPruning, Pruner
 from ltp.pruning.importance import SCORING_MODES, attention_received, importance, normalise
 from ltp.pruning.threshold import (
     ThresholdPruner,
@@ -21,6 +21,7 @@ from ltp.pruning.topk import TopKPruner, keep_counts, keep_rates, topk_survivors
 PRUNERS: dict[str, type[Pruner]] = {pruner.prune_mode: pruner for pruner in (NoPruning, ThresholdPruner, TopKPruner)}
 
 __all__ = [
+    "MASKING_MODES",
     "PRUNERS",
     "SCORING_MODES",
     "NoPruning",

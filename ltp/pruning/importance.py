@@ -30,7 +30,9 @@ def attention_received(probs: Tensor, alive: Tensor) -> Tensor:
     """The attention that every token receives, summed over heads and the queries that are alive.
 
     Args:
-        probs, alive: see :func:`importance`.
+        probs: see :func:`importance`.
+        alive: tokens alive when the layer starts, (B, N) bool, or their survival probabilities, (B, N) float32,
+            with which each query then counts.
 
     Returns:
         (B, N) float32.

@@ -73,26 +73,63 @@ def sparsity_penalty(gate_sums: Tensor, score_length: int) -> Tensor:
 class ThresholdPruner(Pruner):
     """One threshold a layer on importance: ``prune_mode: absolute_threshold``.
 
+    Args:
+        num_layers: L.
+        final_token_threshold: of the schedule that thresholds start from.
+        temperature: T of the soft rule.
+        num_budgets: K, how many rows of thresholds it holds besides the effective ones.
+
     Attributes:
         thresholds: the effective thresholds, (L,) float32, saved with the weights. Keep them float32.
+        budget_thresholds: those of each budget, (K, L) float32; absent without budgets. The row in use is only
+            brought up to date when another one is taken.
+        budget_in_use: the row in use, scalar int64; absent without budgets.
     """
+
+    budget_thresholds: Tensor
+    budget_in_use: Tensor
 
     prune_mode = "absolute_threshold"
     learnable = True
 
-    def __init__(self, num_layers: int, final_token_threshold: float, temperature: float = 1e-3) -> None:
+    def __init__(
+        self, num_layers: int, final_token_threshold: float, temperature: float = 1e-3, num_budgets: int = 0
+    ) -> None:
         super().__init__()
         self.final_token_threshold = final_token_threshold
         self.temperature = temperature
+        self.num_budgets = num_budgets
         self.thresholds = nn.Parameter(threshold_schedule(final_token_threshold, num_layers))
+        if num_budgets:
+            self.register_buffer("budget_thresholds", self.thresholds.detach().repeat(num_budgets, 1))
+            self.register_buffer("budget_in_use", torch.zeros((), dtype=torch.int64))
 
     @classmethod
     def from_config(cls, config: Any) -> "ThresholdPruner":
-        return cls(config.num_hidden_layers, config.final_token_threshold, config.threshold_temperature)
+        return cls(
+            config.num_hidden_layers,
+            config.final_token_threshold,
+            config.threshold_temperature,
+            num_budgets=len(config.budgets),
+        )
 
     @torch.no_grad()
     def reset(self) -> None:
         self.thresholds.copy_(threshold_schedule(self.final_token_threshold, self.thresholds.numel()))
+        if self.num_budgets:
+            self.budget_thresholds.copy_(self.thresholds.expand_as(self.budget_thresholds))
+            self.budget_in_use.zero_()
+
+    @torch.no_grad()
+    def use_budget(self, number: int) -> None:
+        """Make a budget's thresholds the effective ones, in place; those in use so far are kept in their row.
+
+        Args:
+            number: the budget's row.
+        """
+        self.budget_thresholds[self.budget_in_use] = self.thresholds
+        self.thresholds.copy_(self.budget_thresholds[number])
+        self.budget_in_use.fill_(number)
 
     def survivors(self, layer: int, scores: Tensor, alive: Tensor, lengths: Tensor) -> Tensor:
         return threshold_survivors(scores, self.thresholds[layer - 1], alive)

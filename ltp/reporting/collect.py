@@ -12,6 +12,7 @@ from packaging.version import InvalidVersion, Version
 
 from ltp import __version__
 from ltp.checkpoints import CONFIG_FILE, RESULTS_FILE
+from ltp.summary import at_budget
 
 UNFINISHED = f"unfinished ({CONFIG_FILE} without {RESULTS_FILE})"
 NO_RUN = f"no run (neither {CONFIG_FILE} nor {RESULTS_FILE} in it or below)"
@@ -20,21 +21,33 @@ NO_FOLDER = "cannot be opened"
 
 #: What other commands of ltp write beside the runs.
 _PRODUCTS = ("bench", "report")
-#: Where runs lie inside a run: a learned run's hard stage. What else a run directory holds is the run's own.
-_INSIDE_RUNS = ("hard",)
+#: Where runs lie inside a run: a learned run's hard stage, and what was calibrated from it. What else a run directory
+#: holds is the run's own.
+_INSIDE_RUNS = ("hard", "calibrated")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run.
+    """A finished run, or one of its budgets.
 
     Attributes:
         directory: where it lives, under the folder that was searched.
-        results: its ``results.json``.
+        results: its ``results.json``; of a budget as :func:`ltp.summary.at_budget` gives it.
+        in_use: whether the checkpoint prunes like this unless told otherwise; of a run's budgets one does.
     """
 
     directory: Path
     results: dict[str, Any] = field(repr=False)
+    in_use: bool = True
+
+    def by_budget(self) -> "list[Run]":
+        """The run at each of its budgets, ascending; without several the run itself."""
+        budgets = self.budgets
+        if len(budgets) < 2:
+            return [self]
+        return [
+            Run(self.directory, at_budget(self.results, budget), in_use=budget == budgets[-1]) for budget in budgets
+        ]
 
     @property
     def task(self) -> str:
@@ -86,6 +99,28 @@ class Run:
             return "dense" if mode == "none" else mode
         is_learned = self.stage == "soft" or self.hyperparameters.get("lambda_threshold") is not None
         return "learned" if is_learned else "manual"
+
+    @property
+    def budgets(self) -> list[float]:
+        """All that the weights were brought to, ascending, in relative FLOPs; empty without a budget."""
+        return [one["budget"] for one in self.results.get("budgets") or ()]
+
+    @property
+    def target(self) -> float | None:
+        """The budget that these results are about; None where there is none, or they are of a run with several."""
+        if len(self.budgets) == 1:
+            return self.budgets[0]
+        return self.hyperparameters.get("target_flops")
+
+    @property
+    def led_to(self) -> list[float]:
+        """The budgets of the whole run, whichever of them these results are about; empty without one."""
+        return self.budgets or ([self.target] if self.target is not None else [])
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether it was brought to its budget without training."""
+        return bool(self.results.get("calibrated"))
 
     @property
     def tokens(self) -> list[float] | None:
@@ -238,11 +273,27 @@ def _first_fault(results: Any) -> str | None:
     for key in ("method", "parent", "parent_run_id", "run_id"):
         if not isinstance(results.get(key, ""), str | None):
             return f"{key} is not a word"
+    if wrong := _list_fault(results):
+        return wrong
+    budgets = results.get("budgets")
+    if budgets is not None and not (isinstance(budgets, list) and all(map(_is_budget, budgets))):
+        return "budgets is not a list of results"
+    return None
+
+
+def _list_fault(results: dict[str, Any]) -> str | None:
     for key in ("tokens_per_layer", "thresholds"):
         values = results.get(key)
         if values is not None and not (isinstance(values, list) and values and all(map(_is_number, values))):
             return f"{key} is not a list of numbers"
     return None
+
+
+def _is_budget(entry: Any) -> bool:
+    match entry:
+        case {"budget": budget, "metric": {"name": str(), "value": value}, "relative_flops": cost}:
+            return all(map(_is_number, (budget, value, cost))) and _list_fault(entry) is None
+    return False
 
 
 def _is_number(value: Any) -> bool:

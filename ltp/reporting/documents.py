@@ -34,7 +34,7 @@ _LATEX = {
 
 
 def table_of_runs(groups: Sequence[Group]) -> str:
-    """Every run with all that its results say, as CSV; lists are JSON.
+    """Every run, at each of its budgets, with all that its results say, as CSV; lists are JSON.
 
     ``row`` counts the rows of a table, so that runs which differ in the seed only share theirs; ``difference`` is the
     row's, ``table`` begins the names of the figures' files.
@@ -43,8 +43,9 @@ def table_of_runs(groups: Sequence[Group]) -> str:
     for group in groups:
         for number, row in enumerate(group.rows, 1):
             for run in row.runs:
-                # config.yaml beside it says the same again
-                content = {name: value for name, value in run.results.items() if name != "config"}
+                # config.yaml beside it says the same again, and each budget has a line of its own
+                content = {name: value for name, value in run.results.items() if name not in ("config", "budgets")}
+                content |= {"budget": run.target} if run.target is not None else {}
                 records.append(
                     {
                         **_flat(content),

@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from ltp.reporting import text
@@ -37,6 +38,8 @@ _STYLE: Any = {  # any, because Matplotlib spells out the names of all its setti
 _LINES = 5  # so many curves can be told apart
 _NARROW = 0.2  # of relative FLOPs
 _WIDTH, _HEIGHT = 3.5, 2.9  # inches: one column of a paper
+_SHORT_LABEL = 24  # letters: two labels of a legend fit beside each other
+_LINE_HEIGHT = 0.15  # inches, of a legend's line
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ _LOOKS = {
     "topk": Look("#009E73", "^", "-."),
 }
 _OTHERS = (Look("#CC79A7", "D", ":"), Look("#E69F00", "v", "-"), Look("#56B4E9", "P", "--"), Look("#000000", "X", "-."))
+#: Variants of a method keep its colour, darker and lighter in turn.
+_VARIANTS = (("D", "-"), ("v", "--"), ("P", "-."), ("X", ":"), ("p", "-"), ("<", "--"), (">", "-."), ("h", ":"))
 #: Curves of one method, from the cheapest on: darker is dearer.
 _SHADES = ("#9ecae1", "#6baed6", "#3182bd", "#08519c", "#08203f")
 _SHADE_LINES = ((0, (1, 1)), "-.", "--", (0, (5, 1)), "-")
@@ -73,7 +78,7 @@ def draw(group: Group) -> tuple[dict[str, bytes], list[LeftOut]]:
             figures["tradeoff"] = tradeoff(group)
         if any(row.tokens for method in group.methods for row in group.front_of(method)):
             figures["tokens"] = tokens(group)
-        if any(row.thresholds and _before(row) for row in group.front_of("learned")):
+        if any(map(_has_learned, group.front_of("learned"))):
             figures["thresholds"] = thresholds(group)
         if lengths:
             figures["lengths"] = kept_lengths(group, lengths)
@@ -97,7 +102,7 @@ def _saved(figure: Figure) -> dict[str, bytes]:
 
 
 def tradeoff(group: Group) -> Figure:
-    """Metric against relative FLOPs: one curve a method through its Pareto front, its other rows beside it."""
+    """Metric against relative FLOPs: one curve a method and variant through its Pareto front, other rows beside it."""
     figure = Figure((_WIDTH, _HEIGHT), layout="constrained")
     axes = figure.subplots()
     if group.dense is not None:
@@ -107,15 +112,17 @@ def tradeoff(group: Group) -> Figure:
         axes.axhspan(dense - group.points, dense, color="0.92", linewidth=0, zorder=0, label=within)
     others = 0
     heights = [] if group.dense is None else [100 * group.dense.metric.mean]
-    for method, look in _looks(group):
-        front = group.front_of(method)
+    for (method, variant), look in _variant_looks(group):
+        front = group.front_of(method, variant)
         heights += [100 * row.metric.mean for row in front]
-        _curve(axes, front, look, label=text.method_title(method))
-        rest = [row for row in group.rows if row.method == method and row not in front]
+        if front:
+            _curve(axes, front, look, label=text.method_title(method, variant))
+        alike = [row for row in group.rows if (row.method, row.variant) == (method, variant)]
+        rest = [row for row in alike if row not in front]
         others += len(rest)
         axes.plot(*_points(rest), look.marker, color=look.color, fillstyle="none", markersize=3.5, alpha=0.6, zorder=2)
     if others:
-        axes.plot([], [], "o", color="0.4", fillstyle="none", markersize=3.5, label="off its method's front")
+        axes.plot([], [], "o", color="0.4", fillstyle="none", markersize=3.5, label="off its curve")
     _widen(axes)
     _leave_out_the_lowest(axes, group, heights)
     axes.set(xlabel="relative FLOPs", ylabel=text.metric_title(group.split), title=_title(group))
@@ -183,22 +190,31 @@ def tokens(group: Group) -> Figure:
 
 
 def thresholds(group: Group) -> Figure:
-    """Learned thresholds layer by layer, beside the straight lines that they began as."""
+    """Learned thresholds layer by layer, beside the straight lines that they began as where those are known."""
     figure = Figure((_WIDTH, _HEIGHT), layout="constrained")
     axes = figure.subplots()
-    rows = _sample([row for row in group.front_of("learned") if row.thresholds and _before(row)])
-    for final, before in {row.settings["final_token_threshold"]: _before(row) for row in rows}.items():
-        label = "before learning" if final == rows[0].settings["final_token_threshold"] else None
+    rows = _sample([row for row in group.front_of("learned") if _has_learned(row)])
+    begun = {row.settings["final_token_threshold"]: before for row in rows if (before := _before(row))}
+    for number, before in enumerate(begun.values()):
+        label = "before learning" if number == 0 else None
         axes.plot(range(1, len(before) + 1), before, color="0.45", linestyle=":", linewidth=1, label=label)
     for row, style in zip(rows, _shades(len(rows)), strict=True):
         assert row.thresholds is not None
-        label = f"{row.relative_flops.mean:.2f}, learned from {row.settings['final_token_threshold']:g}"
+        aim = text.value(row.settings["target_flops"]) if "target_flops" in row.settings else None
+        how = f"learned from {row.settings['final_token_threshold']:g}" if aim is None else f"target {aim}"
+        words = [word for word in row.variant if word in ("calibrated", "distilled")]
+        label = ", ".join([f"{row.relative_flops.mean:.2f}", how, *words])
         axes.plot(range(1, len(row.thresholds) + 1), row.thresholds, label=label, **style)
     _layers(axes, max(len(row.thresholds or ()) for row in rows))
     axes.set(ylabel="threshold", title=_title(group))
     axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
     _legend_below(figure, title="relative FLOPs")
     return figure
+
+
+def _has_learned(row: Row) -> bool:
+    """Whether a row's results say from where or to what its thresholds were led."""
+    return bool(row.thresholds and (_before(row) or "target_flops" in row.settings))
 
 
 def _before(row: Row) -> list[float]:
@@ -264,6 +280,24 @@ def _looks(group: Group) -> list[tuple[str, Look]]:
     return [(name, (_LOOKS | own)[name]) for name in group.methods]
 
 
+def _variant_looks(group: Group) -> list[tuple[tuple[str, tuple[str, ...]], Look]]:
+    looks, found = dict(_looks(group)), []
+    others = [pair for pair in group.variants if pair[1]]
+    for method, variant in group.variants:
+        look = looks[method]
+        if variant:
+            number = others.index((method, variant))
+            marker, line = _VARIANTS[number % len(_VARIANTS)]
+            look = Look(_mixed(look.color, "white" if number % 2 else "black"), marker, line)
+        found.append(((method, variant), look))
+    return found
+
+
+def _mixed(color: str, other: str) -> str:
+    red, green, blue = (0.6 * own + 0.4 * added for own, added in zip(to_rgb(color), to_rgb(other), strict=True))
+    return to_hex((red, green, blue))
+
+
 def _panels(count: int) -> tuple[Figure, Sequence[Axes]]:
     figure = Figure((max(_WIDTH, 2.3 * count), 2.6), layout="constrained")
     return figure, figure.subplots(1, count, sharey=True, squeeze=False)[0]
@@ -296,7 +330,11 @@ def _layers(axes: Axes, count: int, *, after_last: bool = False) -> None:
 
 def _legend_below(figure: Figure, title: str | None = None) -> None:
     """What the lines mean, where it hides none of them."""
-    figure.legend(loc="outside lower center", ncols=2, title=title, title_fontsize=7)
+    labels = [label for axes in figure.axes for label in axes.get_legend_handles_labels()[1]]
+    columns = 2 if max(map(len, labels), default=0) <= _SHORT_LABEL else 1
+    if columns == 1:
+        figure.set_figheight(figure.get_figheight() + _LINE_HEIGHT * len(labels) / 2)
+    figure.legend(loc="outside lower center", ncols=columns, title=title, title_fontsize=7)
 
 
 def _title(group: Group) -> str:

@@ -17,8 +17,8 @@ class UnreadableError(Exception):
 
 
 def find_predictions(row: Row) -> Path | None:
-    """The predictions of the first of a row's runs that has some."""
-    files = (run.directory / PREDICTIONS_FILE for run in row.runs)
+    """The predictions of the first of a row's runs that has some: they are those of the budget in use."""
+    files = (run.directory / PREDICTIONS_FILE for run in row.runs if run.in_use)
     return next((file for file in files if file.is_file()), None)
 
 

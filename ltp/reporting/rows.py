@@ -17,6 +17,12 @@ METHODS = ("dense", "learned", "manual", "topk")
 _STAGES = ("finetune", "soft", "hard")
 #: What sets a method's cost: said even where it does not vary.
 _ALWAYS_SAID = {"topk": ("token_keep_rate",), "manual": ("final_token_threshold",)}
+#: The same of any method: what it was brought to, and how.
+_SAID_OF_ALL = ("target_flops", "budgets", "target_latency_ms", "distill_mode", "calibrated")
+#: What a budget replaces or brings its own default of: compared only among rows that were led to one, or to none.
+_OF_NO_BUDGET = ("final_token_threshold", "lr_threshold", "temperature")
+#: What a budget's search finds, other for every seed, rather than what somebody set.
+_FOUND = {"manual": ("final_token_threshold",), "topk": ("token_keep_rate",)}
 _ROUNDING = 1e-9  # differences of metrics that are this close are equal
 
 
@@ -58,10 +64,12 @@ class Split:
 
 @dataclass(frozen=True)
 class Row:
-    """Runs that differ in the seed only.
+    """Runs, at one of their budgets where they have several, that differ in the seed only.
 
     Attributes:
         method: ``dense``, ``learned``, ``manual``, ``topk``.
+        variant: what else it is, in words: of ``target``, ``budgets``, ``calibrated``, ``distilled``; figures draw a
+            curve for each method and variant.
         stage: ``finetune``, ``soft``, ``hard``.
         runs: by seed.
         settings: hyper-parameters, and those of the runs it started from as ``soft lr``.
@@ -76,6 +84,7 @@ class Row:
     """
 
     method: str
+    variant: tuple[str, ...]
     stage: str
     runs: tuple[Run, ...]
     settings: dict[str, Any]
@@ -113,6 +122,13 @@ class Group:
         """The pruning methods among the rows."""
         return list(dict.fromkeys(row.method for row in self.rows if row.method != "dense"))
 
+    @property
+    def variants(self) -> list[tuple[str, tuple[str, ...]]]:
+        """The pruning methods with their variants among the rows, the plain ones first."""
+        found = {(row.method, row.variant) for row in self.rows if row.method != "dense"}
+        methods = self.methods
+        return sorted(found, key=lambda pair: (methods.index(pair[0]), len(pair[1]), pair[1]))
+
     def cheapest(self, method: str | None = None) -> Row | None:
         """The paper's summary: the cheapest row (of a method) that loses no more than ``points`` to dense."""
         able = [
@@ -126,9 +142,11 @@ class Group:
         ]
         return min(able, key=lambda row: (row.relative_flops.mean, -row.metric.mean), default=None)
 
-    def front_of(self, method: str) -> list[Row]:
-        """The Pareto front among a method's rows, the cheap ones first."""
-        front = pareto_front(row for row in self.rows if row.method == method and not row.is_passed)
+    def front_of(self, method: str, variant: tuple[str, ...] | None = None) -> list[Row]:
+        """The Pareto front among the rows of a method, or of one of its variants; the cheap ones first."""
+        front = pareto_front(
+            row for row in self.rows if row.method == method and variant in (None, row.variant) and not row.is_passed
+        )
         return sorted(front, key=lambda row: row.relative_flops.mean)
 
 
@@ -142,7 +160,8 @@ def compare(runs: Sequence[Run], points: float = 1.0) -> list[Group]:
     ancestry = Ancestry(runs)
     groups: dict[Split, list[Run]] = defaultdict(list)
     for run in runs:
-        groups[_split(run)].append(run)
+        for each in run.by_budget():
+            groups[_split(each)].append(each)
     _join_unrecorded(groups)
     splits = sorted(groups, key=repr)
     return [
@@ -176,7 +195,9 @@ class Ancestry:
         self._by_id = {run.results["run_id"]: run for run in runs if run.results.get("run_id")}
         self._by_path = {run.directory.resolve(): run for run in runs}
         self._by_tail = {tail: run for run in runs if (tail := _tail(run, run.directory)) is not None}
-        self._parents = {parent.directory for run in runs if (parent := self.parent(run)) is not None}
+        self._parents = {
+            parent.directory for run in runs if not run.is_calibrated and (parent := self.parent(run)) is not None
+        }
 
     def parent(self, run: Run) -> Run | None:
         """The run that a run started from, if it is among the runs."""
@@ -187,7 +208,7 @@ class Ancestry:
             return None  # another training may stand at the parent's path by now
         tail = _tail(run, Path(name))
         found = self._by_path.get(Path(name).resolve()) or (self._by_tail.get(tail) if tail is not None else None)
-        return found if found is not run else None
+        return found if found is None or found.directory != run.directory else None
 
     def is_passed(self, run: Run) -> bool:
         """Whether a run is a soft stage that a finished hard one started from."""
@@ -201,13 +222,19 @@ class Ancestry:
         return line
 
     def settings(self, run: Run) -> dict[str, Any]:
-        """Hyper-parameters, with those of the run's ancestors as ``soft lr``."""
-        settings = dict(run.hyperparameters)
+        """What was set for a run, with what was set for its ancestors as ``soft lr``. Nulls are left out."""
+        settings, line = _own_settings(run), self.line(run)
+        trained = run
+        while trained.is_calibrated and line:  # its settings are those of the run that was calibrated
+            trained = line.pop(0)
         if run.results.get("train_examples") is not None:
             settings["train_examples"] = run.results["train_examples"]
-        oldest = run
-        for oldest in self.line(run):
-            settings |= {f"{oldest.stage} {name}": value for name, value in oldest.hyperparameters.items()}
+        oldest = trained
+        for oldest in line:
+            above = _own_settings(oldest)
+            if oldest.led_to == trained.led_to:  # held where it was led
+                above = {name: value for name, value in above.items() if name not in ("target_flops", "budgets")}
+            settings |= {f"{oldest.stage} {name}": value for name, value in above.items()}
         if isinstance(name := oldest.results.get("parent"), str):
             tail = _tail(oldest, Path(name))
             settings["parent"] = _without_seed("/".join(tail[2:]) if tail is not None else Path(name).name)
@@ -216,6 +243,37 @@ class Ancestry:
     def dense(self, run: Run) -> Run | None:
         """The dense run that a run descends from."""
         return next((ancestor for ancestor in self.line(run) if ancestor.method == "dense"), None)
+
+
+def _own_settings(run: Run) -> dict[str, Any]:
+    """What was set for a run, its budget first; what was found for the budget is left out, and so are nulls."""
+    several = run.budgets if len(run.budgets) > 1 else None
+    settings: dict[str, Any] = {"target_flops": run.target, "budgets": several}
+    is_led = run.is_calibrated or run.target is not None or several is not None
+    found = (*(_FOUND.get(run.method, ()) if is_led else ()), "trained_for")
+    settings |= {name: value for name, value in run.hyperparameters.items() if name not in (*settings, *found)}
+    if isinstance(teacher := settings.get("distill_teacher"), str):
+        settings["distill_teacher"] = _without_seed(teacher)
+    settings["calibrated"] = _origin(run) if run.is_calibrated else None
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _origin(run: Run) -> dict[str, Any] | bool:
+    """How hard a calibrated run pruned before, where something was set for that; else True."""
+    given = run.hyperparameters
+    if (trained_for := given.get("trained_for")) is not None:
+        several = isinstance(trained_for, list)
+        return {"budgets": sorted(trained_for)} if several else {"target_flops": trained_for}
+    return {name: given[name] for name in _FOUND.get(run.method, ()) if given.get(name) is not None} or True
+
+
+def _variant(settings: dict[str, Any]) -> tuple[str, ...]:
+    """What tells a kind of runs from others of its method: see :class:`Row`."""
+    budget = "budgets" if "budgets" in settings else "target" if "target_flops" in settings else None
+    if "calibrated" in settings:
+        budget = "calibrated"
+    distilled = any(name.rpartition(" ")[2] == "distill_mode" and not name.startswith("finetune") for name in settings)
+    return tuple(word for word in (budget, "distilled" if distilled else None) if word is not None)
 
 
 def _tail(run: Run, directory: Path) -> tuple[str, ...] | None:
@@ -342,6 +400,7 @@ def _row(
     speedups = [run.speedup for run in runs if run.speedup is not None]
     return Row(
         method=first.method,
+        variant=_variant(settings),
         stage=first.stage,
         runs=runs,
         settings=settings,
@@ -374,7 +433,7 @@ def _said(rows: dict[str, tuple[Run, dict[str, Any]]]) -> dict[str, tuple[str, .
         varying[kind] = {
             name
             for name in names
-            if len({json.dumps(settings.get(name), sort_keys=True) for settings in alike}) > 1
+            if _varies(name, alike)
             # a hard run has its soft run's temperature
             and not (" " in name and all(own.get(name) == own.get(name.split()[1]) for own in alike))
         }
@@ -382,8 +441,21 @@ def _said(rows: dict[str, tuple[Run, dict[str, Any]]]) -> dict[str, tuple[str, .
         identity: tuple(
             name
             for name in settings
-            if settings[name] is not None
-            and (name in varying[run.method, run.stage] or name in _ALWAYS_SAID.get(run.method, ()))
+            if name in varying[run.method, run.stage] or name in (*_SAID_OF_ALL, *_ALWAYS_SAID.get(run.method, ()))
         )
         for identity, (run, settings) in rows.items()
     }
+
+
+def _varies(name: str, alike: Sequence[dict[str, Any]]) -> bool:
+    """Whether a setting tells some of these rows apart, among those for which it means the same."""
+    stage, space, last = name.rpartition(" ")
+    is_optional = last in _OF_NO_BUDGET or last.startswith(("distill_", "latency_"))
+    is_optional = is_optional and last != "distill_mode"
+    values: dict[bool, set[str]] = defaultdict(set)
+    for settings in alike:
+        led = any(f"{stage}{space}{key}" in settings for key in ("target_flops", "budgets"))
+        led = led and not (stage == "" and "calibrated" in settings)
+        if not is_optional or name in settings:
+            values[is_optional and led].add(json.dumps(settings.get(name), sort_keys=True))
+    return any(len(different) > 1 for different in values.values())

@@ -36,7 +36,7 @@ def shown(group: Group) -> Sequence[Row]:
     """All rows, or where they are many the dense one, the Pareto fronts and the summary's."""
     if len(group.rows) <= LONG:
         return group.rows
-    chosen = {id(row) for name in group.methods for row in group.front_of(name)}
+    chosen = {id(row) for method, variant in group.variants for row in group.front_of(method, variant)}
     return [row for row in group.rows if row.on_front or row is group.dense or id(row) in chosen]
 
 

@@ -1,6 +1,6 @@
 """Rows in words and numbers, the same in the terminal, in Markdown and in LaTeX."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,9 @@ _SHORT = {
     "token_keep_rate": "rate",
     "final_token_threshold": "threshold",
     "lambda_threshold": "lambda",
+    "target_flops": "target",
+    "budgets": "of budgets",
+    "distill_mode": "distill",
     "parent": "from",
 }
 
@@ -20,6 +23,8 @@ DEFINITIONS = (
     "embeddings, pooler and head left out.",
     "Speed-up: measured over the same weights without pruning, both packed, on the run's own machine.",
     "Runs that differ in the seed only are one row: mean ± sample standard deviation over n runs.",
+    "Target: the relative FLOPs that a run was led to; calibrated: brought there without training. A run with several "
+    "budgets is a row for each of them: the same weights, other thresholds.",
     "● on the Pareto front of all rows of the table (no other row is as cheap and better, or as good and cheaper). "
     "✓ the cheapest near dense. A soft stage whose hard stage is finished is neither: that one stands for both.",
 )
@@ -89,14 +94,22 @@ def method(row: Row) -> str:
     return f"{name}, {row.stage}" if row.method == "learned" else name
 
 
-def method_title(name: str) -> str:
-    """A method's name in words."""
-    return _TITLES.get(name, name)
+def method_title(name: str, variant: Sequence[str] = ()) -> str:
+    """A method's name in words, and its variant's."""
+    return ", ".join([_TITLES.get(name, name), *variant])
 
 
 def settings(row: Row) -> str:
     """What tells a row from others of its method."""
-    return ", ".join(f"{_short(name)} {value(row.settings[name])}" for name in row.said)
+    return ", ".join(_setting(name, row.settings[name]) for name in row.said)
+
+
+def _setting(name: str, content: Any) -> str:
+    if name.rpartition(" ")[2] == "calibrated":
+        return name if content is True else f"{name} from {value(content)}"
+    if name == "target_latency_ms":
+        return f"latency {value(content)} ms"
+    return f"{_short(name)} {value(content)}"
 
 
 def _short(name: str) -> str:
@@ -109,6 +122,10 @@ def value(content: Any) -> str:
     if isinstance(content, float):
         short = f"{content:g}"
         return short if float(short) == content else repr(content)
+    if isinstance(content, list):
+        return "/".join(map(value, content))
+    if isinstance(content, dict):
+        return ", ".join(f"{_short(name).removeprefix('of ')} {value(one)}" for name, one in content.items())
     return str(content)
 
 

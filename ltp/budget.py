@@ -1,0 +1,123 @@
+"""A budget while training: what leads a soft training to it, and which of several a step trains."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ltp.flops import flops_and_dense
+
+# Chosen on the demo and on SST-2, over targets of 0.3 to 0.7.
+STEP_SIZE = 0.3  # of the dual ascent: lambda moves by this times the gap
+CORRECTION = 0.3  # thresholds are multiplied by exp(this times the gap); their logarithm's slope is about −1/2
+MEAN_SHARE = 0.3  # of a step in the running mean of its cost: batches hold inputs of one length, and so vary
+WARM_UP = 0.6  # share of the steps in which the goal falls to the budget
+
+
+def first_goal(budget: float) -> float:
+    """What a soft training costs at its start, in relative FLOPs: half way from the dense model to its budget.
+
+    Where it starts at the budget, weights that were never pruned lose what they know before thresholds find a shape.
+    """
+    return (1 + budget) / 2
+
+
+class BudgetMultipliers(nn.Module):
+    """One Lagrange multiplier a budget, on the expected FLOPs of a soft training.
+
+    The training minimises ``task loss + lambda · E``, where E is the expected relative FLOPs. After every step
+    ``gap = mean E + offset − goal`` and ``lambda += STEP_SIZE · gap`` (dual ascent). So lambda becomes the price at
+    which no layer's threshold gains by a change: it decides *where* tokens leave. *How many* leave would follow too
+    late and swing, as lambda integrates the gap and thresholds, moved by at most their learning rate a step,
+    integrate lambda; therefore all thresholds are also multiplied by one factor, towards the goal.
+
+    What training batches are expected to cost is not what an evaluation counts: gates are soft, dropout is on, and
+    the texts may be shorter (on SST-2 by far). The offset is that difference, measured from time to time. The goal
+    falls to the budget over the first steps.
+
+    All state is in buffers, so that a checkpoint holds it.
+
+    Args:
+        budgets: relative FLOPs.
+        total_steps: optimiser steps of the training.
+        dense_flops: mean dense FLOPs of a training example. E of a batch is a mean over its examples of their FLOPs
+            divided by this constant, so that it adds up over micro-batches and processes.
+        hidden_size, intermediate_size: D and I.
+    """
+
+    lambdas: Tensor
+    means: Tensor
+    offsets: Tensor
+
+    def __init__(
+        self,
+        budgets: Sequence[float],
+        *,
+        total_steps: int,
+        dense_flops: float,
+        hidden_size: int,
+        intermediate_size: int,
+    ) -> None:
+        super().__init__()
+        self.budgets = tuple(budgets)
+        self.warm_up = WARM_UP * total_steps
+        self.dense_flops = dense_flops
+        self.sizes = (hidden_size, intermediate_size)
+        for name in ("lambdas", "means", "offsets"):  # a mean of 0: not trained yet
+            self.register_buffer(name, torch.zeros(len(budgets), dtype=torch.float64))
+        self._seen = torch.zeros(2, dtype=torch.float64)  # FLOPs and dense FLOPs since the last step
+
+    def goal(self, number: int, step: int) -> float:
+        """What a training for a budget should cost at a step, in relative FLOPs."""
+        budget = self.budgets[number]
+        to_come = max(0.0, 1 - step / self.warm_up)
+        return budget + to_come * (first_goal(budget) - budget)
+
+    def penalty(self, number: int, expected_lengths: Tensor) -> Tensor:
+        """``lambda · E`` of a micro-batch, a mean over its examples.
+
+        Args:
+            number: which budget.
+            expected_lengths: (B, L+1) float32, with gradients.
+
+        Returns:
+            Scalar float32.
+        """
+        cost, dense = flops_and_dense(expected_lengths, *self.sizes)
+        self._seen += torch.stack([cost.detach().sum(), dense.detach().sum()]).cpu()
+        return (self.lambdas[number] * cost.mean() / self.dense_flops).float()
+
+    @torch.no_grad()
+    def update(self, number: int, step: int, thresholds: Tensor, total: Callable[[Tensor], Tensor]) -> float:
+        """Adapt a budget's multiplier, and the thresholds' level, to what a step has cost.
+
+        Args:
+            number: which budget.
+            step: optimiser steps done before this one.
+            thresholds: (L,), changed in place.
+            total: sums a tensor over all processes.
+
+        Returns:
+            The step's expected relative FLOPs.
+        """
+        cost, dense = total(self._seen).tolist()
+        self._seen.zero_()
+        expected = cost / dense
+        if self.means[number] == 0:  # the thresholds were calibrated before the first step: an evaluation counts this
+            self.means[number] = expected
+            self.offsets[number] = first_goal(self.budgets[number]) - expected
+        self.means[number] += MEAN_SHARE * (expected - self.means[number])
+        gap = self.means[number] + self.offsets[number] - self.goal(number, step)
+        self.lambdas[number] += STEP_SIZE * gap
+        thresholds *= (CORRECTION * gap).exp().to(thresholds.dtype)
+        return expected
+
+    def measured(self, number: int, cost: float) -> None:
+        """Learn what an evaluation counts now, in relative FLOPs."""
+        self.offsets[number] = cost - self.means[number]
+
+
+def sampled_budget(count: int, seed: int, step: int) -> int:
+    """Which of several budgets an optimiser step trains: the same in every process, and after a resume."""
+    return int(np.random.default_rng((seed, step)).integers(count)) if count > 1 else 0
