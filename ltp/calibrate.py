@@ -8,9 +8,10 @@ import dataclasses
 import difflib
 import logging
 import math
+import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig
 
 from ltp import cli
-from ltp.checkpoints import CONFIG_FILE, MODEL_FOLDER, RESULTS_FILE, Checkpoint, inspect_checkpoint
-from ltp.commands import check_writable, progress
+from ltp.checkpoints import CONFIG_FILE, MODEL_FOLDER, Checkpoint, inspect_checkpoint
+from ltp.commands import progress
 from ltp.config import RATE_MODES, TaskSettings, typed_as, unknown_key
 from ltp.errors import RunError, UserError
 from ltp.plan import number
@@ -372,23 +373,34 @@ def run(request: Request) -> dict[str, Any]:
     settings, directory = request.settings, request.directory
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    with made(directory):
-        given = f"to={settings.to}" if settings.to is not None else f"restore={settings.restore}"
-        check_writable(given, directory / RESULTS_FILE, "; name another place with to=DIR")
-        model, tokenizer = load_model(request.checkpoint), load_tokenizer(request.checkpoint)
-        measured = measure(request, model, tokenizer)
-        results = {
-            **describe(request, model),
-            **measured,
-            "duration_seconds": round(time.monotonic() - started, 1),
-        }
+    check_room(request)
+    model, tokenizer = load_model(request.checkpoint), load_tokenizer(request.checkpoint)
+    measured = measure(request, model, tokenizer)
+    results = {**describe(request, model), **measured, "duration_seconds": round(time.monotonic() - started, 1)}
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
         with only_writer(directory):
             if is_finished(directory) and not settings.overwrite:
                 log.info("another process has calibrated it meanwhile: %s", directory)
                 check_directory(request)
-                return read_results(directory)
-            write(request, model, tokenizer, results)
+            else:
+                write(request, model, tokenizer, results)
+    except OSError as error:
+        raise RunError(f"cannot write {directory}: {error.strerror or error}") from error
     return read_results(directory)
+
+
+def check_room(request: Request) -> None:
+    """Check that the run can be written, without making anything: who stops a calibration leaves nothing behind.
+
+    Raises:
+        UserError: it cannot.
+    """
+    directory = request.directory.absolute()
+    there = next(folder for folder in (directory, *directory.parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "Permission denied" if there.is_dir() else f"{there} is a file"
+        raise UserError(f"cannot write {request.directory}: {why}; name another place with to=DIR")
 
 
 def write(
@@ -397,11 +409,7 @@ def write(
     tokenizer: "PreTrainedTokenizerBase",
     results: dict[str, Any],
 ) -> None:
-    """Write the run, its results last; what stood there of an earlier one is removed.
-
-    Raises:
-        RunError: it cannot be written. What was written of it is removed again.
-    """
+    """Write the run, its results last. An earlier one that stood there is removed, and after an error this one, too."""
     directory = request.directory
     try:
         clear(directory)
@@ -410,22 +418,9 @@ def write(
         model.save_pretrained(directory / MODEL_FOLDER)
         tokenizer.save_pretrained(directory / MODEL_FOLDER)
         write_results(directory, results)
-    except OSError as error:
+    except BaseException:
         with contextlib.suppress(OSError):
             clear(directory)
-        raise RunError(f"cannot write {directory}: {error.strerror or error}") from error
-
-
-@contextlib.contextmanager
-def made(directory: Path) -> Iterator[None]:
-    """Let a directory be made; after an error, folders that were made and are empty are taken away again."""
-    new = [folder for folder in (directory, *directory.parents) if not folder.exists()]
-    try:
-        yield
-    except BaseException:
-        for folder in new:
-            with contextlib.suppress(OSError):  # not empty, or not made
-                folder.rmdir()
         raise
 
 

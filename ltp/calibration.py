@@ -21,7 +21,7 @@ TOLERANCE = 0.002
 #: Of relative FLOPs: a budget that is missed by more cannot be met.
 REACHED = 0.01
 _MOST_TRIALS = 40
-_TYPICAL_SLOPE = -0.5  # of the relative FLOPs over the pressure's logarithm, near half of the FLOPs
+_TYPICAL_SLOPE = -0.5  # of the relative FLOPs over the pressure's logarithm, near half of the FLOPs: a first guess
 
 
 class UnreachableError(ValueError):
@@ -228,9 +228,10 @@ def _search(turned: Dial, cost: Callable[[], float], target: float, tolerance: f
     The dial is left at the last pressure that was tried.
     """
     lowest, highest = math.log(turned.least), math.log(turned.most)
-    place, step = (0.0 if turned.stood else lowest), 0.5
+    place, step, slope = (0.0 if turned.stood else lowest), 0.5, _TYPICAL_SLOPE
     over: tuple[float, float] | None = None  # (place, cost) of the hardest pruning known to cost too much
     under: tuple[float, float] | None = None  # and of the softest known to cost too little
+    sides: list[bool] = []  # whether each trial cost too much
     nearest, nearest_pressure, trial = math.inf, 1.0, 0
     for trial in range(1, _MOST_TRIALS + 1):
         pressure = math.exp(place) if place > lowest else 0.0
@@ -239,7 +240,11 @@ def _search(turned: Dial, cost: Callable[[], float], target: float, tolerance: f
         now = cost()
         if abs(now - target) <= abs(nearest - target):  # of equal costs the one that is nearer to the other side
             nearest, nearest_pressure = now, pressure
-        if now > target:
+        sides.append(now > target)
+        before = over if sides[-1] else under
+        if before is not None and place != before[0]:
+            slope = (now - before[1]) / (place - before[0])
+        if sides[-1]:
             over = (place, now)
         else:
             under = (place, now)
@@ -250,16 +255,16 @@ def _search(turned: Dial, cost: Callable[[], float], target: float, tolerance: f
             if width < 1e-6:
                 break
             share = (over[1] - target) / (over[1] - under[1])
-            # away from the ends, so that the bracket shrinks from both sides; every third time by half
-            place = over[0] + width * (0.5 if trial % 3 == 0 else min(max(share, 0.05), 0.95))
+            # away from the ends, and by half where one side is all that moves, so that the bracket shrinks
+            stuck = len(set(sides[-3:])) == 1
+            place = over[0] + width * (0.5 if stuck else min(max(share, 0.05), 0.95))
         elif place == (highest if now > target else lowest):
             break
         elif place == lowest:  # where a model without pruning stood: on to the schedule
             place, over = 0.0, None
         else:
-            guess = (now - target) / -_TYPICAL_SLOPE
-            far = step if trial > 2 else min(max(abs(guess), 0.02), step)
-            place = min(max(place + math.copysign(far, guess), lowest), highest)
+            far = min(max(abs((now - target) / slope), 0.02), step) if slope < 0 else step
+            place = min(max(place + math.copysign(far, now - target), lowest), highest)
             step *= 2
     best = Calibrated(nearest, nearest_pressure, trial)
     return _Search(best, None if over is None else over[1], None if under is None else under[1])

@@ -17,7 +17,7 @@ from torchmetrics import Metric
 from transformers import get_linear_schedule_with_warmup
 
 from ltp.budget import BudgetMultipliers, first_goal, sampled_budget
-from ltp.calibration import UnreachableError, calibrate, measured_flops
+from ltp.calibration import AboveDenseError, UnreachableError, calibrate, measured_flops
 from ltp.data import GLUEDataModule
 from ltp.distillation import Distillation
 from ltp.errors import RunError
@@ -289,10 +289,10 @@ class LTPModule(pl.LightningModule):
             budget = self.budgets[number]
             try:
                 calibrate(self.model, self._sample_cost, budget if goal is None else goal(budget))
-            except UnreachableError as error:
+            except (UnreachableError, AboveDenseError) as error:
                 raise RunError(
-                    f"prune.target_flops={error.target:g} cannot be reached: the lowest relative FLOPs of this model "
-                    f"on these examples is {error.lowest:.3f}"
+                    f"the budget {budget:g} cannot be held: {error} (relative FLOPs of {CALIBRATION_ROWS} training "
+                    "examples, or all). Ask for another with prune.target_flops or budgets."
                 ) from error
         self._use_budget(in_use)
 

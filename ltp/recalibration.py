@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +19,15 @@ from transformers import PreTrainedTokenizerBase
 
 from ltp.benchmark.report import hardware
 from ltp.benchmark.sequences import Batch, make_batches
-from ltp.calibration import AboveDenseError, UnreachableError, calibrate, dial, measured_flops
+from ltp.calibration import (
+    TOLERANCE,
+    AboveDenseError,
+    Calibrated,
+    UnreachableError,
+    calibrate,
+    dial,
+    measured_flops,
+)
 from ltp.checkpoints import Checkpoint
 from ltp.config import TaskSettings
 from ltp.data import GLUEDataModule
@@ -39,6 +48,8 @@ _FEWEST = 5
 _SHORT, _LONG = (1.0, 4.0), (3.0, 12.0)  # seconds that a measurement takes, of a search and at its end: see Stopwatch
 _EVALUATION_BATCH = 64
 _TYPICAL_TRIALS = 7
+_MANY = 256  # examples from which on a search begins on a part of them, every _MANIETH, and ends there so near:
+_MANIETH, _ROUGH = 8, 0.01
 
 Tick = Callable[[int], None]  # told how many examples were computed
 
@@ -111,14 +122,9 @@ class Sample:
     def __len__(self) -> int:
         return len(self.ids)
 
-    @property
-    def mean_length(self) -> float:
-        """Tokens an example."""
-        return statistics.fmean(map(len, self.ids))
-
-    def batches(self, size: int) -> list[Batch]:
-        """All of it, in batches of examples that are equally long."""
-        return self._batches(range(len(self)), size)
+    def batches(self, size: int, *, every: int = 1) -> list[Batch]:
+        """All of it, or every so manieth, in batches of examples that are about as long."""
+        return self._batches(range(every // 2, len(self), every), size)
 
     def timed_batches(self, size: int, seed: int = 0) -> list[Batch]:
         """As many full batches as latency is measured on, in random order; their lengths are those of the sample.
@@ -152,14 +158,48 @@ def flops_of(
         dtype: ``float32``, or ``bfloat16`` for autocast, as the model's evaluations have it.
         tick: told the number of examples after each measurement.
     """
+    last: tuple[Any, float] | None = None
 
     def cost() -> float:
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
-            flops, dense = measured_flops(model, batches).tolist()
-        tick(sum(len(batch["input_ids"]) for batch in batches))
-        return flops / dense
+        nonlocal last
+        thresholds = model.thresholds
+        stands = model.config.token_keep_rate if thresholds is None else thresholds.tolist()
+        if last is None or last[0] != stands:  # asked again, a minute on a large model is spared
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+                flops, dense = measured_flops(model, batches).tolist()
+            last = stands, flops / dense
+            tick(sum(len(batch["input_ids"]) for batch in batches))
+        return last[1]
 
     return cost
+
+
+def calibrate_flops(
+    model: LTPForSequenceClassification, cost: Callable[[], float], rough: Callable[[], float] | None, target: float
+) -> Calibrated:
+    """Turn how hard a model prunes until it costs what is wished, on few examples before it is on all.
+
+    Args:
+        model: its thresholds, or its keep rate, are changed in place.
+        cost: relative FLOPs of the sample, as the model stands.
+        rough: of a part of it; None goes without.
+        target: the wished cost.
+
+    Returns:
+        What was found; ``trials`` are those on all examples.
+
+    Raises:
+        UnreachableError: see :func:`ltp.calibration.calibrate`.
+    """
+    pressure = 1.0
+    if rough is not None and abs(cost() - target) > TOLERANCE:
+        turned = dial(model)
+        pressure = calibrate(model, rough, target, tolerance=_ROUGH, reached=math.inf).pressure
+        if turned.stood == 0 or pressure == 0:  # to begin at 0 would forget the thresholds' ratios
+            turned.undo()
+            pressure = 1.0
+    found = calibrate(model, cost, target)
+    return dataclasses.replace(found, pressure=pressure * found.pressure)
 
 
 # -- several budgets --------------------------------------------------------------------------------------------
@@ -422,7 +462,8 @@ def meet(
 
     Returns:
         What ``results.json`` says: the keys of :func:`score`, ``budgets`` (the same of each) and ``calibrated``, where
-        ``reached``, ``relative_flops`` (of the sample), ``pressure`` and ``trials`` are lists, one a budget.
+        ``reached``, ``relative_flops`` (of the ``examples`` that were measured), ``pressure`` and ``trials`` are
+        lists, one a budget.
 
     Raises:
         UnreachableError, UserError, RunError: it cannot be met.
@@ -433,13 +474,17 @@ def meet(
         served = Served(model, wish.execution, wish.dtype, device)
     model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides self from mypy
     has_thresholds = model.thresholds is not None
-    searching = _TYPICAL_TRIALS * len(sample)
+    used = len(sample) if served is None else len(timed) * wish.batch_size
+    searching = _TYPICAL_TRIALS * used
     scoring = sum(len(next(iter(module.splits.validation.values()))) for module in data.values())
     scores, reached, costs, pressures, trials = [], [], [], [], []
     extra: dict[str, Any] = {}
     with shown(max(len(wish.flops), 1) * (searching + scoring)) as advance:
         tick = _Ticks(advance)
-        cost = flops_of(model, sample.batches(_EVALUATION_BATCH), dtype, tick)
+        cost = flops_of(model, timed or sample.batches(_EVALUATION_BATCH), dtype, tick)
+        rough = None
+        if len(sample) >= _MANY:
+            rough = flops_of(model, sample.batches(_EVALUATION_BATCH, every=_MANIETH), dtype, tick)
         before = {"sample_relative_flops": cost()}
         if has_thresholds:
             hold(model, wish.flops)
@@ -447,7 +492,7 @@ def meet(
             tick.begin(searching)
             if has_thresholds:
                 model.use_budget(target)
-            found = calibrate(model, cost, target)
+            found = calibrate_flops(model, cost, rough, target)
             reached.append(found.cost)
             costs.append(found.cost)
             pressures.append(found.pressure)
@@ -456,11 +501,11 @@ def meet(
             scores.append(score(model, data, dtype, device, tick))
         if served is not None and wish.milliseconds is not None:
             tick.begin(searching)
-            stopwatch = Stopwatch(served, timed, tick=lambda: tick(len(sample)))
+            stopwatch = Stopwatch(served, timed, tick=lambda: tick(used))
             latency = calibrate_latency(model, stopwatch, wish.milliseconds)
             reached, pressures, trials = [latency.reached], [latency.pressure], [latency.trials]
             before["latency_ms"] = latency.before
-            extra = {"dense_ms": latency.dense, "lowest_ms": latency.lowest, "timed_batches": len(timed)}
+            extra = {"dense_ms": latency.dense, "lowest_ms": latency.lowest}
             extra |= _timed_on(served.device)
             tick.begin(scoring)
             scores.append(score(model, data, dtype, device, tick))
@@ -476,8 +521,7 @@ def meet(
             "relative_flops": costs,
             "pressure": pressures,
             "trials": trials,
-            "examples": len(sample),
-            "tokens": sample.mean_length,
+            "examples": used,
             "before": before,
             **extra,
         },

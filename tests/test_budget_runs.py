@@ -149,7 +149,7 @@ def test_a_target_that_top_k_cannot_meet(dense_run):
     """Its first layers keep every token."""
     finished = ltp_train([*SMALL, *ROWS, "prune=topk", "prune.target_flops=0.3", f"restore={dense_run}"])
     assert finished.code != 0
-    assert "prune.target_flops=0.3 cannot be reached: the lowest relative FLOPs" in finished.err
+    assert "the budget 0.3 cannot be held: a cost of 0.3 cannot be reached: the lowest is 0.9" in finished.err
     assert "Traceback" not in finished.err
 
 

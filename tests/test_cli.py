@@ -367,7 +367,7 @@ def test_cfg_job_shows_the_whole_run_and_starts_nothing(root):
         assert [key for key, value in content.items() if value is None] == ["budgets", "data_dir", "flops_budget"]
         # of the pruning keys those stay null that have no meaning here
         empty = {key for key, value in content["prune"].items() if value is None}
-        assert empty == {"token_keep_rate", "lr_threshold"}
+        assert empty == {"token_keep_rate", "lr_threshold", "target_flops"}
     assert list(root.iterdir()) == []
 
 

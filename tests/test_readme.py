@@ -31,7 +31,8 @@ TRAIN = [line for line in LINES if line.startswith("python -m ltp.train")]
 
 def test_every_line_of_a_block_is_a_known_kind_of_command():
     assert TRAIN
-    commands = [f"python -m ltp.{name}" for name in ("train", "report", "evaluate", "predict", "export", "bench")]
+    names = ("train", "calibrate", "report", "evaluate", "predict", "export", "bench")
+    commands = [f"python -m ltp.{name}" for name in names]
     assert [line for line in LINES if not line.startswith((*commands, "make "))] == []
 
 
@@ -56,8 +57,8 @@ def test_benchmark_commands_compose(line):
         bench.resolve(compose("bench", overrides=overrides))
 
 
-@pytest.mark.parametrize("line", [line for line in LINES if "ltp.evaluate" in line or "ltp.predict" in line])
-def test_evaluation_and_prediction_commands_compose(line):
+@pytest.mark.parametrize("line", [line for line in LINES if re.search(r"ltp\.(evaluate|predict|calibrate) ", line)])
+def test_commands_on_runs_compose(line):
     name, *words = shlex.split(line, comments=True)[2:]
     importlib.import_module(name)  # registers its schema
     GlobalHydra.instance().clear()
