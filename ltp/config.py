@@ -113,6 +113,7 @@ class PruningRecipe:
     temperature: float = MISSING
     lambda_threshold: float = MISSING
     token_keep_rate: float = MISSING
+    budget_temperature: float = MISSING
     budget_lr_threshold: float = MISSING
 
 

@@ -253,7 +253,7 @@ def _fill(settings: TrainSettings, task: Task, method: str, carried: dict[str, A
         relevant |= {"scoring_mode": recipe.scoring_mode, "score_length": settings.task.max_length}
         relevant["target_flops"] = None
     if learned:
-        relevant["temperature"] = recipe.temperature
+        relevant["temperature"] = recipe.budget_temperature if budgeted else recipe.temperature
     if learned and settings.stage == "soft":
         relevant["lr_threshold"] = recipe.budget_lr_threshold if budgeted else settings.lr
     if not budgeted:  # else these are what a budget decides

@@ -518,16 +518,16 @@ def test_planning_leaves_what_was_given_alone(root):
 
 # -- budgets -------------------------------------------------------------------------------------------------
 
-TARGET = "outputs/bert-base/mrpc/absolute_threshold/target_0.5/temperature_0.001/lr_2e-05/seed_0"
+TARGET = "outputs/bert-base/mrpc/absolute_threshold/target_0.5/temperature_0.0003/lr_2e-05/seed_0"
 
 
 @pytest.mark.parametrize(
     ("command", "directory"),
     [
-        ("stage=soft prune.target_flops=0.5", "absolute_threshold/target_0.5/temperature_0.001/lr_2e-05/seed_0"),
+        ("stage=soft prune.target_flops=0.5", "absolute_threshold/target_0.5/temperature_0.0003/lr_2e-05/seed_0"),
         (
             "stage=hard prune=threshold prune.target_flops=0.5 lr=1e-5",
-            "absolute_threshold/target_0.5/temperature_0.001/lr_2e-05/seed_0/hard/lr_1e-05",
+            "absolute_threshold/target_0.5/temperature_0.0003/lr_2e-05/seed_0/hard/lr_1e-05",
         ),
         (
             "stage=hard prune=threshold budgets=[0.7,0.3] prune.temperature=2e-4",
@@ -538,7 +538,7 @@ TARGET = "outputs/bert-base/mrpc/absolute_threshold/target_0.5/temperature_0.001
         ("prune=topk prune.target_flops=0.5 seed=3", "topk/target_0.5/lr_2e-05/seed_3"),
         (
             "stage=hard prune=threshold prune.target_flops=0.5 distill=logits",
-            "absolute_threshold/target_0.5/temperature_0.001/distill_logits_0.5_temperature_2/lr_2e-05/seed_0"
+            "absolute_threshold/target_0.5/temperature_0.0003/distill_logits_0.5_temperature_2/lr_2e-05/seed_0"
             "/hard/distill_logits_0.5_temperature_2/lr_2e-05",
         ),
         (
@@ -555,7 +555,7 @@ def test_run_directories_of_budgets_and_of_what_is_distilled(command, directory)
 def test_a_budget_takes_the_place_of_what_it_decides():
     prune = plan_of("task=mrpc stage=soft prune.target_flops=0.5").settings.prune
     assert (prune.target_flops, prune.final_token_threshold, prune.lambda_threshold) == (0.5, None, None)
-    assert (prune.temperature, prune.lr_threshold) == (1e-3, 1e-4)
+    assert (prune.temperature, prune.lr_threshold) == (3e-4, 1e-4)
     assert plan_of("task=mrpc prune=topk prune.target_flops=0.5").settings.prune.token_keep_rate is None
 
 
