@@ -55,6 +55,10 @@ class AboveDenseError(ValueError):
         self.target, self.dense = target, dense
 
 
+#: Of the smallest threshold that prunes: what stands for one that does not.
+SUBSTITUTE = 0.05
+
+
 class Dial(ABC):
     """Turns how hard a model prunes, by one number: the pressure."""
 
@@ -74,7 +78,11 @@ class Dial(ABC):
 
 
 class ThresholdDial(Dial):
-    """Multiplies the thresholds. Where none prunes, the schedule of the published ones is taken."""
+    """Multiplies the thresholds. Where none prunes, the schedule of the published ones is taken.
+
+    Learned thresholds of 0 or below, which multiplied would stay so, are taken for a small share of the smallest of the
+    others: they too prune in the end, so that every budget down to the classification token alone can be reached.
+    """
 
     def __init__(self, model: LTPForSequenceClassification) -> None:
         thresholds = model.thresholds
@@ -84,11 +92,12 @@ class ThresholdDial(Dial):
         if not bool((start > 0).any()):
             self.stood = 0.0
             start = threshold_schedule(0.01, len(start)).to(start.device)
-        self.start = start
+        smallest = start[start > 0].min()
+        self.start = torch.where(start > 0, start, SUBSTITUTE * smallest)
         # importance is at most N/Z, so that this leaves nothing but the classification token
         highest = max(1.0, model.config.max_position_embeddings / model.config.score_length)
-        self.most = 2 * highest / float(start[start > 0].min())
-        self.least = 1e-9 / float(start.max())
+        self.most = 2 * highest / float(self.start.min())
+        self.least = 1e-9 / float(self.start.max())
 
     def turn(self, pressure: float) -> None:
         with torch.no_grad():

@@ -16,10 +16,20 @@ from helpers import SMALL, in_process, ltp_train
 from ltp import LTPForSequenceClassification, calibrate, cli, evaluate, recalibration
 from ltp.batching import matched_rows
 from ltp.benchmark.sequences import make_batches
-from ltp.calibration import AboveDenseError, Dial, RateDial, ThresholdDial, UnreachableError, _search, dial
+from ltp.calibration import (
+    AboveDenseError,
+    Dial,
+    RateDial,
+    ThresholdDial,
+    UnreachableError,
+    _search,
+    dial,
+    measured_flops,
+)
 from ltp.calibration import calibrate as turn_to
 from ltp.data import GLUEDataModule
 from ltp.errors import RunError, UserError
+from ltp.flops import lowest_relative_flops
 from ltp.recalibration import Sample, Served, Stopwatch, calibrate_flops, calibrate_latency, flops_of, hold
 from ltp.reporting.collect import collect
 from ltp.sources import load_splits
@@ -205,8 +215,25 @@ def test_some_thresholds_may_be_none(model):
     with torch.no_grad():
         model.thresholds.copy_(torch.tensor([-0.01, 0.0, 0.0, 0.004, 0.0, 0.01]))
     turn_to(model, synthetic(model), 0.4)
-    assert (model.thresholds[torch.tensor([0, 1, 2, 4])] <= 0).all()
-    assert model.thresholds[5].item() == pytest.approx(2.5 * model.thresholds[3].item())
+    smallest = model.thresholds[3].item()
+    assert model.thresholds[5].item() == pytest.approx(2.5 * smallest)
+    assert model.thresholds[[0, 1, 2, 4]].tolist() == pytest.approx([0.05 * smallest] * 4)
+
+
+def test_a_first_layer_that_learned_to_keep_everything_does_not_bound_the_budget(model):
+    with torch.no_grad():
+        model.thresholds.copy_(torch.tensor([-0.01, 0.002, 0.004, 0.006, 0.008, 0.01]))
+    lengths = [30, 12, 25, 7]
+    mask = (torch.arange(30) < torch.tensor(lengths)[:, None]).long()
+    batch = {"input_ids": torch.randint(5, 100, mask.shape), "attention_mask": mask}
+
+    def cost():
+        flops, dense = measured_flops(model, [batch]).tolist()
+        return flops / dense
+
+    lowest = lowest_relative_flops(torch.tensor(lengths), 6, 32, 48)
+    turn_to(model, cost, lowest, tolerance=1e-6, reached=1e-6)
+    assert cost() == pytest.approx(lowest)
 
 
 @pytest.mark.parametrize("start", [[0.001, 0.01, 0.003, 0.02, 0.007, 0.011], [0.0] * 6, [-0.5, -0.1, 0, 0, 0, 0]])
