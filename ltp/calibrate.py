@@ -435,9 +435,10 @@ def measure(
     Raises:
         UserError, RunError: see :func:`run`.
     """
-    from ltp.calibration import UnreachableError
+    from ltp.benchmark.report import device_name
+    from ltp.calibration import UnreachableError, keep_schedule
     from ltp.flops import DEFINITION
-    from ltp.recalibration import Sample, Wish, device_name, meet, read_data
+    from ltp.recalibration import Sample, Wish, meet, read_data
 
     settings, results = request.settings, request.checkpoint.results or {}
     assert settings.task is not None
@@ -457,7 +458,8 @@ def measure(
         calibrated |= {key: value[0] for key, value in calibrated.items() if isinstance(value, list)}
     own = results if request.is_own else {}
     calibrated["before"] |= {key: own[key] for key in ("relative_flops", "metric") if key in own}
-    _carry_over(request, model)
+    if _method(request.checkpoint) == "manual":
+        keep_schedule(model)
     return {
         **measured,
         "calibrated": {request.kind: getattr(settings, request.kind), **of_latency, **calibrated},
@@ -484,17 +486,6 @@ def _unreachable(settings: CalibrateSettings, error: Any, examples: int) -> str:
         f"{given} cannot be reached: the hardest pruning of this model costs {error.lowest:.3f} of the dense FLOPs on "
         f"{examples} examples. Ask for more than that."
     )
-
-
-def _carry_over(request: Request, model: "LTPForSequenceClassification") -> None:
-    """Let given thresholds be given from now on as they were found: training starts them again from this number."""
-    if _method(request.checkpoint) != "manual":
-        return
-    thresholds = model.thresholds
-    assert thresholds is not None
-    last = float(thresholds[-1].detach())
-    if 0 <= last < 1:
-        model.config.final_token_threshold = last
 
 
 def describe(request: Request, model: "LTPForSequenceClassification") -> dict[str, Any]:

@@ -277,3 +277,12 @@ def _search(turned: Dial, cost: Callable[[], float], target: float, tolerance: f
             step *= 2
     best = Calibrated(nearest, nearest_pressure, trial)
     return _Search(best, None if over is None else over[1], None if under is None else under[1])
+
+
+def keep_schedule(model: LTPForSequenceClassification) -> None:
+    """Let given thresholds be given from now on as a budget left them: training starts them again from this number."""
+    thresholds = model.thresholds
+    assert thresholds is not None
+    last = float(thresholds[-1].detach())
+    if 0 <= last < 1:  # the range of a configuration
+        model.config.final_token_threshold = last

@@ -182,7 +182,6 @@ class LTPModule(pl.LightningModule):
                 self.calibrate(first_goal if self.multipliers is not None else None)
             self._use_budget(sampled_budget(len(self.budgets), self.seed, self.global_step))
             if self.multipliers is not None:
-                # not before the thresholds have moved together for a while
                 if self.global_step and self.global_step % MEASURE_EVERY == 0:
                     self.multipliers.measured(self._budget_in_use, self._sample_cost())
             elif self.model.thresholds is not None and self.global_step % RECALIBRATE_EVERY == 0:

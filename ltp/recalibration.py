@@ -533,12 +533,6 @@ def _timed_on(device: torch.device) -> dict[str, Any]:
     return {"processor": facts["device"]} | ({"threads": facts["threads"]} if device.type == "cpu" else {})
 
 
-def device_name(device: torch.device) -> str:
-    """The hardware in words, as the results of a training have it."""
-    facts = hardware(device)
-    return str(facts["device"]) if device.type == "cuda" else f"{facts['processor']}, {facts['threads']} threads"
-
-
 class _Ticks:
     """Shares a progress bar out between phases whose lengths are not known before."""
 

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import logging
 import math
-import platform
 import signal
 import time
 import warnings
@@ -22,7 +21,9 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from ltp.benchmark import measured_speedup
+from ltp.benchmark.report import device_name
 from ltp.building import build_model, build_teacher, build_tokenizer, check_hardware, read_splits
+from ltp.calibration import keep_schedule
 from ltp.config import PRUNE_VALUES, RATE_MODES
 from ltp.data import GLUEDataModule
 from ltp.distillation import Distillation
@@ -106,7 +107,7 @@ def train(run: Run) -> dict[str, Any]:
             "train_examples": len(splits.train),
             "validation_examples": len(next(iter(splits.validation.values()))),
             "train_steps": trainer.global_step,
-            "device": device_name(trainer),
+            "device": device_name(trainer.strategy.root_device),
             "devices": trainer.world_size,
             "duration_seconds": round(time.monotonic() - started, 1),
         }
@@ -355,10 +356,8 @@ def keep_weights(run: Run, trainer: pl.Trainer, module: LTPModule, datamodule: G
             log.warning("%s is damaged: the last weights are kept instead of the best", best.best_model_path)
     if run.settings.targets and module.model.config.budgets:
         module.model.use_budget(run.settings.targets[-1])
-        if run.method == "manual":  # the schedule that the budget led to
-            thresholds = module.model.thresholds
-            assert thresholds is not None
-            module.model.config.final_token_threshold = float(thresholds[-1])
+        if run.method == "manual":
+            keep_schedule(module.model)
 
 
 def describe(run: Run, task: Task, model: LTPForSequenceClassification) -> dict[str, Any]:
@@ -404,23 +403,6 @@ def measure_speedup(model: LTPForSequenceClassification, datamodule: GLUEDataMod
     loaders = datamodule.val_dataloader()
     main = loaders[0] if isinstance(loaders, list) else loaders
     return measured_speedup(model, None, islice(main, 2), rounds=3)
-
-
-def device_name(trainer: pl.Trainer) -> str:
-    """The hardware in words: the GPU's name, or the processor's."""
-    device = trainer.strategy.root_device
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{processor_name()}, {torch.get_num_threads()} threads"
-
-
-def processor_name() -> str:
-    """The processor in words, as far as the system tells."""
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
-        for line in file:
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def is_main_process() -> bool:

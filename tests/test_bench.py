@@ -28,10 +28,11 @@ from ltp.benchmark import (
 )
 from ltp.benchmark.engines import Engine, UnavailableError, check_logits
 from ltp.benchmark.products import bare_products, linear_tokens
-from ltp.benchmark.profiles import split_point, total_relative_flops
+from ltp.benchmark.profiles import split_point
 from ltp.benchmark.report import Check, Facts, Key, Limit, inference_rows, training_rows
 from ltp.benchmark.table import left_out
 from ltp.benchmark.timing import Spread, interleaved, peak_memory, ratio
+from ltp.flops import total_relative_flops
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*quantized tensor creation functions.*:UserWarning")
 
@@ -106,7 +107,7 @@ def test_a_profile_has_the_wished_cost(wanted, prune_mode):
     assert reached == pytest.approx(wanted, abs=0.02)
     with torch.no_grad():
         lengths = torch.cat([pruned(**batch).token_lengths for batch in batches])
-    assert total_relative_flops(lengths, 96, 384) == pytest.approx(reached, abs=1e-4)
+    assert total_relative_flops(lengths, 96, 384).item() == pytest.approx(reached, abs=1e-4)
     assert pruned.config.prune_mode == "absolute_threshold"
 
 

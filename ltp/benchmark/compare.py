@@ -11,7 +11,6 @@ from torch import Tensor
 from ltp.benchmark.engines import ENGINES, Infer, Models, UnavailableError, check_logits
 from ltp.benchmark.models import without_pruning
 from ltp.benchmark.products import bare_products
-from ltp.benchmark.profiles import total_relative_flops
 from ltp.benchmark.report import (
     DEFINITIONS,
     Check,
@@ -27,6 +26,7 @@ from ltp.benchmark.report import (
 from ltp.benchmark.sequences import Batch
 from ltp.benchmark.timing import CLOCKS, Pass, Spread, interleaved, peak_memory, ratio
 from ltp.benchmark.training import TRAINING, TRAINING_TYPES, training_passes
+from ltp.flops import total_relative_flops
 from ltp.modeling import LTPForSequenceClassification
 
 Tick = Callable[[str], None]  # a pass is done
@@ -145,7 +145,7 @@ def measured_speedup(
         passes["dense"]()
         seconds = interleaved(passes, rounds, synchronise=_synchroniser(model.device))
     speedup = ratio(seconds["dense"], seconds["pruned"])
-    relative = total_relative_flops(lengths, model.config.hidden_size, model.config.intermediate_size)
+    relative = float(total_relative_flops(lengths, model.config.hidden_size, model.config.intermediate_size))
     return {
         "speedup": speedup.as_dict(),
         "relative_flops": relative,
@@ -201,7 +201,7 @@ def _reference(models: Models, batches: Sequence[Batch]) -> _Reference:
     pruned_logits = torch.cat([output.logits.cpu() for output in outputs])
     lengths = torch.cat([output.token_lengths.cpu() for output in outputs])
     config = models.pruned.config
-    relative = total_relative_flops(lengths, config.hidden_size, config.intermediate_size)
+    relative = float(total_relative_flops(lengths, config.hidden_size, config.intermediate_size))
     return _Reference(config, dense_logits, pruned_logits, lengths, relative)
 
 

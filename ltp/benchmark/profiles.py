@@ -9,25 +9,12 @@ import torch
 from torch import Tensor
 
 from ltp.benchmark.sequences import Batch
-from ltp.flops import dense_layer_flops, layer_flops
+from ltp.flops import total_relative_flops
 from ltp.modeling import LTPForSequenceClassification
 from ltp.pruning import Pruner, ThresholdPruner
 
 TOLERANCE = 0.005  # of relative FLOPs, where the search stops
 _SMALLEST = 0.01  # rho below which nothing but the classification token is left after layer 1
-
-
-def total_relative_flops(token_lengths: Tensor, hidden_size: int, intermediate_size: int) -> float:
-    """FLOPs of all examples over their dense FLOPs, in (0, 1].
-
-    Args:
-        token_lengths: tokens alive entering each layer, and after the last, (B, L+1).
-        hidden_size: D.
-        intermediate_size: I.
-    """
-    sizes = (hidden_size, intermediate_size)
-    dense = dense_layer_flops(token_lengths[:, 0], token_lengths.shape[1] - 1, *sizes)
-    return float(layer_flops(token_lengths, *sizes).sum() / dense.sum())
 
 
 def profile_lengths(lengths: Tensor, rho: float, num_layers: int) -> Tensor:
@@ -90,7 +77,7 @@ def reach(model: LTPForSequenceClassification, lengths: Tensor) -> float:
     """The smallest relative FLOPs that a profile can have on sequences of these lengths, (B,)."""
     config = model.config
     fewest = profile_lengths(lengths, _SMALLEST, config.num_hidden_layers)
-    return total_relative_flops(fewest, config.hidden_size, config.intermediate_size)
+    return float(total_relative_flops(fewest, config.hidden_size, config.intermediate_size))
 
 
 @torch.no_grad()
@@ -118,7 +105,7 @@ def calibrate(model: LTPForSequenceClassification, sequences: Batch, relative_fl
         low, high = _SMALLEST, 1.0
         for _ in range(40):
             middle = (low + high) / 2
-            cost = total_relative_flops(profile_lengths(lengths, middle, config.num_hidden_layers), *sizes)
+            cost = float(total_relative_flops(profile_lengths(lengths, middle, config.num_hidden_layers), *sizes))
             low, high = (middle, high) if cost < wanted else (low, middle)
         return (low + high) / 2
 
@@ -126,7 +113,7 @@ def calibrate(model: LTPForSequenceClassification, sequences: Batch, relative_fl
     for _ in range(4):  # long sequences may keep another share than short ones: what is missed is aimed for again
         quantiles = QuantilePruner(solve(wanted), config.num_hidden_layers)
         model.pruner = quantiles
-        reached = total_relative_flops(model(**sequences).token_lengths.cpu(), *sizes)
+        reached = float(total_relative_flops(model(**sequences).token_lengths.cpu(), *sizes))
         best = min(best, (abs(reached - relative_flops), quantiles.thresholds, reached), key=lambda item: item[0])
         if best[0] <= TOLERANCE:
             break

@@ -188,6 +188,12 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in ("ltp", "torch", "transformers")}
 
 
+def device_name(device: torch.device) -> str:
+    """The hardware in words, as results have it: the GPU's name, or the processor's and its threads."""
+    facts = hardware(device)
+    return str(facts["device"]) if device.type == "cuda" else f"{facts['processor']}, {facts['threads']} threads"
+
+
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
