@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +14,14 @@ import torch
 import yaml
 from helpers import SMALL, in_process, ltp_train
 
-from ltp import LTPForSequenceClassification, calibrate, cli, evaluate, recalibration
+from ltp import LTPForSequenceClassification, calibrate, cli, evaluate
 from ltp.batching import matched_rows
 from ltp.benchmark.sequences import make_batches
+from ltp.calibrating import flops, folder, latency
+from ltp.calibrating import run as calibrating_run
+from ltp.calibrating.flops import calibrate_flops, flops_of, hold
+from ltp.calibrating.latency import Served, Stopwatch, calibrate_latency
+from ltp.calibrating.sample import Sample
 from ltp.calibration import (
     AboveDenseError,
     Dial,
@@ -30,7 +36,6 @@ from ltp.calibration import calibrate as turn_to
 from ltp.data import GLUEDataModule
 from ltp.errors import RunError, UserError
 from ltp.flops import lowest_relative_flops
-from ltp.recalibration import Sample, Served, Stopwatch, calibrate_flops, calibrate_latency, flops_of, hold
 from ltp.reporting.collect import collect
 from ltp.sources import load_splits
 from ltp.synthetic import demo_tokenizer
@@ -72,7 +77,7 @@ def calibrated(command):
     """The new run's directory, and its results."""
     finished = ltp_calibrate(command)
     assert finished.code == 0, finished.err
-    directory = type(calibrate.Path())(finished.out.split("run directory: ")[1].strip())
+    directory = Path(finished.out.split("run directory: ")[1].strip())
     return directory, results_of(directory)
 
 
@@ -518,7 +523,7 @@ def test_a_search_is_repeated_where_a_fresh_measurement_differs(small, paced, mo
         machine.noise = lambda: 1.5  # somebody starts a job, and stays
         return found
 
-    monkeypatch.setattr(recalibration, "calibrate", disturbed)
+    monkeypatch.setattr(latency, "calibrate", disturbed)
     found = calibrate_latency(small, stopwatch, target)
     assert len(searches) == 2
     assert found.reached == pytest.approx(target, rel=0.1)
@@ -656,10 +661,10 @@ def test_a_budget_that_cannot_be_reached_leaves_nothing(runs, tmp_path):
 @pytest.mark.parametrize("how", ["execution=packed", "", "dtype=int8 batch_size=4"])
 def test_a_latency_of_this_machine(runs, tmp_path, monkeypatch, how):
     """A real clock, on models so small that pruning hardly shows: only that all of it works together."""
-    monkeypatch.setattr(recalibration, "ACCEPTED", 50.0)
-    monkeypatch.setattr(recalibration, "_SEARCHED", 40.0)
-    monkeypatch.setattr(recalibration, "_SHORT", (0.01, 0.1))
-    monkeypatch.setattr(recalibration, "_LONG", (0.01, 0.1))
+    monkeypatch.setattr(latency, "ACCEPTED", 50.0)
+    monkeypatch.setattr(latency, "_SEARCHED", 40.0)
+    monkeypatch.setattr(latency, "_SHORT", (0.01, 0.1))
+    monkeypatch.setattr(latency, "_LONG", (0.01, 0.1))
     to = tmp_path / "run"
     directory, results = calibrated(f"restore={runs['manual']} target_latency_ms=2.5 to={to} threads=1 {how}")
     assert directory == to
@@ -742,7 +747,7 @@ def test_what_is_something_else_is_never_overwritten(runs, tmp_path, monkeypatch
     finished = ltp_calibrate(f"restore={run} target_flops=0.75 to={inside}")
     message = f"cannot write {inside}: {tmp_path / 'file'} is a file; name another place with to=DIR"
     assert (finished.code, finished.err) == (2, f"error: {message}\n")
-    monkeypatch.setattr(calibrate.os, "access", lambda folder, mode: folder != tmp_path)
+    monkeypatch.setattr(folder.os, "access", lambda folder, mode: folder != tmp_path)
     finished = ltp_calibrate(f"restore={run} target_flops=0.75 to={tmp_path / 'a' / 'b'}")
     message = f"cannot write {tmp_path / 'a' / 'b'}: Permission denied; name another place with to=DIR"
     assert (finished.code, finished.err) == (2, f"error: {message}\n")
@@ -798,14 +803,14 @@ def test_every_validation_split_is_scored(make_dense, tmp_path):
 def test_of_two_that_calibrate_the_same_the_second_takes_the_first_s(runs, tmp_path, monkeypatch):
     run, directory = runs["manual"], tmp_path / "run"
     _, first = calibrated(f"restore={run} target_flops=0.75 to={tmp_path / 'first'}")
-    measure = calibrate.measure
+    measure = calibrating_run.measure
 
     def overtaken(*arguments):
         measured = measure(*arguments)
         shutil.copytree(tmp_path / "first", directory, dirs_exist_ok=True)
         return measured
 
-    monkeypatch.setattr(calibrate, "measure", overtaken)
+    monkeypatch.setattr(calibrating_run, "measure", overtaken)
     finished = ltp_calibrate(f"restore={run} target_flops=0.75 to={directory}")
     assert f"another process has calibrated it meanwhile: {directory}" in finished.err
     assert results_of(directory) == first
@@ -824,13 +829,13 @@ def test_a_run_in_mixed_precision_is_counted_in_it(runs, tmp_path, monkeypatch):
     config["trainer"]["precision"] = "bf16-mixed"
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     seen = []
-    count = recalibration.measured_flops
+    count = flops.measured_flops
 
     def counted(*arguments):
         seen.append(torch.is_autocast_enabled("cpu"))
         return count(*arguments)
 
-    monkeypatch.setattr(recalibration, "measured_flops", counted)
+    monkeypatch.setattr(flops, "measured_flops", counted)
     _, results = calibrated(f"restore={tmp_path / 'run'} target_flops=0.8")
     assert seen
     assert all(seen)

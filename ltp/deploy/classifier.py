@@ -60,12 +60,16 @@ class DeployedClassifier:
         self._hidden_type = DTYPES[dtype]
         self._backbone = backbone
         self._scoring: dict[str, Any] = {"scoring_mode": scoring_mode, "score_length": score_length}
-        self._pruner = copy.deepcopy(pruner).eval().requires_grad_(False)
+        self.prune_by(pruner)
         layers = backbone.layers(dense)
         # what stands around the layers: a copy of the classifier whose list of layers is replaced by an empty one
         self._surroundings = copy.deepcopy(dense, {id(layers): nn.ModuleList()}).float().eval().requires_grad_(False)
         with torch.no_grad():
             self._layers = [DeployedLayer(backbone.parts(layer), self.back_end, self._hidden_type) for layer in layers]
+
+    def prune_by(self, pruner: Pruner) -> None:
+        """Take a copy of a pruner for who decides from now on. The weights stay, prepacked as they are."""
+        self._pruner = copy.deepcopy(pruner).cpu().eval().requires_grad_(False)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(dtype={self.dtype!r}, back_end={self.back_end.__name__})"

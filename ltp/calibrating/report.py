@@ -1,0 +1,63 @@
+"""What a calibration says at its end."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def print_summary(results: dict[str, Any], directory: Path) -> None:
+    """Print what the model cost and scored before and after, and where the new run is."""
+    from rich.console import Console
+
+    console = Console()
+    calibrated = results["calibrated"]
+    title = f"{results['task']} · {results['model']} · {results['method']}, {results['stage']} · {_wish(calibrated)}"
+    console.print(title, soft_wrap=True, highlight=False, markup=False, style="italic")
+    console.print(summary_table(results))
+    lines = [
+        f"sample: {calibrated['examples']} training examples; validation: {results['validation_examples']} examples",
+        f"run directory: {directory}",
+    ]
+    if "target_latency_ms" in calibrated:
+        served = f"batches of {calibrated['batch_size']}, {calibrated['execution']} {calibrated['dtype']}"
+        threads = f", {calibrated['threads']} threads" if "threads" in calibrated else ""
+        span = f"{calibrated['dense_ms']:.3g} ms without pruning, {calibrated['lowest_ms']:.3g} ms with the hardest"
+        lines.insert(1, f"milliseconds: median, {served}, on {calibrated['processor']}{threads}; {span}")
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def summary_table(results: dict[str, Any]) -> "Table":
+    """Before and after, a column a budget."""
+    from rich import box
+    from rich.table import Table
+
+    calibrated, before = results["calibrated"], results["calibrated"]["before"]
+    several = "budgets" in calibrated
+    after = results["budgets"] if several else [results]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for name in ("before", *(f"budget {one['budget']:g}" if several else "after" for one in after)):
+        table.add_column(name, justify="right")
+
+    def add(name: str, digits: str, *values: float | None) -> None:
+        table.add_row(name, *("–" if value is None else format(value, digits) for value in values))
+
+    if "target_latency_ms" in calibrated:
+        add("milliseconds a batch", ".3g", before["latency_ms"], calibrated["reached"])
+    costs = calibrated["relative_flops"]
+    add("relative FLOPs, sample", ".3f", before["sample_relative_flops"], *(costs if several else [costs]))
+    add("relative FLOPs, validation", ".3f", before.get("relative_flops"), *(one["relative_flops"] for one in after))
+    was = before.get("metric") or {}
+    name = f"{results['metric']['name']}, validation"
+    add(name, ".4f", was.get("value"), *(one["metric"]["value"] for one in after))
+    return table
+
+
+def _wish(calibrated: dict[str, Any]) -> str:
+    if "target_latency_ms" in calibrated:
+        return f"calibrated to {calibrated['target_latency_ms']:g} ms"
+    targets = calibrated["budgets"] if "budgets" in calibrated else [calibrated["target_flops"]]
+    return f"calibrated to {', '.join(f'{target:g}' for target in targets)} of the FLOPs"
