@@ -13,10 +13,10 @@ import pyarrow.parquet
 import torch
 from torch import Tensor
 
+from ltp.cost import CostMetric
 from ltp.data import Batch, GLUEDataModule
 from ltp.deploy import DeployedClassifier
 from ltp.modeling import LTPForSequenceClassification
-from ltp.module import CostMetric
 from ltp.restored import check_tokens
 from ltp.runs import replacing
 from ltp.tasks import Task, build_metrics
@@ -118,7 +118,7 @@ def summarise(outcome: Outcome, task: Task, model: LTPForSequenceClassification)
 
     Returns:
         ``examples``, ``input_tokens`` (fewest and most), ``metric`` (the task's main one), ``metrics`` (None where
-        one cannot be computed on these examples), and the keys of :meth:`ltp.module.CostMetric.compute`.
+        one cannot be computed on these examples), and the keys of :meth:`ltp.cost.CostMetric.compute`.
     """
     predictions = outcome.predictions
     metrics: dict[str, float | None] = {}

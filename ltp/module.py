@@ -11,17 +11,16 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.trainer.states import TrainerFn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
-from torchmetrics import Metric
 from transformers import get_linear_schedule_with_warmup
 
 from ltp.budget import BudgetMultipliers, first_goal, sampled_budget
 from ltp.calibration import AboveDenseError, UnreachableError, calibrate, measured_flops
+from ltp.cost import CostMetric
 from ltp.data import GLUEDataModule
 from ltp.distillation import Distillation
 from ltp.errors import RunError
-from ltp.flops import dense_layer_flops, layer_flops
 from ltp.modeling import LTPForSequenceClassification
 from ltp.tasks import Task, build_metrics
 
@@ -35,50 +34,6 @@ MEASURE_EVERY = 20
 RECALIBRATE_EVERY = 50
 
 
-class CostMetric(Metric):
-    """FLOPs and tokens alive, summed over a split exactly, whatever the number of processes.
-
-    Args:
-        num_layers: L.
-        hidden_size: D.
-        intermediate_size: I.
-    """
-
-    full_state_update = False
-    token_sums: Tensor
-    flops: Tensor
-    dense_flops: Tensor
-    examples: Tensor
-
-    def __init__(self, num_layers: int, hidden_size: int, intermediate_size: int) -> None:
-        super().__init__()
-        self.num_layers, self.hidden_size, self.intermediate_size = num_layers, hidden_size, intermediate_size
-        zeros = {"token_sums": num_layers + 1, "flops": num_layers, "dense_flops": num_layers, "examples": 1}
-        for name, size in zeros.items():
-            self.add_state(name, torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, token_lengths: Tensor) -> None:
-        """Add a batch: tokens alive entering each layer and after the last, (B, L+1) int64."""
-        sizes = (self.hidden_size, self.intermediate_size)
-        self.token_sums += token_lengths.double().sum(dim=0)
-        self.flops += layer_flops(token_lengths, *sizes).sum(dim=0)
-        self.dense_flops += dense_layer_flops(token_lengths[:, 0], self.num_layers, *sizes).sum(dim=0)
-        self.examples += len(token_lengths)
-
-    def compute(self) -> dict[str, Any]:
-        """Means over the examples: see the keys. FLOPs are in GFLOPs an example."""
-        per_layer = self.flops / self.examples / 1e9
-        dense = self.dense_flops / self.examples / 1e9
-        tokens = self.token_sums / self.examples
-        return {
-            "relative_flops": (per_layer.sum() / dense.sum()).item(),
-            "gflops": per_layer.sum().item(),
-            "dense_gflops": dense.sum().item(),
-            "gflops_per_layer": per_layer.tolist(),
-            "tokens_per_layer": tokens.tolist(),
-        }
-
-
 @dataclass
 class Evaluated:
     """What the last evaluation found, for one budget.
@@ -86,7 +41,7 @@ class Evaluated:
     Attributes:
         budget: relative FLOPs; None without budgets.
         scores: metrics by name.
-        cost: as :meth:`CostMetric.compute` gives it.
+        cost: as :meth:`~ltp.cost.CostMetric.compute` gives it.
         thresholds: the effective ones, or None.
     """
 
@@ -157,10 +112,10 @@ class LTPModule(pl.LightningModule):
             self.multipliers = BudgetMultipliers(budgets, total_steps=total_steps, dense_flops=dense_flops, **sizes)
         self.distillation = distillation
         self.evaluated = [Evaluated(budget) for budget in self.budgets or (None,)]
-        self.scores: Any = torch.nn.ModuleList(
-            torch.nn.ModuleList(build_metrics(task) for _ in self.validation_splits) for _ in self.evaluated
+        self.scores: Any = nn.ModuleList(
+            nn.ModuleList(build_metrics(task) for _ in self.validation_splits) for _ in self.evaluated
         )
-        self.costs: Any = torch.nn.ModuleList(CostMetric(config.num_hidden_layers, **sizes) for _ in self.evaluated)
+        self.costs: Any = nn.ModuleList(CostMetric(config.num_hidden_layers, **sizes) for _ in self.evaluated)
         if model.thresholds is not None:
             # ddp refuses parameters without a gradient, so fixed thresholds must say that they take none
             model.thresholds.requires_grad_(lr_threshold is not None)
@@ -239,24 +194,36 @@ class LTPModule(pl.LightningModule):
         schedule = get_linear_schedule_with_warmup(optimizer, self.warmup_steps, self.total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def _weights_and_thresholds(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """The parameters that are trained."""
+        trained = [(name, one) for name, one in self.model.named_parameters() if one.requires_grad]
+        thresholds = [one for name, one in trained if name.startswith("pruner.")]
+        return [one for name, one in trained if not name.startswith("pruner.")], thresholds
+
     def _parameter_groups(self) -> list[dict[str, Any]]:
-        decayed, plain, thresholds = [], [], []
-        for name, parameter in self.model.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            if name.startswith("pruner."):
-                thresholds.append(parameter)
-            elif parameter.ndim < 2:
-                plain.append(parameter)
-            else:
-                decayed.append(parameter)
+        weights, thresholds = self._weights_and_thresholds()
         groups = [
-            {"params": decayed, "weight_decay": self.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
+            {"params": [one for one in weights if one.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [one for one in weights if one.ndim < 2], "weight_decay": 0.0},
         ]
         if thresholds:
             groups.append({"params": thresholds, "weight_decay": 0.0, "lr": self.lr_threshold})
         return groups
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm of the weights' gradient, and on its own that of the thresholds'.
+
+        Gates are sharp: with a budget the thresholds' gradient is 10 to 200 times as large as the weights', another
+        factor at each step. Clipped as one vector, it would decide how far the weights learn.
+        """
+        if gradient_clip_val:
+            for parameters in self._weights_and_thresholds():
+                torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Log the learning rate that the step uses, and adapt the multiplier to the step's cost."""

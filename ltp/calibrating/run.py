@@ -281,7 +281,7 @@ def score(
     """What ``results.json`` says of a model on its validation splits, as after a training.
 
     Returns:
-        ``metric``, ``metrics``, the keys of :meth:`ltp.module.CostMetric.compute` and ``thresholds``.
+        ``metric``, ``metrics``, the keys of :meth:`ltp.cost.CostMetric.compute` and ``thresholds``.
     """
     engine = Engine.of(model, "packed", dtype, device)
     result: dict[str, Any] = {}
