@@ -2,12 +2,11 @@
 
 import dataclasses
 import datetime
-import difflib
 import functools
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from ltp.config import TaskSettings, typed_as, unknown_key
 from ltp.errors import UserError
 from ltp.restored import check_budget, load_model, load_tokenizer, quiet_libraries, stored_task
 from ltp.samples import Sequences, validation_sequences
+from ltp.values import check_option, require
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, and a mistake should not
     from ltp.benchmark import Plan
@@ -138,26 +138,16 @@ def check(settings: BenchSettings) -> None:
 
     options = settings.bench
 
-    def require(ok: bool, key: str, value: Any, range_: str) -> None:
-        if not ok:
-            raise UserError(f"{key}={_text(value)} is out of range: it must be {range_}")
-
-    def one_of(key: str, value: Any, known: Sequence[str]) -> None:
-        if value is not None and value not in known:
-            near = difflib.get_close_matches(str(value), known, n=2)
-            hint = f" Did you mean {' or '.join(near)}?" if near else ""
-            raise UserError(f"{key}={value}: no such option.{hint} Options: {', '.join(known)}")
-
-    one_of("bench.shape", options.shape, list(SHAPES))
-    one_of("bench.lengths", options.lengths, list(LENGTHS))
-    one_of("bench.order", options.order, ("random", "sorted"))
-    one_of("bench.clock", options.clock, ("wall", "processor"))
-    one_of("bench.device", options.device, ("auto", "cpu", "cuda"))
+    check_option("bench.shape", options.shape, list(SHAPES))
+    check_option("bench.lengths", options.lengths, list(LENGTHS))
+    check_option("bench.order", options.order, ("random", "sorted"))
+    check_option("bench.clock", options.clock, ("wall", "processor"))
+    check_option("bench.device", options.device, ("auto", "cpu", "cuda"))
     for engine in options.engines or ():
-        one_of("bench.engines", engine, list(ENGINES))
+        check_option("bench.engines", engine, list(ENGINES))
     for dtype in options.dtype:
-        one_of("bench.dtype", dtype, DTYPES)
-    one_of("bench.baseline", options.baseline, list(ENGINES))
+        check_option("bench.dtype", dtype, DTYPES)
+    check_option("bench.baseline", options.baseline, list(ENGINES))
     cost = options.relative_flops
     require(cost is None or 0 < cost <= 1, "bench.relative_flops", cost, "above 0 and at most 1")
     require(options.sequences >= 1, "bench.sequences", options.sequences, "1 or more")
@@ -190,10 +180,6 @@ def check(settings: BenchSettings) -> None:
         )
     if settings.data_dir is not None and settings.task is None and settings.restore is None:
         raise UserError(f"data_dir={settings.data_dir} goes with task=…; synthetic lengths need no data")
-
-
-def _text(value: Any) -> str:
-    return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
 
 
 def output_path(settings: BenchSettings, checkpoint: Checkpoint | None) -> Path:

@@ -4,11 +4,9 @@ The search is :mod:`ltp.calibration`'s, everything around it :mod:`ltp.calibrati
 """
 
 import dataclasses
-import difflib
 import logging
 import math
 import sys
-from collections.abc import Sequence
 
 import yaml
 from hydra.core.config_store import ConfigStore
@@ -17,12 +15,13 @@ from omegaconf import DictConfig
 from ltp import cli
 from ltp.calibrating.folder import check_directory, new_directory
 from ltp.calibrating.report import print_summary
-from ltp.calibrating.request import BUDGETS, OF_LATENCY, CalibrateSettings, Request, written
+from ltp.calibrating.request import BUDGETS, OF_LATENCY, CalibrateSettings, Request
 from ltp.checkpoints import Checkpoint, inspect_checkpoint
 from ltp.config import RATE_MODES, typed_as, unknown_key
 from ltp.errors import UserError
 from ltp.restored import stored_task
 from ltp.runs import is_finished, read_results
+from ltp.values import check_option, require, written
 
 log = logging.getLogger("ltp")
 
@@ -95,36 +94,24 @@ def check(settings: CalibrateSettings) -> None:
     Raises:
         UserError: names the key, its value and its range, or the keys of which one must be given.
     """
-
-    def require(ok: bool, key: str, range_: str) -> None:
-        if not ok:
-            raise UserError(f"{key}={written(getattr(settings, key))} is out of range: it must be {range_}")
-
-    def one_of(key: str, known: Sequence[str]) -> None:
-        value = getattr(settings, key)
-        if value is not None and value not in known:
-            near = difflib.get_close_matches(str(value), known, n=2)
-            hint = f" Did you mean {' or '.join(near)}?" if near else ""
-            raise UserError(f"{key}={value}: no such option.{hint} Options: {', '.join(known)}")
-
     given = [f"{key}={written(getattr(settings, key))}" for key in BUDGETS if getattr(settings, key) is not None]
     if len(given) != 1:
         what = f"{' and '.join(given)} are given" if given else "no budget is given"
         raise UserError(f"{what}: give exactly one of {', '.join(BUDGETS.values())}")
     for key, targets in (("target_flops", [settings.target_flops]), ("budgets", settings.budgets or [])):
         in_range = all(0 < target <= 1 for target in targets if target is not None)
-        require(in_range, key, "in (0, 1] (of the dense FLOPs)")
+        require(in_range, key, getattr(settings, key), "in (0, 1] (of the dense FLOPs)")
     if settings.budgets is not None:
         distinct = len(set(settings.budgets)) == len(settings.budgets) > 0
-        require(distinct, "budgets", "one or more different shares of the dense FLOPs")
+        require(distinct, "budgets", settings.budgets, "one or more different shares of the dense FLOPs")
     latency = settings.target_latency_ms
-    require(latency is None or 0 < latency < math.inf, "target_latency_ms", "above 0 (milliseconds)")
-    one_of("execution", EXECUTIONS)
-    one_of("dtype", DTYPES)
-    one_of("device", ("auto", "cpu", "cuda"))
-    require(settings.batch_size is None or settings.batch_size >= 1, "batch_size", "1 or more")
-    require(settings.examples >= 1, "examples", "1 or more")
-    require(settings.threads is None or settings.threads >= 1, "threads", "1 or more")
+    require(latency is None or 0 < latency < math.inf, "target_latency_ms", latency, "above 0 (milliseconds)")
+    check_option("execution", settings.execution, EXECUTIONS)
+    check_option("dtype", settings.dtype, DTYPES)
+    check_option("device", settings.device, ("auto", "cpu", "cuda"))
+    require(settings.batch_size is None or settings.batch_size >= 1, "batch_size", settings.batch_size, "1 or more")
+    require(settings.examples >= 1, "examples", settings.examples, "1 or more")
+    require(settings.threads is None or settings.threads >= 1, "threads", settings.threads, "1 or more")
     for key in OF_LATENCY:
         if latency is None and getattr(settings, key) is not None:
             raise UserError(

@@ -1,6 +1,5 @@
 """Hydra's front door: where ``conf/`` is, and how errors are told."""
 
-import difflib
 import os
 import re
 import sys
@@ -22,6 +21,7 @@ from ltp.config import RATE_MODES, unknown_key
 from ltp.errors import LTPError, RunError, UserError
 from ltp.processes import belongs_to_another, follow_starter, hand_over
 from ltp.sweep import SweepRecord
+from ltp.values import no_such_option
 
 #: Hydra's plugins by their names there: the option that chooses each, and the extra that installs it.
 _PLUGINS = {
@@ -165,10 +165,7 @@ def _options(group: str) -> list[str]:
 
 
 def _no_such_option(group: str, option: str) -> str:
-    options = _options(group)
-    near = difflib.get_close_matches(option, options, n=2)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    return f"{group}={option}: no such option.{hint} Options: {', '.join(options)}"
+    return no_such_option(group, option, _options(group))
 
 
 def is_sweep() -> bool:

@@ -17,6 +17,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from ltp.errors import UserError
+from ltp.values import require
 
 STAGES = ("finetune", "soft", "hard")
 #: Methods that keep a share of the tokens, ``token_keep_rate``: each has a file of its name in ``ltp/pruning``.
@@ -27,6 +28,7 @@ RATE_MODES = tuple(
         if path.stem not in ("__init__", "base", "importance", "threshold")
     )
 )
+
 PRUNE_MODES = ("none", "absolute_threshold", *RATE_MODES)
 DISTILL_MODES = ("logits", "hidden")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -274,10 +276,6 @@ def check_ranges(settings: TrainSettings) -> None:
     Raises:
         UserError: names the key, its value and its range.
     """
-
-    def require(ok: bool, key: str, value: Any, range_: str) -> None:
-        if not ok:
-            raise UserError(f"{key}={value} is out of range: it must be {range_}")
 
     def require_if(key: str, value: Any, ok: bool, range_: str) -> None:
         require(value is None or ok, key, value, range_)

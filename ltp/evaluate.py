@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import difflib
 import json
 import math
 import sys
@@ -30,6 +29,7 @@ from ltp.restored import (
     quiet_libraries,
     stored_task,
 )
+from ltp.values import check_option, require, written
 
 if TYPE_CHECKING:  # Lightning and transformers take seconds to import, and a mistake should not
     from rich.table import Table
@@ -157,7 +157,7 @@ def _own_dtype(settings: EvaluateSettings, stored: StoredTask | None) -> str:
 
 
 def _no_thresholds(settings: EvaluateSettings, checkpoint: Checkpoint) -> str:
-    scales = _text(settings.threshold_scale)
+    scales = written(_given(settings.threshold_scale))
     if checkpoint.pruning.get("prune_mode") == "topk":
         return (
             f"threshold_scale={scales}: restore={settings.restore} prunes by top-k, which keeps a given share of the "
@@ -166,42 +166,34 @@ def _no_thresholds(settings: EvaluateSettings, checkpoint: Checkpoint) -> str:
     return f"threshold_scale={scales}: restore={settings.restore} is dense and has no thresholds to scale"
 
 
+def _given(values: list[Any]) -> Any:
+    """As they were given: one without brackets."""
+    return values[0] if len(values) == 1 else values
+
+
 def check(settings: EvaluateSettings) -> None:
     """Check every value.
 
     Raises:
         UserError: names the key, its value and its range.
     """
-
-    def require(ok: bool, key: str, range_: str) -> None:
-        if not ok:
-            raise UserError(f"{key}={_text(getattr(settings, key))} is out of range: it must be {range_}")
-
-    def one_of(key: str, known: Sequence[str]) -> None:
-        value = getattr(settings, key)
-        if value is not None and value not in known:
-            near = difflib.get_close_matches(str(value), known, n=2)
-            hint = f" Did you mean {' or '.join(near)}?" if near else ""
-            raise UserError(f"{key}={value}: no such option.{hint} Options: {', '.join(known)}")
-
-    one_of("execution", EXECUTIONS)
-    one_of("dtype", DTYPES)
-    one_of("device", ("auto", "cpu", "cuda"))
-    require(settings.by_length is None or settings.by_length >= 1, "by_length", "1 or more (groups)")
-    require(settings.batch_size >= 1, "batch_size", "1 or more")
+    check_option("execution", settings.execution, EXECUTIONS)
+    check_option("dtype", settings.dtype, DTYPES)
+    check_option("device", settings.device, ("auto", "cpu", "cuda"))
+    groups = settings.by_length
+    require(groups is None or groups >= 1, "by_length", groups, "1 or more (groups)")
+    require(settings.batch_size >= 1, "batch_size", settings.batch_size, "1 or more")
     scales = settings.threshold_scale
     numbers = all(type(scale) in (int, float) and 0 <= scale < math.inf for scale in scales)
-    require(bool(scales) and numbers, "threshold_scale", "one or more numbers from 0 on, as [0.8,1,1.2]")
+    require(
+        bool(scales) and numbers, "threshold_scale", _given(scales), "one or more numbers from 0 on, as [0.8,1,1.2]"
+    )
     if settings.dtype == "int8" and settings.execution != "deployed":
         raise UserError(f"dtype=int8 goes with execution=deployed, not execution={settings.execution}")
     if settings.device == "cuda" and settings.execution == "deployed":
         raise UserError("execution=deployed is for CPUs: use device=cpu, or execution=packed")
     if settings.output is not None and settings.output == settings.to:
         raise UserError(f"output={settings.output} and to={settings.to} are one file: give two")
-
-
-def _text(value: Any) -> str:
-    return f"[{','.join(map(str, value))}]" if isinstance(value, list) and len(value) != 1 else str(value).strip("[]")
 
 
 def measure(request: Request) -> dict[str, Any]:

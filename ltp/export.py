@@ -1,7 +1,6 @@
 """``python -m ltp.export``: a finished run for use elsewhere. What is written is :mod:`ltp.exporting`'s."""
 
 import dataclasses
-import difflib
 import itertools
 import sys
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from ltp.config import typed_as, unknown_key
 from ltp.errors import UserError
 from ltp.restored import check_budget, load_model, load_tokenizer, quiet_libraries, stored_task
 from ltp.samples import Sequences, validation_sequences
+from ltp.values import near_names, require
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, and a mistake should not
     from ltp.modeling import LTPForSequenceClassification
@@ -102,20 +102,14 @@ def check(settings: ExportSettings) -> None:
     Raises:
         UserError: names the key, its value and its range, or the packages that are missing.
     """
-
-    def require(ok: bool, key: str, range_: str) -> None:
-        if not ok:
-            raise UserError(f"{key}={getattr(settings, key)} is out of range: it must be {range_}")
-
     if settings.format not in FORMATS:
-        near = difflib.get_close_matches(settings.format, FORMATS, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
+        hint = near_names(settings.format, FORMATS)
         raise UserError(f"format={settings.format}: no such format.{hint} Formats: {', '.join(FORMATS)}")
     sizes = settings.batch_size
     whole = all(isinstance(size, int) and size >= 1 for size in sizes)
-    require(bool(sizes) and whole, "batch_size", "one or more whole numbers from 1 on, as [1,32]")
-    require(settings.sequences >= 1, "sequences", "1 or more")
-    require(settings.rounds >= 0, "rounds", "0 or more")
+    require(bool(sizes) and whole, "batch_size", sizes, "one or more whole numbers from 1 on, as [1,32]")
+    require(settings.sequences >= 1, "sequences", settings.sequences, "1 or more")
+    require(settings.rounds >= 0, "rounds", settings.rounds, "0 or more")
     if settings.format == "onnx":
         from ltp.benchmark.onnx import missing_packages
 

@@ -194,14 +194,10 @@ class LTPModule(pl.LightningModule):
         schedule = get_linear_schedule_with_warmup(optimizer, self.warmup_steps, self.total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _weights_and_thresholds(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """The parameters that are trained."""
+    def _parameter_groups(self) -> list[dict[str, Any]]:
         trained = [(name, one) for name, one in self.model.named_parameters() if one.requires_grad]
         thresholds = [one for name, one in trained if name.startswith("pruner.")]
-        return [one for name, one in trained if not name.startswith("pruner.")], thresholds
-
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        weights, thresholds = self._weights_and_thresholds()
+        weights = [one for name, one in trained if not name.startswith("pruner.")]
         groups = [
             {"params": [one for one in weights if one.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [one for one in weights if one.ndim < 2], "weight_decay": 0.0},
@@ -209,21 +205,6 @@ class LTPModule(pl.LightningModule):
         if thresholds:
             groups.append({"params": thresholds, "weight_decay": 0.0, "lr": self.lr_threshold})
         return groups
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip the norm of the weights' gradient, and on its own that of the thresholds'.
-
-        Gates are sharp: with a budget the thresholds' gradient is 10 to 200 times as large as the weights', another
-        factor at each step. Clipped as one vector, it would decide how far the weights learn.
-        """
-        if gradient_clip_val:
-            for parameters in self._weights_and_thresholds():
-                torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Log the learning rate that the step uses, and adapt the multiplier to the step's cost."""

@@ -20,6 +20,7 @@ from ltp.checkpoints import RESULTS_FILE, Checkpoint, inspect_checkpoint, read_c
 from ltp.config import PRUNE_VALUES, RATE_MODES, TaskSettings, TrainSettings, check_ranges
 from ltp.errors import UserError
 from ltp.tasks import TASKS, Task, custom_task, get_task
+from ltp.values import number
 
 log = logging.getLogger(__name__)
 
@@ -424,10 +425,3 @@ def _lr(lr: float) -> str:
 
 def _seed(settings: TrainSettings) -> str:
     return f"seed_{settings.seed}"
-
-
-def number(value: float | None) -> str:
-    """A number as run directories write it: ``2e-05``, ``0.01``, ``-0.2``."""
-    assert value is not None
-    short = f"{value:g}"
-    return short if float(short) == value else repr(value)

@@ -31,6 +31,7 @@ from ltp.restored import (
     stored_task,
 )
 from ltp.texts import Texts, present, read_texts
+from ltp.values import check_option, require, written
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and a mistake should not
     from ltp.prediction import Prediction
@@ -152,23 +153,18 @@ def check(settings: PredictSettings) -> None:
     if settings.text is None and settings.text_pair is not None:
         raise UserError("text_pair=… goes with text=…; of a file, name two columns: columns=[first,second]")
     if settings.columns is not None and settings.input is None:
-        raise UserError(f"columns={_text(settings.columns)} goes with input=FILE")
-    if settings.columns is not None and not 1 <= len(set(settings.columns)) == len(settings.columns) <= 2:
-        raise UserError(f"columns={_text(settings.columns)} is out of range: it must be one or two column names")
+        raise UserError(f"columns={written(settings.columns)} goes with input=FILE")
+    if settings.columns is not None:
+        distinct = 1 <= len(set(settings.columns)) == len(settings.columns) <= 2
+        require(distinct, "columns", settings.columns, "one or two column names")
     if settings.output is not None and Path(settings.output).suffix not in SUFFIXES:
         raise UserError(f"output={settings.output}: unknown format; use one of {', '.join(SUFFIXES)}")
     if settings.html is not None and Path(settings.html).suffix not in (".html", ".htm"):
         raise UserError(f"html={settings.html} is a page: its name must end in .html")
-    if settings.max_length is not None and settings.max_length < 4:
-        raise UserError(f"max_length={settings.max_length} is out of range: it must be 4 or more (tokens)")
-    if settings.batch_size < 1:
-        raise UserError(f"batch_size={settings.batch_size} is out of range: it must be 1 or more")
-    if settings.device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"device={settings.device}: no such option. Options: auto, cpu, cuda")
-
-
-def _text(names: Sequence[str]) -> str:
-    return f"[{','.join(names)}]"
+    longest = settings.max_length
+    require(longest is None or longest >= 4, "max_length", longest, "4 or more (tokens)")
+    require(settings.batch_size >= 1, "batch_size", settings.batch_size, "1 or more")
+    check_option("device", settings.device, ("auto", "cpu", "cuda"))
 
 
 def read(settings: PredictSettings) -> Texts:

@@ -5,13 +5,13 @@ Imports neither torch nor datasets, so that the command line can check a task's 
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ltp.errors import UserError
+from ltp.values import near_names
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
@@ -105,8 +105,7 @@ def get_task(name: str) -> Task:
     """
     if name in TASKS:
         return TASKS[name]
-    near = difflib.get_close_matches(str(name).lower().replace("-", ""), TASKS, n=2)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    hint = near_names(str(name).lower().replace("-", ""), TASKS)
     raise UserError(f"task={name}: no such task.{hint} Tasks: {', '.join(TASKS)}, custom.")
 
 

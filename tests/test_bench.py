@@ -376,7 +376,7 @@ ALL_ENGINES = ", ".join(ENGINES)
             "bench.batch_size=[1,0]",
             "bench.batch_size=[1,0] is out of range: it must be one or more whole numbers from 1 on, as [1,32]",
         ),
-        ("bench.relative_flops=0", "bench.relative_flops=0.0 is out of range: it must be above 0 and at most 1"),
+        ("bench.relative_flops=0", "bench.relative_flops=0 is out of range: it must be above 0 and at most 1"),
         ("bench.order=longest", "bench.order=longest: no such option. Options: random, sorted"),
         (
             "restore=./nowhere",

@@ -349,4 +349,5 @@ def test_ranges(key, good, bad, range_):
         setattr(node, name, value)
         with pytest.raises(UserError) as caught:
             check_ranges(settings)
-        assert str(caught.value) == f"{key}={value} is out of range: it must be {range_}"
+        given = f"{value:g}" if isinstance(value, float) else value
+        assert str(caught.value) == f"{key}={given} is out of range: it must be {range_}"

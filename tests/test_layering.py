@@ -72,7 +72,13 @@ def test_the_reader_sees_imports():
 
 @pytest.mark.parametrize(
     ("package", "allowed"),
-    [("ltp.pruning", ()), ("ltp.flops", ()), ("ltp.metrics", ()), ("ltp.tasks", ("ltp.metrics",))],
+    [
+        ("ltp.pruning", ()),
+        ("ltp.flops", ()),
+        ("ltp.metrics", ()),
+        ("ltp.values", ()),
+        ("ltp.tasks", ("ltp.metrics", "ltp.values")),
+    ],
 )
 def test_the_ground_floor_imports_nothing_of_ltp_but_errors(package, allowed):
     for module in modules_of(package):

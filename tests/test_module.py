@@ -45,9 +45,9 @@ def pruned(make_dense, tokenizer):
 
 @pytest.fixture
 def fit(tokenizer):
-    """``fit(model, steps=3, batch_size=8, accumulate=1, probe=Callback(), clip=None, **of_the_module)``: the module."""
+    """``fit(model, steps=3, batch_size=8, accumulate=1, probe=Callback(), **of_the_module)``: the trained module."""
 
-    def run(model, *, steps=3, batch_size=8, accumulate=1, probe=None, clip=None, **arguments):
+    def run(model, *, steps=3, batch_size=8, accumulate=1, probe=None, **arguments):
         splits = Splits(
             TASKS["demo"],
             datasets.Dataset.from_list(demo_rows("train", rows=ROWS)),
@@ -61,7 +61,6 @@ def fit(tokenizer):
             accelerator="cpu",
             max_steps=steps,
             accumulate_grad_batches=accumulate,
-            gradient_clip_val=clip,
             callbacks=[probe] if probe else [],
             logger=False,
             enable_checkpointing=False,
@@ -171,37 +170,6 @@ def test_a_step_s_gradient_is_that_of_the_mean_over_its_examples(pruned, fit, to
         assert wanted.keys() == step.keys()
         for name, gradient in wanted.items():
             torch.testing.assert_close(step[name], gradient, rtol=2e-4, atol=2e-6, msg=lambda text, n=name: n + text)
-
-
-class Clipped(Gradients):
-    """Keeps also what the optimiser took of each."""
-
-    def __init__(self):
-        super().__init__()
-        self.taken = []
-
-    def on_train_batch_end(self, trainer, module, *_):
-        self.taken.append({name: p.grad.clone() for name, p in module.model.named_parameters() if p.grad is not None})
-
-
-def test_thresholds_are_clipped_on_their_own(pruned, fit):
-    model = pruned("absolute_threshold", masking_mode="soft", lambda_threshold=1e4, threshold_temperature=1e-3)
-    probe = Clipped()
-    fit(model, probe=probe, clip=0.5, lr=1e-20, lr_threshold=1e-20)
-    assert len(probe.taken) == 3
-
-    def norm(gradients, names):
-        return torch.cat([gradients[name].flatten() for name in names]).norm().item()
-
-    for given, taken in zip(probe.steps, probe.taken, strict=True):
-        thresholds = ["pruner.thresholds"]
-        weights = sorted(given.keys() - set(thresholds))
-        assert norm(given, thresholds) > 50 * norm(given, weights) > 50
-        for names in (thresholds, weights):
-            assert norm(taken, names) == pytest.approx(0.5, rel=1e-4)
-            share = 0.5 / norm(given, names)
-            for name in names:
-                torch.testing.assert_close(taken[name], given[name] * share, rtol=1e-4, atol=1e-9)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(pruned, fit, monkeypatch):

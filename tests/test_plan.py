@@ -9,8 +9,9 @@ from helpers import dense_checkpoint, finished_run, plan_of, settings_of
 from ltp import train
 from ltp.checkpoints import inspect_checkpoint
 from ltp.errors import UserError
-from ltp.plan import check_labels, number
+from ltp.plan import check_labels
 from ltp.tasks import TASKS
+from ltp.values import number
 
 SOFT = "outputs/bert-base/mrpc/absolute_threshold/rate_0.01/temperature_0.001/lambda_0.15/lr_2e-05/seed_0"
 DENSE = "outputs/bert-base/mrpc/finetune/lr_3e-05/seed_0"
@@ -568,10 +569,10 @@ def test_a_budget_takes_the_place_of_what_it_decides():
         ("stage=finetune prune.target_flops=0.5", "prune.target_flops=0.5 has no meaning for a dense run"),
         ("stage=finetune budgets=[0.5]", "budgets=[0.5] has no meaning for a dense run"),
         ("prune=topk budgets=[0.3,0.5]", "budgets=[0.3, 0.5] has no meaning for a top-k run"),
-        ("stage=soft prune.target_flops=0", "prune.target_flops=0.0 is out of range: it must be in (0, 1]"),
+        ("stage=soft prune.target_flops=0", "prune.target_flops=0 is out of range: it must be in (0, 1]"),
         ("stage=soft prune.target_flops=1.5", "prune.target_flops=1.5 is out of range: it must be in (0, 1]"),
-        ("stage=soft budgets=[0.5,1.5]", "budgets=[0.5, 1.5] is out of range: it must be in (0, 1]"),
-        ("stage=soft budgets=[0.5,0.5]", "budgets=[0.5, 0.5] is out of range: it must be one or more different shares"),
+        ("stage=soft budgets=[0.5,1.5]", "budgets=[0.5,1.5] is out of range: it must be in (0, 1]"),
+        ("stage=soft budgets=[0.5,0.5]", "budgets=[0.5,0.5] is out of range: it must be one or more different shares"),
         ("stage=soft budgets=[]", "budgets=[] is out of range: it must be one or more different shares"),
         ("stage=soft budgets=[0.5] prune.target_flops=0.4", "are two answers to one question: give one of them"),
     ],
@@ -652,8 +653,8 @@ def test_a_teacher_that_does_not_fit(root):
     ("words", "text"),
     [
         ("distill.weight=0.7", "distill.… is given, but nothing is distilled: add distill=logits or distill=hidden"),
-        ("distill=logits distill.weight=0", "distill.weight=0.0 is out of range: it must be above 0 and at most 1"),
-        ("distill=logits distill.temperature=0", "distill.temperature=0.0 is out of range: it must be above 0"),
+        ("distill=logits distill.weight=0", "distill.weight=0 is out of range: it must be above 0 and at most 1"),
+        ("distill=logits distill.temperature=0", "distill.temperature=0 is out of range: it must be above 0"),
         ("distill=hidden distill.hidden_weight=0", "hidden states are distilled by distill=hidden, with a weight"),
         ("distill=logits distill.hidden_weight=1", "hidden states are distilled by distill=hidden, with a weight"),
     ],

@@ -12,8 +12,8 @@ from omegaconf import open_dict
 
 from ltp import cli, sweep, train
 from ltp.errors import RunError, UserError
-from ltp.plan import number
 from ltp.sweep import DONE, FAILED, SKIPPED, Job, SweepRecord, number_of_jobs
+from ltp.values import number
 
 
 @pytest.fixture(autouse=True)
@@ -157,7 +157,7 @@ def test_every_process_finds_the_record(root):
 
 def test_bad_input_everywhere_is_bad_input(root):
     record = SweepRecord.start(root / "sweeps", 1)
-    record.add(Job("lr=2", FAILED, None, "lr=2.0 is out of range", 2))
+    record.add(Job("lr=2", FAILED, None, "lr=2 is out of range", 2))
     with pytest.raises(UserError):
         record.check()
     record.add(Job("lr=3", FAILED, None, "no disk", 1))

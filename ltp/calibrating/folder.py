@@ -11,8 +11,8 @@ import yaml
 from ltp.calibrating.request import BUDGETS, OF_LATENCY, CalibrateSettings, Request
 from ltp.checkpoints import CONFIG_FILE, MODEL_FOLDER, Checkpoint
 from ltp.errors import UserError
-from ltp.plan import number
 from ltp.runs import clear, is_finished, write_atomically, write_results
+from ltp.values import number
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, and a mistake should not
     from transformers import PreTrainedTokenizerBase

@@ -1,15 +1,12 @@
 """What a calibration is asked for."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from omegaconf import MISSING
 
 from ltp.checkpoints import Checkpoint
 from ltp.config import RATE_MODES, TaskSettings
-from ltp.plan import number
 from ltp.restored import StoredTask
 
 #: The keys of which one says what is to be met, with an example of each.
@@ -84,10 +81,3 @@ class Request:
     def parent_name(self) -> str:
         """What is calibrated, as results name it."""
         return str(self.checkpoint.run_dir or self.checkpoint.source)
-
-
-def written(value: Any) -> str:
-    """A value as it is written on the command line."""
-    if isinstance(value, list):
-        return f"[{','.join(map(written, value))}]"
-    return number(value) if isinstance(value, float) and math.isfinite(value) else str(value)

@@ -17,7 +17,7 @@ from ltp.benchmark.report import device_name, hardware
 from ltp.calibrating.flops import Tick, calibrate_flops, flops_of, hold
 from ltp.calibrating.folder import check_directory, check_room, new_config, write
 from ltp.calibrating.latency import Served, Stopwatch, calibrate_latency
-from ltp.calibrating.request import OF_LATENCY, CalibrateSettings, Request, written
+from ltp.calibrating.request import OF_LATENCY, CalibrateSettings, Request
 from ltp.calibrating.sample import EVALUATION_BATCH, Sample, read_data
 from ltp.calibration import UnreachableError, keep_schedule
 from ltp.commands import progress
@@ -31,6 +31,7 @@ from ltp.modeling import LTPForSequenceClassification
 from ltp.provenance import GIT_STATE, versions
 from ltp.restored import load_model, load_tokenizer, on_device, quiet_libraries
 from ltp.runs import is_finished, read_results
+from ltp.values import written
 
 log = logging.getLogger("ltp")
 
