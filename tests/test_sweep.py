@@ -76,7 +76,7 @@ def test_bad_input_of_one_job_stops_no_other(runs):
     assert len(runs) == 1
     assert finished.code == 2
     assert "error: 1 of 2 jobs of the sweep failed:\n  prune=topk prune.token_keep_rate=3 lr=0.002\n" in finished.err
-    assert "    prune.token_keep_rate=3.0 is out of range" in finished.err
+    assert "    prune.token_keep_rate=3 is out of range" in finished.err
 
 
 def test_values_for_sweepers_that_optimise(runs):
