@@ -7,10 +7,11 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
 from ltp.backbones import BACKBONES
+from ltp.config import TaskSettings
 from ltp.errors import UserError
 from ltp.hub import loading_from_hub
 from ltp.modeling import LTPForSequenceClassification
-from ltp.plan import Run
+from ltp.plan import Run, task_of
 from ltp.sources import Splits, load_splits
 from ltp.synthetic import demo_tokenizer
 from ltp.tasks import Task
@@ -29,16 +30,19 @@ def check_hardware(run: Run) -> None:
         raise UserError(f"trainer.accelerator={trainer.accelerator}: no GPU found; use trainer=cpu")
 
 
-def read_splits(run: Run) -> Splits:
-    """The task's examples, checked."""
-    chosen = run.settings.task
+def read_splits(task: TaskSettings, data_dir: str | None) -> Splits:
+    """A task's examples, checked.
+
+    Raises:
+        UserError: there is no such task, or its data are missing or wrong.
+    """
     return load_splits(
-        run.task,
-        data_dir=run.settings.data_dir,
-        train_file=chosen.train_file,
-        validation_file=chosen.validation_file,
-        max_train_samples=chosen.max_train_samples,
-        max_validation_samples=chosen.max_validation_samples,
+        task_of(task),
+        data_dir=data_dir,
+        train_file=task.train_file,
+        validation_file=task.validation_file,
+        max_train_samples=task.max_train_samples,
+        max_validation_samples=task.max_validation_samples,
     )
 
 
@@ -49,7 +53,7 @@ def check_sources(run: Run) -> None:
         UserError: data, model or hardware do not fit.
     """
     check_hardware(run)
-    read_splits(run)
+    read_splits(run.settings.task, run.settings.data_dir)
     build_tokenizer(run)
     if run.parent is None and run.settings.model.name_or_path is not None:
         pretrained_config(run.settings.model.name_or_path)

@@ -17,7 +17,7 @@ from ltp.calibrating.folder import check_directory, new_directory
 from ltp.calibrating.report import print_summary
 from ltp.calibrating.request import BUDGETS, OF_LATENCY, CalibrateSettings, Request
 from ltp.checkpoints import Checkpoint, inspect_checkpoint
-from ltp.config import RATE_MODES, typed_as, unknown_key
+from ltp.config import RATE_MODES, check_shares, typed_as, unknown_key
 from ltp.errors import UserError
 from ltp.restored import stored_task
 from ltp.runs import is_finished, read_results
@@ -98,12 +98,8 @@ def check(settings: CalibrateSettings) -> None:
     if len(given) != 1:
         what = f"{' and '.join(given)} are given" if given else "no budget is given"
         raise UserError(f"{what}: give exactly one of {', '.join(BUDGETS.values())}")
-    for key, targets in (("target_flops", [settings.target_flops]), ("budgets", settings.budgets or [])):
-        in_range = all(0 < target <= 1 for target in targets if target is not None)
-        require(in_range, key, getattr(settings, key), "in (0, 1] (of the dense FLOPs)")
-    if settings.budgets is not None:
-        distinct = len(set(settings.budgets)) == len(settings.budgets) > 0
-        require(distinct, "budgets", settings.budgets, "one or more different shares of the dense FLOPs")
+    check_shares("target_flops", settings.target_flops)
+    check_shares("budgets", settings.budgets)
     latency = settings.target_latency_ms
     require(latency is None or 0 < latency < math.inf, "target_latency_ms", latency, "above 0 (milliseconds)")
     check_option("execution", settings.execution, EXECUTIONS)

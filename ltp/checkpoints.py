@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ltp.backbones import BACKBONES
 from ltp.configuration import PRUNING_KEYS, SOFT_KEYS, LTPConfig
 from ltp.errors import UserError
@@ -136,6 +138,15 @@ def _hub_config(source: str, key: str) -> dict[str, Any]:
         file = cached_file(source, CONFIG_NAME)
     assert file is not None
     return read_config(Path(file), f"{key}={source}")
+
+
+def run_config(run_dir: Path) -> dict[str, Any]:
+    """A run's ``config.yaml``; empty where there is none that can be read."""
+    try:
+        content = yaml.safe_load((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def read_config(path: Path, what: str) -> dict[str, Any]:

@@ -270,6 +270,19 @@ def unknown_key(key: str, schema: type = TrainSettings, command: str = "ltp.trai
     return f"unknown key {key}; {hint}"
 
 
+def check_shares(key: str, given: float | list[float] | None) -> None:
+    """Check a share of the dense FLOPs, or a list of different ones; None passes.
+
+    Raises:
+        UserError: names the key, its value and its range.
+    """
+    shares = [] if given is None else given if isinstance(given, list) else [given]
+    require(all(0 < share <= 1 for share in shares), key, given, "in (0, 1] (of the dense FLOPs)")
+    if isinstance(given, list):
+        distinct = len(set(given)) == len(given) > 0
+        require(distinct, key, given, "one or more different shares of the dense FLOPs")
+
+
 def check_ranges(settings: TrainSettings) -> None:
     """Check every value that was given, before anything is loaded.
 
@@ -288,7 +301,7 @@ def check_ranges(settings: TrainSettings) -> None:
     require_if("warmup_ratio", s.warmup_ratio, 0 <= (s.warmup_ratio or 0) < 1, "in [0, 1)")
     require_if("save_step", s.save_step, (s.save_step or 0) >= 0, "0 (every epoch) or more")
     require(0 <= s.seed < 2**32, "seed", s.seed, "in [0, 2^32)")
-    require_if("flops_budget", s.flops_budget, 0 < (s.flops_budget or 0) <= 1, "in (0, 1] (of the dense FLOPs)")
+    check_shares("flops_budget", s.flops_budget)
     require_if("stage", s.stage, s.stage in STAGES, f"one of {', '.join(STAGES)}")
     require_if("prune.mode", prune.mode, prune.mode in PRUNE_MODES, f"one of {', '.join(PRUNE_MODES)}")
     # the pruning keys once more, though the model checks them too: here with the command line's names
@@ -305,18 +318,13 @@ def check_ranges(settings: TrainSettings) -> None:
     lambda_ = prune.lambda_threshold
     require_if("prune.lambda_threshold", lambda_, 0 <= (lambda_ or 0) < float("inf"), "0 or more; published: 0.01–0.2")
     require_if("prune.lr_threshold", prune.lr_threshold, 0 < (prune.lr_threshold or 0) < 1, "above 0 and below 1")
-    for key, targets in (("prune.target_flops", settings.prune.target_flops), ("budgets", settings.budgets)):
-        shares = targets if isinstance(targets, list) else [targets]
-        in_range = all(0 < share <= 1 for share in shares if share is not None)
-        require_if(key, targets, in_range, "in (0, 1] (of the dense FLOPs)")
-    if settings.budgets is not None:
-        distinct = len(set(settings.budgets)) == len(settings.budgets) > 0
-        require(distinct, "budgets", settings.budgets, "one or more different shares of the dense FLOPs")
-        if prune.target_flops is not None:
-            raise UserError(
-                f"budgets={settings.budgets} and prune.target_flops={prune.target_flops} are two answers to one "
-                "question: give one of them"
-            )
+    check_shares("prune.target_flops", prune.target_flops)
+    check_shares("budgets", settings.budgets)
+    if settings.budgets is not None and prune.target_flops is not None:
+        raise UserError(
+            f"budgets={settings.budgets} and prune.target_flops={prune.target_flops} are two answers to one "
+            "question: give one of them"
+        )
     distill = settings.distill
     require_if("distill.mode", distill.mode, distill.mode in DISTILL_MODES, f"one of {', '.join(DISTILL_MODES)}")
     require(0 < distill.weight <= 1, "distill.weight", distill.weight, "above 0 and at most 1")

@@ -259,20 +259,13 @@ def read_data(request: Request, model: "LTPForSequenceClassification") -> "GLUED
     Raises:
         UserError: there is no such split, or data, tokenizer and model do not fit.
     """
+    from ltp.building import read_splits
     from ltp.data import GLUEDataModule
-    from ltp.plan import check_labels, task_of
-    from ltp.sources import load_splits
+    from ltp.plan import check_labels
 
     settings, task = request.settings, request.settings.task
     assert task is not None
-    splits = load_splits(
-        task_of(task),
-        data_dir=settings.data_dir,
-        train_file=task.train_file,
-        validation_file=task.validation_file,
-        max_train_samples=task.max_train_samples,
-        max_validation_samples=task.max_validation_samples,
-    )
+    splits = read_splits(task, settings.data_dir)
     check_labels(request.checkpoint, splits.task)
     main_split = next(iter(splits.validation.values()))
     known = {"validation": main_split, **splits.validation, "train": splits.train}

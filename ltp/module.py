@@ -318,11 +318,10 @@ class LTPModule(pl.LightningModule):
         if len(every) > 1:
             for evaluated, one in zip(self.evaluated, every, strict=True):
                 values |= {f"budget_{evaluated.budget:g}/{name}": one[name] for name in shown}
-        quiet = values
         # The values are exact and equal on every rank already; Lightning wants to hear that they are synchronised.
         several = self.trainer.world_size > 1
         self.log_dict({f"val/{name}": value for name, value in shown.items()}, prog_bar=True, sync_dist=several)
-        self.log_dict({f"val/{name}": value for name, value in quiet.items()}, sync_dist=several)
+        self.log_dict({f"val/{name}": value for name, value in values.items()}, sync_dist=several)
         if self.trainer.is_global_zero and self.trainer.state.fn == "fit" and not sys.stderr.isatty():
             # where no progress bar can be seen (a file, a cluster's log), a line an evaluation
             progress = ", ".join(f"{name} {value:.4f}" for name, value in shown.items())

@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from ltp.checkpoints import CONFIG_FILE, Checkpoint
-from ltp.config import TaskSettings
+from ltp.checkpoints import Checkpoint, run_config
+from ltp.config import TaskSettings, check_shares
 from ltp.errors import UserError
 from ltp.hub import loading_from_hub
 
@@ -43,10 +41,10 @@ def stored_task(checkpoint: Checkpoint) -> StoredTask | None:
     if checkpoint.run_dir is None:
         return None
     try:
-        stored = yaml.safe_load((checkpoint.run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
+        stored = run_config(checkpoint.run_dir)
         precision = stored.get("trainer", {}).get("precision", "32-true")
         return StoredTask(TaskSettings(**stored["task"]), stored.get("data_dir"), precision)
-    except (OSError, AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         return None  # a run from elsewhere
 
 
@@ -65,8 +63,7 @@ def check_budget(checkpoint: Checkpoint, budget: float | None) -> None:
         return
     restore = f"restore={checkpoint.source}"
     to = "" if checkpoint.run_dir is not None else " to=DIR"
-    if not 0 < budget <= 1:
-        raise UserError(f"budget={budget:g} is out of range: it must be in (0, 1] (of the dense FLOPs)")
+    check_shares("budget", budget)
     if not checkpoint.prunes:
         raise UserError(
             f"budget={budget:g}: {restore} is dense and holds no budgets. python -m ltp.train prune=threshold "

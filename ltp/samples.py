@@ -49,16 +49,9 @@ def validation_sequences(
     """
     import numpy as np
 
-    from ltp.plan import task_of
-    from ltp.sources import load_splits
+    from ltp.building import read_splits
 
-    splits = load_splits(
-        task_of(task),
-        data_dir=data_dir,
-        train_file=task.train_file,
-        validation_file=task.validation_file,
-        max_validation_samples=task.max_validation_samples,
-    )
+    splits = read_splits(task, data_dir)
     split = next(iter(splits.validation.values()))
     rows = np.random.default_rng(seed).permutation(len(split))[:count]
     chosen = split[rows.tolist()]

@@ -72,7 +72,7 @@ def train(run: Run) -> dict[str, Any]:
     if settings.trainer.num_threads is not None:
         torch.set_num_threads(settings.trainer.num_threads)
     check_hardware(run)
-    splits = read_splits(run)
+    splits = read_splits(run.settings.task, run.settings.data_dir)
     if run.parent is not None:
         check_labels(run.parent, splits.task)
     pl.seed_everything(settings.seed, workers=True, verbose=False)

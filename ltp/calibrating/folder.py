@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ltp.calibrating.request import BUDGETS, OF_LATENCY, CalibrateSettings, Request
-from ltp.checkpoints import CONFIG_FILE, MODEL_FOLDER, Checkpoint
+from ltp.checkpoints import CONFIG_FILE, MODEL_FOLDER, Checkpoint, run_config
 from ltp.errors import UserError
 from ltp.runs import clear, is_finished, write_atomically, write_results
 from ltp.values import number
@@ -69,7 +69,7 @@ def check_directory(request: Request) -> None:
     what = f"to={settings.to}" if settings.to is not None else str(directory)
     if not directory.is_dir():
         raise UserError(f"{what} is a file; name a directory with to=DIR")
-    stored = _read_config(directory)
+    stored = run_config(directory)
     if "calibrate" not in stored:
         if stored or any(not path.name.startswith(".") for path in directory.iterdir()):
             raise UserError(
@@ -102,7 +102,7 @@ def new_config(request: Request) -> dict[str, Any]:
     """The new run's ``config.yaml``: the calibrated run's, with its own task, parent and ``calibrate``."""
     settings, checkpoint = request.settings, request.checkpoint
     assert settings.task is not None
-    inherited = _read_config(checkpoint.run_dir) if checkpoint.run_dir is not None else {}
+    inherited = run_config(checkpoint.run_dir) if checkpoint.run_dir is not None else {}
     results = checkpoint.results or {}
     calibrated: dict[str, Any] = {key: getattr(settings, key) for key in (*BUDGETS, "examples")}
     if request.kind == "target_latency_ms":
@@ -115,14 +115,6 @@ def new_config(request: Request) -> dict[str, Any]:
         "parent": {"name": request.parent_name, "run_id": results.get("run_id")},
         "calibrate": calibrated,
     }
-
-
-def _read_config(directory: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load((directory / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def check_room(request: Request) -> None:

@@ -10,14 +10,14 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ltp.benchmark.sequences import Batch, make_batches
+from ltp.building import read_splits
 from ltp.checkpoints import Checkpoint
 from ltp.config import TaskSettings
 from ltp.data import GLUEDataModule
 from ltp.errors import UserError
 from ltp.modeling import LTPForSequenceClassification
-from ltp.plan import check_labels, task_of
+from ltp.plan import check_labels
 from ltp.restored import check_tokens, longest_input
-from ltp.sources import load_splits
 
 EVALUATION_BATCH = 64
 _TIMED = 64  # sequences that latency is measured on, unless that is fewer than _FEWEST batches
@@ -36,14 +36,7 @@ def read_data(
     Raises:
         UserError: data, tokenizer and model do not fit.
     """
-    splits = load_splits(
-        task_of(task),
-        data_dir=data_dir,
-        train_file=task.train_file,
-        validation_file=task.validation_file,
-        max_train_samples=task.max_train_samples,
-        max_validation_samples=task.max_validation_samples,
-    )
+    splits = read_splits(task, data_dir)
     check_labels(checkpoint, splits.task)
     if task.max_length > (limit := longest_input(model, tokenizer)):
         raise UserError(f"task.max_length={task.max_length}: the model reads at most {limit} tokens")

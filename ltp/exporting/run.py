@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from ltp.benchmark import Batch
 from ltp.benchmark.onnx import open_graph
-from ltp.checkpoints import CONFIG_FILE, Checkpoint, inspect_checkpoint
+from ltp.checkpoints import Checkpoint, inspect_checkpoint, run_config
 from ltp.errors import UserError
 from ltp.exporting.agreement import Agreement, Infer, compare_results
 from ltp.exporting.card import model_card
@@ -55,17 +54,8 @@ class ExportedRun:
                 f"restore={checkpoint.source} is no run directory: it has no results.json. Only finished runs of "
                 "python -m ltp.train are exported, with what they measured."
             )
-        settings = _settings(checkpoint.run_dir)
+        settings = run_config(checkpoint.run_dir)
         return cls(Path(checkpoint.path), checkpoint.results, settings, _base_model(settings))
-
-
-def _settings(run_dir: Path) -> dict[str, Any]:
-    """A run's ``config.yaml``; empty where there is none."""
-    try:
-        content = yaml.safe_load((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _base_model(settings: dict[str, Any]) -> str | None:
@@ -77,7 +67,7 @@ def _base_model(settings: dict[str, Any]) -> str | None:
         seen.add(name)
         if not Path(name).is_dir():
             return name if _is_hub_id(name) else None
-        settings = _settings(Path(name))
+        settings = run_config(Path(name))
     return None
 
 
