@@ -21,7 +21,8 @@ TOLERANCE = 0.002
 #: Of relative FLOPs: a budget that is missed by more cannot be met.
 REACHED = 0.01
 _MOST_TRIALS = 40
-_TYPICAL_SLOPE = -0.5  # of the relative FLOPs over the pressure's logarithm, near half of the FLOPs: a first guess
+#: Of the relative FLOPs over the pressure's logarithm, near half of the FLOPs: a search's first guess.
+TYPICAL_SLOPE = -0.5
 
 
 class UnreachableError(ValueError):
@@ -168,11 +169,13 @@ class Calibrated:
         pressure: what the model's pruning was turned to. 1 is where it stood; where its thresholds pruned nothing, it
             stood at 0, and 1 is the published schedule.
         trials: how often the cost was measured.
+        slope: of the cost over the pressure's logarithm, near the end of the search.
     """
 
     cost: float
     pressure: float
     trials: int
+    slope: float
 
 
 def calibrate(
@@ -182,6 +185,7 @@ def calibrate(
     *,
     tolerance: float = TOLERANCE,
     reached: float = REACHED,
+    slope: float = TYPICAL_SLOPE,
 ) -> Calibrated:
     """Turn how hard a model prunes until it costs what is wished.
 
@@ -191,6 +195,7 @@ def calibrate(
         target: the wished cost, in the unit of ``cost``: a share of the dense cost.
         tolerance: the search stops where the cost is so near; a model that already is is left alone.
         reached: how far the nearest cost may be; a cost on few examples has steps.
+        slope: what an earlier search has found, such as one on a part of the examples; a good one spares trials.
 
     Raises:
         UnreachableError: even the hardest pruning costs more, or the cost leaps over the target.
@@ -199,7 +204,7 @@ def calibrate(
     """
     turned = dial(model)
     try:
-        search = _search(turned, cost, target, tolerance)
+        search = _search(turned, cost, target, tolerance, slope)
         best = search.best
         if abs(best.cost - target) > reached:
             if search.under is None:
@@ -231,15 +236,18 @@ class _Search:
     under: float | None
 
 
-def _search(turned: Dial, cost: Callable[[], float], target: float, tolerance: float) -> _Search:
+def _search(
+    turned: Dial, cost: Callable[[], float], target: float, tolerance: float, slope: float = TYPICAL_SLOPE
+) -> _Search:
     """The pressure whose cost is nearest to the target: secants within a bracket, in the pressure's logarithm.
 
     The dial is left at the last pressure that was tried.
     """
     lowest, highest = math.log(turned.least), math.log(turned.most)
-    place, step, slope = (0.0 if turned.stood else lowest), 0.5, _TYPICAL_SLOPE
+    place, step = (0.0 if turned.stood else lowest), 0.5
     over: tuple[float, float] | None = None  # (place, cost) of the hardest pruning known to cost too much
     under: tuple[float, float] | None = None  # and of the softest known to cost too little
+    last: tuple[float, float] | None = None  # and of the trial before
     sides: list[bool] = []  # whether each trial cost too much
     nearest, nearest_pressure, trial = math.inf, 1.0, 0
     for trial in range(1, _MOST_TRIALS + 1):
@@ -250,13 +258,13 @@ def _search(turned: Dial, cost: Callable[[], float], target: float, tolerance: f
         if abs(now - target) <= abs(nearest - target):  # of equal costs the one that is nearer to the other side
             nearest, nearest_pressure = now, pressure
         sides.append(now > target)
-        before = over if sides[-1] else under
-        if before is not None and place != before[0]:
-            slope = (now - before[1]) / (place - before[0])
+        if last is not None and place != last[0]:
+            slope = (now - last[1]) / (place - last[0])
+        last = (place, now)
         if sides[-1]:
-            over = (place, now)
+            over = last
         else:
-            under = (place, now)
+            under = last
         if abs(now - target) <= tolerance:
             break
         if over is not None and under is not None:
@@ -270,12 +278,12 @@ def _search(turned: Dial, cost: Callable[[], float], target: float, tolerance: f
         elif place == (highest if now > target else lowest):
             break
         elif place == lowest:  # where a model without pruning stood: on to the schedule
-            place, over = 0.0, None
+            place, over, last = 0.0, None, None
         else:
             far = min(max(abs((now - target) / slope), 0.02), step) if slope < 0 else step
             place = min(max(place + math.copysign(far, now - target), lowest), highest)
             step *= 2
-    best = Calibrated(nearest, nearest_pressure, trial)
+    best = Calibrated(nearest, nearest_pressure, trial, slope)
     return _Search(best, None if over is None else over[1], None if under is None else under[1])
 
 

@@ -158,6 +158,16 @@ def test_a_search_starts_where_the_model_stands_and_ends_there_if_it_can():
     assert (found.best.trials, found.best.pressure) == (1, 1.0)
 
 
+@pytest.mark.parametrize("steepness", [0.3, 1.0, 6.0])
+@pytest.mark.parametrize("target", [0.3, 0.5, 0.8])
+def test_a_slope_that_an_earlier_search_found_spares_trials(steepness, target):
+    part = Plain(smooth(4.0, steepness))
+    found = _search(part, part.cost, target, 0.01).best
+    # all examples cost a little more than the part; the model stands where the search on the part ended
+    whole = Plain(lambda pressure: 0.008 + smooth(4.0, steepness)(pressure * found.pressure))
+    assert _search(whole, whole.cost, target, 0.002, found.slope).best.trials <= 3
+
+
 @pytest.mark.parametrize("stood", [0.0, 1.0])
 @pytest.mark.parametrize("at", [1e-4, 0.4, 3.0, 900.0])
 def test_of_a_step_both_sides_are_found(at, stood):

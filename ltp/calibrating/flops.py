@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ltp.benchmark.sequences import Batch
-from ltp.calibration import TOLERANCE, Calibrated, calibrate, dial, measured_flops
+from ltp.calibration import TOLERANCE, TYPICAL_SLOPE, Calibrated, calibrate, dial, measured_flops
 from ltp.modeling import LTPForSequenceClassification
 
 _ROUGH = 0.01  # of relative FLOPs: where the search on a part of the examples ends
@@ -62,14 +62,15 @@ def calibrate_flops(
     Raises:
         UnreachableError: see :func:`ltp.calibration.calibrate`.
     """
-    pressure = 1.0
+    pressure, slope = 1.0, TYPICAL_SLOPE
     if rough is not None and abs(cost() - target) > TOLERANCE:
         turned = dial(model)
-        pressure = calibrate(model, rough, target, tolerance=_ROUGH, reached=math.inf).pressure
+        near = calibrate(model, rough, target, tolerance=_ROUGH, reached=math.inf)
+        pressure, slope = near.pressure, near.slope
         if turned.stood == 0 or pressure == 0:  # to begin at 0 would forget the thresholds' ratios
             turned.undo()
             pressure = 1.0
-    found = calibrate(model, cost, target)
+    found = calibrate(model, cost, target, slope=slope)
     return dataclasses.replace(found, pressure=pressure * found.pressure)
 
 
