@@ -102,11 +102,8 @@ def build_model(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> LTP
     model.config.id2label = dict(enumerate(names))
     model.config.label2id = {name: index for index, name in enumerate(names)}
     model.config.problem_type = "regression" if task.is_regression else "single_label_classification"
-    limit = model.dense.base_model.embeddings.position_ids.shape[-1]
-    if model.config.backbone_type == "roberta":
-        limit -= 2  # positions start after the padding index
-    if settings.task.max_length > limit:
-        raise UserError(f"task.max_length={settings.task.max_length} is more than the model's {limit} positions")
+    if settings.task.max_length > (limit := model.config.longest_input):
+        raise UserError(f"task.max_length={settings.task.max_length}: the model reads at most {limit} tokens")
     return model
 
 

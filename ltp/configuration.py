@@ -127,6 +127,11 @@ class LTPConfig(PreTrainedConfig):
     def max_position_embeddings(self) -> int:
         return self._dense_size("max_position_embeddings")
 
+    @property
+    def longest_input(self) -> int:
+        """Tokens that the model can read at once, special ones included."""
+        return BACKBONES[self.backbone_type].longest_input(self.build_dense_config())
+
     def _dense_size(self, key: str) -> int:
         default = BACKBONES[self.backbone_type].config_class
         return int(self.dense_config[key] if key in self.dense_config else getattr(default(), key))

@@ -162,8 +162,7 @@ def read_sequences(
         if settings.data_dir is not None:
             raise
         print(f"the run's own validation split is out of reach: {error}")
-    longest = model.config.max_position_embeddings - 2  # RoBERTa's positions start after the padding index
-    lengths = [min(length, longest) for length in synthetic_lengths("sst2", settings.sequences)]
+    lengths = [min(length, model.config.longest_input) for length in synthetic_lengths("sst2", settings.sequences)]
     return Sequences("random tokens", random_sequences(lengths, model.config.vocab_size))
 
 

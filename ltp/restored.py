@@ -113,11 +113,8 @@ def load_tokenizer(checkpoint: Checkpoint) -> "PreTrainedTokenizerBase":
 
 
 def longest_input(model: "LTPForSequenceClassification", tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Tokens that the model can read at once, special ones included."""
-    positions = model.config.max_position_embeddings
-    if model.config.backbone_type == "roberta":
-        positions -= 2  # positions start after the padding index
-    return min(positions, tokenizer.model_max_length)
+    """Tokens that a model can read at once and its tokenizer makes, special ones included."""
+    return min(model.config.longest_input, tokenizer.model_max_length)
 
 
 def check_tokens(largest: int, model: "LTPForSequenceClassification") -> None:

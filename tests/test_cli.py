@@ -190,7 +190,7 @@ def test_contradictory_selections(root, command, message):
             "batch_size=4 trainer.accumulate_grad_batches=4 task.max_train_samples=3",
             "The training split has 3 rows, too few for trainer.devices (1) x trainer.accumulate_grad_batches (4) = 4.",
         ),
-        ("task.max_length=1000", "task.max_length=1000 is more than the model's 512 positions"),
+        ("task.max_length=1000", "task.max_length=1000: the model reads at most 512 tokens"),
         (
             "model.architecture.hidden_size=33",
             "model.architecture: The hidden size (33) is not a multiple of the number of attention heads (4)",

@@ -44,6 +44,11 @@ class Backbone(ABC):
     config_class: ClassVar[Any]  #: a subclass of ``PreTrainedConfig``
     classifier_class: ClassVar[Any]  #: a subclass of ``PreTrainedModel``
 
+    @classmethod
+    def longest_input(cls, config: Any) -> int:
+        """Tokens that a model of this configuration can read at once, special ones included."""
+        return int(config.max_position_embeddings)
+
     @staticmethod
     @abstractmethod
     def layers(model: Any) -> Sequence[nn.Module]:

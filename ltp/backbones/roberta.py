@@ -14,6 +14,10 @@ class RobertaBackbone(BertBackbone):
     config_class: ClassVar[Any] = RobertaConfig
     classifier_class: ClassVar[Any] = RobertaForSequenceClassification
 
+    @classmethod
+    def longest_input(cls, config: Any) -> int:
+        return int(config.max_position_embeddings - config.pad_token_id - 1)  # positions start after the padding's
+
     @staticmethod
     def position_ids(model: Any, input_ids: Tensor) -> Tensor:
         embeddings = model.base_model.embeddings
