@@ -17,6 +17,10 @@ CORRECTION = 0.3  # thresholds are multiplied by exp(this times the gap); their 
 MEAN_SHARE = 0.3  # of a step in the running mean of its cost: batches hold inputs of one length, and so vary
 WARM_UP = 0.6  # share of the steps in which the goal falls to the budget
 
+# Of several budgets the harder ones need more steps, and what they learn serves the others. On SST-2 (one seed, accuracy
+# in %, after hard) 0.3, 0.5 and 0.7 drawn alike came to 53.2, 84.2 and 86.1; drawn so, to 69.6, 83.7 and 85.9.
+HARDER_MORE_OFTEN = 2.0
+
 
 def first_goal(budget: float) -> float:
     """What a soft training costs at its start, in relative FLOPs: half way from the dense model to its budget.
@@ -121,6 +125,15 @@ class BudgetMultipliers(nn.Module):
         self.offsets[number] = cost - self.means[number]
 
 
-def sampled_budget(count: int, seed: int, step: int) -> int:
-    """Which of several budgets an optimiser step trains: the same in every process, and after a resume."""
-    return int(np.random.default_rng((seed, step)).integers(count)) if count > 1 else 0
+def sampled_budget(budgets: Sequence[float], seed: int, step: int) -> int:
+    """Which of several budgets an optimiser step trains: the same in every process, and after a resume.
+
+    Args:
+        budgets: relative FLOPs; each is drawn in proportion to ``budget ** -HARDER_MORE_OFTEN``.
+        seed: of the training.
+        step: optimiser steps done before this one.
+    """
+    if len(budgets) < 2:
+        return 0
+    shares = np.asarray(budgets) ** -HARDER_MORE_OFTEN
+    return int(np.random.default_rng((seed, step)).choice(len(budgets), p=shares / shares.sum()))

@@ -137,7 +137,7 @@ class LTPModule(pl.LightningModule):
         if self.budgets and part == 0:
             if self.global_step == 0:
                 self.calibrate(first_goal if self.multipliers is not None else None)
-            self._use_budget(sampled_budget(len(self.budgets), self.seed, self.global_step))
+            self._use_budget(sampled_budget(self.budgets, self.seed, self.global_step))
             if self.multipliers is not None:
                 if self.global_step and self.global_step % MEASURE_EVERY == 0:
                     self.multipliers.measured(self._budget_in_use, self._sample_cost())

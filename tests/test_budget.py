@@ -236,11 +236,14 @@ def test_budgets_are_adapted_apart():
     assert thresholds.tolist() == pytest.approx([0.01 * factor, 0.02 * factor])
 
 
-def test_every_budget_is_sampled_and_the_same_everywhere():
-    drawn = [sampled_budget(3, 5, step) for step in range(300)]
-    assert drawn == [sampled_budget(3, 5, step) for step in range(300)]
-    assert all(70 < drawn.count(number) < 130 for number in range(3))
-    assert drawn != [sampled_budget(3, 6, step) for step in range(300)]
+def test_every_budget_is_sampled_the_harder_ones_more_often_and_the_same_everywhere():
+    budgets = [0.25, 0.5, 1.0]
+    drawn = [sampled_budget(budgets, 5, step) for step in range(2100)]
+    assert drawn == [sampled_budget(budgets, 5, step) for step in range(2100)]
+    counts = [drawn.count(number) for number in range(3)]  # drawn as 16 to 4 to 1
+    assert counts == pytest.approx([1600, 400, 100], abs=60)
+    assert drawn != [sampled_budget(budgets, 6, step) for step in range(2100)]
+    assert [sampled_budget([0.3], 5, step) for step in range(9)] == [0] * 9
 
 
 # -- several budgets in one model ----------------------------------------------------------------------------
