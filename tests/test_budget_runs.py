@@ -103,12 +103,13 @@ def test_a_hard_run_is_held_at_its_budget(soft_run, dense_run, method, target):
 
 
 def test_the_shape_that_was_learned_is_kept(soft_run):
-    directory = trained(*SMALL, *ROWS, "stage=hard", f"restore={soft_run}", "lr=1e-3")
-    assert directory == soft_run / "hard" / "lr_0.001" / "seed_0"
+    directory = trained(*SMALL, *ROWS, "stage=hard", f"restore={soft_run}", "prune.target_flops=0.4", "lr=1e-3")
+    assert directory == soft_run / "hard" / "target_0.4" / "lr_0.001" / "seed_0"
     learned, held = (torch.tensor(results_of(run)["thresholds"]) for run in (soft_run, directory))
     ratio = held / learned
     assert ratio.max() - ratio.min() < 1e-4
-    assert abs(ratio[0] - 1) > 1e-4
+    assert ratio[0] - 1 > 1e-3  # turned up, to less than what they were learned for
+    assert results_of(directory)["relative_flops"] == pytest.approx(0.4, abs=0.02)
 
 
 def test_several_budgets_share_one_checkpoint(dense_run):
