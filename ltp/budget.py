@@ -13,7 +13,7 @@ from ltp.flops import flops_and_dense
 # and to clip the thresholds' gradient, 10 to 200 times as large as the weights', on its own: the weights then learned
 # more, thresholds settled worse (SST-2 at 0.3, after hard, one seed: 68.8 % instead of 81.4).
 STEP_SIZE = 0.3  # of the dual ascent: lambda moves by this times the gap
-CORRECTION = 0.3  # thresholds are multiplied by exp(this times the gap); their logarithm's slope is about −1/2
+CORRECTION = 0.3  # thresholds are multiplied by exp(this times the gap); their logarithm's slope is about −0.3
 MEAN_SHARE = 0.3  # of a step in the running mean of its cost: batches hold inputs of one length, and so vary
 WARM_UP = 0.6  # share of the steps in which the goal falls to the budget
 

@@ -162,7 +162,8 @@ def read_sequences(
         if settings.data_dir is not None:
             raise
         print(f"the run's own validation split is out of reach: {error}")
-    lengths = [min(length, model.config.longest_input) for length in synthetic_lengths("sst2", settings.sequences)]
+    longest = model.config.longest_input
+    lengths = [min(length, longest) for length in synthetic_lengths("sst2", settings.sequences)]
     return Sequences("random tokens", random_sequences(lengths, model.config.vocab_size))
 
 

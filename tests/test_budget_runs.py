@@ -102,11 +102,20 @@ def test_a_hard_run_is_held_at_its_budget(soft_run, dense_run, method, target):
         assert theta[-1] == pytest.approx(config["final_token_threshold"], rel=1e-6)
 
 
+def ratio_of_thresholds(run, parent):
+    held, learned = (torch.tensor(results_of(one)["thresholds"]) for one in (run, parent))
+    return held / learned
+
+
 def test_the_shape_that_was_learned_is_kept(soft_run):
-    directory = trained(*SMALL, *ROWS, "stage=hard", f"restore={soft_run}", "prune.target_flops=0.4", "lr=1e-3")
+    command = [*SMALL, *ROWS, "stage=hard", f"restore={soft_run}", "lr=1e-3"]
+    directory = trained(*command)
+    assert directory == soft_run / "hard" / "lr_0.001" / "seed_0"
+    ratio = ratio_of_thresholds(directory, soft_run)
+    assert ratio.max() - ratio.min() < 1e-4
+    directory = trained(*command, "prune.target_flops=0.4")
     assert directory == soft_run / "hard" / "target_0.4" / "lr_0.001" / "seed_0"
-    learned, held = (torch.tensor(results_of(run)["thresholds"]) for run in (soft_run, directory))
-    ratio = held / learned
+    ratio = ratio_of_thresholds(directory, soft_run)
     assert ratio.max() - ratio.min() < 1e-4
     assert ratio[0] - 1 > 1e-3  # turned up, to less than what they were learned for
     assert results_of(directory)["relative_flops"] == pytest.approx(0.4, abs=0.02)
