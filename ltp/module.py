@@ -3,7 +3,7 @@
 import logging
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from transformers import get_linear_schedule_with_warmup
 
-from ltp.budget import BudgetMultipliers, first_goal, sampled_budget
+from ltp.budget import BudgetMultipliers, sampled_budget
 from ltp.calibration import AboveDenseError, UnreachableError, calibrate, measured_flops
 from ltp.cost import CostMetric
 from ltp.data import GLUEDataModule
@@ -111,7 +111,7 @@ class LTPModule(pl.LightningModule):
         self.multipliers: BudgetMultipliers | None = None
         if budgets and config.masking_mode != "hard":
             assert dense_flops is not None
-            self.multipliers = BudgetMultipliers(budgets, total_steps=total_steps, dense_flops=dense_flops, **sizes)
+            self.multipliers = BudgetMultipliers(budgets, dense_flops=dense_flops, **sizes)
         self.distillation = distillation
         self.evaluated = [Evaluated(budget) for budget in self.budgets or (None,)]
         self.scores: Any = nn.ModuleList(
@@ -136,7 +136,7 @@ class LTPModule(pl.LightningModule):
         part = batch_idx % self.trainer.accumulate_grad_batches
         if self.budgets and part == 0:
             if self.global_step == 0:
-                self.calibrate(first_goal if self.multipliers is not None else None)
+                self.calibrate()
             self._use_budget(sampled_budget(self.budgets, self.seed, self.global_step))
             if self.multipliers is not None:
                 if self.global_step and self.global_step % MEASURE_EVERY == 0:
@@ -208,30 +208,41 @@ class LTPModule(pl.LightningModule):
             groups.append({"params": thresholds, "weight_decay": 0.0, "lr": self.lr_threshold})
         return groups
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradients' norm; with budgets that of the thresholds apart.
+
+        It is 10 to 200 times as large as the weights' there, which would hardly learn.
+        """
+        if self.multipliers is None or not gradient_clip_val:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        *weights, thresholds = (group["params"] for group in optimizer.param_groups)
+        nn.utils.clip_grad_norm_([one for group in weights for one in group], gradient_clip_val)
+        nn.utils.clip_grad_norm_(thresholds, gradient_clip_val)
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Log the learning rate that the step uses, and adapt the multiplier to the step's cost."""
         self.log("train/lr", optimizer.param_groups[0]["lr"])
         if self.multipliers is not None:
             number, thresholds = self._budget_in_use, self.model.thresholds
             assert thresholds is not None
-            expected = self.multipliers.update(number, self.global_step, thresholds, self._total)
+            expected = self.multipliers.update(number, thresholds, self._total)
             self.log("train/lambda", self.multipliers.lambdas[number].float())
             self.log("train/expected_flops", expected, prog_bar=True)
 
     # ---------------------------------------------------------------------------------------------- the budget
 
-    def calibrate(
-        self,
-        goal: Callable[[float], float] | None = None,
-        numbers: Sequence[int] | None = None,
-        rows: int = CALIBRATION_ROWS,
-    ) -> None:
+    def calibrate(self, numbers: Sequence[int] | None = None, rows: int = CALIBRATION_ROWS) -> None:
         """Turn the thresholds of budgets to their cost on the calibration sample.
 
         Every process measures its share of the sample, and all find the same.
 
         Args:
-            goal: of a budget, the cost to turn to; the budget itself by default.
             numbers: which budgets; all by default.
             rows: of the sample.
 
@@ -243,7 +254,7 @@ class LTPModule(pl.LightningModule):
             self._use_budget(number)
             budget = self.budgets[number]
             try:
-                calibrate(self.model, lambda: self._sample_cost(rows), budget if goal is None else goal(budget))
+                calibrate(self.model, lambda: self._sample_cost(rows), budget)
             except (UnreachableError, AboveDenseError) as error:
                 raise RunError(
                     f"the budget {budget:g} cannot be held: {error} (relative FLOPs of {rows} training "

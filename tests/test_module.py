@@ -45,9 +45,9 @@ def pruned(make_dense, tokenizer):
 
 @pytest.fixture
 def fit(tokenizer):
-    """``fit(model, steps=3, batch_size=8, accumulate=1, probe=Callback(), **of_the_module)``: the trained module."""
+    """``fit(model, steps=3, batch_size=8, accumulate=1, probe=Callback(), clip=1.0, **of_the_module)``: trained."""
 
-    def run(model, *, steps=3, batch_size=8, accumulate=1, probe=None, **arguments):
+    def run(model, *, steps=3, batch_size=8, accumulate=1, probe=None, clip=None, **arguments):
         splits = Splits(
             TASKS["demo"],
             datasets.Dataset.from_list(demo_rows("train", rows=ROWS)),
@@ -61,6 +61,7 @@ def fit(tokenizer):
             accelerator="cpu",
             max_steps=steps,
             accumulate_grad_batches=accumulate,
+            gradient_clip_val=clip,
             callbacks=[probe] if probe else [],
             logger=False,
             enable_checkpointing=False,
@@ -208,6 +209,31 @@ def test_the_soft_stage_moves_weights_and_thresholds(pruned, fit):
     fit(model, lr=1e-4, lr_threshold=1e-3)
     assert (model.thresholds != thresholds).all()
     assert not torch.equal(model.dense.classifier.weight, weight)
+
+
+@pytest.mark.parametrize("budgets", [[], [0.5]])
+def test_with_budgets_the_thresholds_gradient_does_not_shrink_the_weights(pruned, fit, budgets):
+    model = pruned("absolute_threshold", masking_mode="survival" if budgets else "soft")
+    model.hold_budgets(budgets)
+    parameters = dict(model.named_parameters())
+    thresholds = parameters.pop("pruner.thresholds")
+    norms = {}
+
+    class Probe(pl.Callback):
+        def on_after_backward(self, trainer, module):
+            thresholds.grad += 50.0
+
+        def on_train_batch_end(self, *_):
+            norms.update({"weights": norm(parameters.values()), "thresholds": norm([thresholds])})
+
+    def norm(group):
+        return torch.cat([one.grad.flatten() for one in group if one.grad is not None]).norm().item()
+
+    fit(model, steps=1, probe=Probe(), lr_threshold=1e-3, budgets=budgets, dense_flops=1e6, clip=0.01)
+    assert norms["thresholds"] == pytest.approx(0.01, rel=1e-2)
+    assert (norms["weights"] == pytest.approx(0.01, rel=1e-2)) == bool(budgets)
+    if not budgets:
+        assert 0 < norms["weights"] < 0.005
 
 
 @pytest.mark.parametrize("mode", ["absolute_threshold", "topk", "none"])

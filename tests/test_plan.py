@@ -556,7 +556,7 @@ def test_run_directories_of_budgets_and_of_what_is_distilled(command, directory)
 def test_a_budget_takes_the_place_of_what_it_decides():
     prune = plan_of("task=mrpc stage=soft prune.target_flops=0.5").settings.prune
     assert (prune.target_flops, prune.final_token_threshold, prune.lambda_threshold) == (0.5, None, None)
-    assert (prune.temperature, prune.lr_threshold) == (3e-4, 1e-4)
+    assert (prune.temperature, prune.lr_threshold) == (3e-4, 3e-5)
     assert plan_of("task=mrpc prune=topk prune.target_flops=0.5").settings.prune.token_keep_rate is None
 
 
