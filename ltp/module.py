@@ -77,7 +77,7 @@ class LTPModule(pl.LightningModule):
         seed: of dropout, together with step and rank.
         validation_splits: names of the splits in the order of the dataloaders; the first is the main one.
         budgets: relative FLOPs that the model is trained for, ascending; each optimiser step trains one of them, and
-            evaluations see them all. A soft training is led to them, others are held at them by calibration.
+            evaluations see them all. A multiplier holds a soft training at them, calibration holds others.
         dense_flops: mean dense FLOPs of a training example; a soft training with budgets needs it.
         distillation: a teacher to learn from.
     """
