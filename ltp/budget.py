@@ -93,7 +93,7 @@ class BudgetMultipliers(nn.Module):
         expected = cost / dense
         if self.means[number] == 0:  # the thresholds were calibrated before the first step: an evaluation counts this
             self.means[number] = expected
-            self.offsets[number] = self.budgets[number] - expected
+            self.measured(number, self.budgets[number])
         self.means[number] += MEAN_SHARE * (expected - self.means[number])
         gap = self.means[number] + self.offsets[number] - self.budgets[number]
         self.lambdas[number] += STEP_SIZE * gap

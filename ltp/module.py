@@ -135,13 +135,14 @@ class LTPModule(pl.LightningModule):
         self._number_lines()
         part = batch_idx % self.trainer.accumulate_grad_batches
         if self.budgets and part == 0:
-            if self.global_step == 0:
+            step = self.global_step
+            if step == 0:
                 self.calibrate()
-            self._use_budget(sampled_budget(self.budgets, self.seed, self.global_step))
+            self._use_budget(sampled_budget(self.budgets, self.seed, step))
             if self.multipliers is not None:
-                if self.global_step and self.global_step % MEASURE_EVERY == 0:
+                if step and step % MEASURE_EVERY == 0:
                     self.multipliers.measured(self._budget_in_use, self._sample_cost())
-            elif self.model.thresholds is not None and self.global_step % RECALIBRATE_EVERY == 0:
+            elif self.model.thresholds is not None and step and step % RECALIBRATE_EVERY == 0:
                 self.calibrate(numbers=[self._budget_in_use])
         state = np.random.SeedSequence((self.seed, self.global_step, part, self.global_rank)).generate_state(1)
         torch.manual_seed(int(state[0]))

@@ -45,7 +45,7 @@ def pruned(make_dense, tokenizer):
 
 @pytest.fixture
 def fit(tokenizer):
-    """``fit(model, steps=3, batch_size=8, accumulate=1, probe=Callback(), clip=1.0, **of_the_module)``: trained."""
+    """``fit(model, steps=3, batch_size=8, accumulate=1, probe=Callback(), clip=None, **of_the_module)``: trained."""
 
     def run(model, *, steps=3, batch_size=8, accumulate=1, probe=None, clip=None, **arguments):
         splits = Splits(
