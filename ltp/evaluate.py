@@ -22,10 +22,11 @@ from ltp.errors import UserError
 from ltp.restored import (
     StoredTask,
     check_budget,
+    check_length,
     load_model,
     load_tokenizer,
-    longest_input,
     on_device,
+    on_threads,
     quiet_libraries,
     stored_task,
 )
@@ -57,6 +58,7 @@ class EvaluateSettings:
     threshold_scale: Any = MISSING
     execution: str = MISSING
     dtype: str | None = None
+    threads: int | None = None
     device: str = MISSING
     batch_size: int = MISSING
     to: str | None = None
@@ -180,6 +182,7 @@ def check(settings: EvaluateSettings) -> None:
     check_option("execution", settings.execution, EXECUTIONS)
     check_option("dtype", settings.dtype, DTYPES)
     check_option("device", settings.device, ("auto", "cpu", "cuda"))
+    require(settings.threads is None or settings.threads >= 1, "threads", settings.threads, "1 or more")
     groups = settings.by_length
     require(groups is None or groups >= 1, "by_length", groups, "1 or more (groups)")
     require(settings.batch_size >= 1, "batch_size", settings.batch_size, "1 or more")
@@ -213,6 +216,7 @@ def measure(request: Request) -> dict[str, Any]:
     quiet_libraries()
     settings, checkpoint = request.settings, request.checkpoint
     assert settings.task is not None and settings.dtype is not None  # resolve filled them
+    on_threads(settings.threads)
     device = on_device("cpu" if settings.execution == "deployed" else settings.device)
     model = load_model(checkpoint, settings.budget)
     data = read_data(request, model)
@@ -272,8 +276,7 @@ def read_data(request: Request, model: "LTPForSequenceClassification") -> "GLUED
     if settings.split not in known:
         raise UserError(f"split={settings.split}: task={task.name} has no such split. Splits: {', '.join(known)}")
     tokenizer = load_tokenizer(request.checkpoint)
-    if task.max_length > (limit := longest_input(model, tokenizer)):
-        raise UserError(f"task.max_length={task.max_length}: the model reads at most {limit} tokens")
+    check_length("task.max_length", task.max_length, model, tokenizer)
     data = GLUEDataModule(
         dataclasses.replace(splits, validation={settings.split: known[settings.split]}),
         tokenizer,

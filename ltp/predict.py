@@ -23,10 +23,12 @@ from ltp.errors import UserError
 from ltp.restored import (
     StoredTask,
     check_budget,
+    check_length,
     load_model,
     load_tokenizer,
     longest_input,
     on_device,
+    on_threads,
     quiet_libraries,
     stored_task,
 )
@@ -56,6 +58,7 @@ class PredictSettings:
     html: str | None = None
     max_length: int | None = None
     batch_size: int = MISSING
+    threads: int | None = None
     device: str = MISSING
 
 
@@ -164,6 +167,7 @@ def check(settings: PredictSettings) -> None:
     longest = settings.max_length
     require(longest is None or longest >= 4, "max_length", longest, "4 or more (tokens)")
     require(settings.batch_size >= 1, "batch_size", settings.batch_size, "1 or more")
+    require(settings.threads is None or settings.threads >= 1, "threads", settings.threads, "1 or more")
     check_option("device", settings.device, ("auto", "cpu", "cuda"))
 
 
@@ -194,19 +198,19 @@ def compute(
     from ltp.prediction import predict
 
     quiet_libraries()
+    on_threads(settings.threads)
     device = on_device(settings.device)
     model = load_model(checkpoint, settings.budget)
     tokenizer = load_tokenizer(checkpoint)
-    limit = longest_input(model, tokenizer)
-    if (settings.max_length or 0) > limit:
-        raise UserError(f"max_length={settings.max_length}: the model reads at most {limit} tokens")
+    if settings.max_length is not None:
+        check_length("max_length", settings.max_length, model, tokenizer)
     model.to(device)
     with progress(len(texts.texts)) as advance:
         predictions = predict(
             model,
             tokenizer,
             texts.texts,
-            max_length=settings.max_length or limit,
+            max_length=settings.max_length or longest_input(model, tokenizer),
             batch_size=settings.batch_size,
             trace=settings.show or settings.html is not None,
             advance=advance,

@@ -117,6 +117,24 @@ def longest_input(model: "LTPForSequenceClassification", tokenizer: "PreTrainedT
     return min(model.config.longest_input, tokenizer.model_max_length)
 
 
+def check_length(
+    key: str, wanted: int, model: "LTPForSequenceClassification", tokenizer: "PreTrainedTokenizerBase"
+) -> None:
+    """Check that inputs of a length can be read.
+
+    Args:
+        key: what gave the length.
+        wanted: tokens, special ones included.
+        model: the classifier.
+        tokenizer: its tokenizer.
+
+    Raises:
+        UserError: they cannot; names the key and the limit.
+    """
+    if wanted > (limit := longest_input(model, tokenizer)):
+        raise UserError(f"{key}={wanted}: the model reads at most {limit} tokens")
+
+
 def check_tokens(largest: int, model: "LTPForSequenceClassification") -> None:
     """Check that the tokenizer made no token that the model does not know.
 
@@ -140,6 +158,14 @@ def quiet_libraries() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+
+
+def on_threads(threads: int | None) -> None:
+    """Compute on so many threads of the processor from now on; None leaves the choice to PyTorch."""
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def on_device(key: str) -> Any:

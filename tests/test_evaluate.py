@@ -97,6 +97,15 @@ def test_a_run_in_mixed_precision_is_evaluated_in_it(runs, tmp_path):
     assert shown["dtype"] == "bfloat16"
 
 
+def test_the_number_of_threads_is_as_wanted(runs):
+    before = torch.get_num_threads()
+    try:
+        assert report_of(f"restore={runs['manual']} threads={before + 1}")["results"]
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_the_training_split(runs):
     report = report_of(f"restore={runs['dense']} split=train")
     assert report["results"][0]["examples"] == 96
@@ -383,6 +392,7 @@ def test_the_table(runs, tmp_path):
         ("restore=x execution=deployed device=cuda", "execution=deployed is for CPUs: use device=cpu, or "
          "execution=packed"),
         ("restore=x by_length=0", "by_length=0 is out of range: it must be 1 or more (groups)"),
+        ("restore=x threads=0", "threads=0 is out of range: it must be 1 or more"),
         ("restore=x batch_size=0", "batch_size=0 is out of range: it must be 1 or more"),
         ("restore=x threshold_scale=-1", "threshold_scale=-1 is out of range: it must be one or more numbers from 0 "
          "on, as [0.8,1,1.2]"),

@@ -97,6 +97,15 @@ def test_predictions_are_the_models(run, here):
     assert len({round(record["probability"], 4) for record in records}) > 6
 
 
+def test_the_number_of_threads_is_as_wanted(run):
+    before = torch.get_num_threads()
+    try:
+        assert ltp_predict(f"restore={run}", f"threads={before + 1}", "text=a great film").code == 0
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("name", ["in.csv", "in.tsv", "in.jsonl"])
 def test_files_with_columns(run, here, name):
     rows = [{"id": number, "sentence": text} for number, text in enumerate(SENTENCES)]
@@ -532,6 +541,7 @@ def test_numbers_and_missing_values_of_a_column(tmp_path):
         ("text=a html=page", "html=page is a page: its name must end in .html"),
         ("text=a max_length=3", "max_length=3 is out of range: it must be 4 or more (tokens)"),
         ("text=a max_length=9999", "max_length=9999: the model reads at most 512 tokens"),
+        ("text=a threads=0", "threads=0 is out of range: it must be 1 or more"),
         ("text=a batch_size=0", "batch_size=0 is out of range: it must be 1 or more"),
         ("text=a device=gpu", "device=gpu: no such option. Did you mean cpu? Options: auto, cpu, cuda"),
         ("text=a colums=[b]", "unknown key colums; did you mean columns?"),

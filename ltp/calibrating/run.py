@@ -29,7 +29,7 @@ from ltp.flops import DEFINITION
 from ltp.locks import only_writer
 from ltp.modeling import LTPForSequenceClassification
 from ltp.provenance import GIT_STATE, versions
-from ltp.restored import load_model, load_tokenizer, on_device, quiet_libraries
+from ltp.restored import load_model, load_tokenizer, on_device, on_threads, quiet_libraries
 from ltp.runs import is_finished, read_results
 from ltp.values import written
 
@@ -53,8 +53,7 @@ def run(request: Request) -> dict[str, Any]:
     started = time.monotonic()
     quiet_libraries()
     settings, directory = request.settings, request.directory
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
+    on_threads(settings.threads)
     check_room(request)
     model, tokenizer = load_model(request.checkpoint), load_tokenizer(request.checkpoint)
     measured = measure(request, model, tokenizer)

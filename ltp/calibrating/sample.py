@@ -17,7 +17,7 @@ from ltp.data import GLUEDataModule
 from ltp.errors import UserError
 from ltp.modeling import LTPForSequenceClassification
 from ltp.plan import check_labels
-from ltp.restored import check_tokens, longest_input
+from ltp.restored import check_length, check_tokens
 
 EVALUATION_BATCH = 64
 _TIMED = 64  # sequences that latency is measured on, unless that is fewer than _FEWEST batches
@@ -38,8 +38,7 @@ def read_data(
     """
     splits = read_splits(task, data_dir)
     check_labels(checkpoint, splits.task)
-    if task.max_length > (limit := longest_input(model, tokenizer)):
-        raise UserError(f"task.max_length={task.max_length}: the model reads at most {limit} tokens")
+    check_length("task.max_length", task.max_length, model, tokenizer)
     modules = {}
     for name, split in splits.validation.items():
         modules[name] = GLUEDataModule(
