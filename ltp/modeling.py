@@ -166,8 +166,8 @@ class LTPForSequenceClassification(PreTrainedModel):
         assert isinstance(pruner, ThresholdPruner)
         with torch.no_grad():
             pruner.thresholds.copy_(thresholds)
-            if budgets:
-                pruner.budget_thresholds.copy_(thresholds.expand(len(budgets), -1))
+        if budgets:
+            pruner.share_thresholds()
         pruner.thresholds.requires_grad_(thresholds.requires_grad)
         self.pruner = pruner.train(self.training)
 

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from transformers import get_linear_schedule_with_warmup
 
-from ltp.budget import BudgetMultipliers, sampled_budget
+from ltp.budget import BudgetMultiplier, sampled_budget
 from ltp.calibration import AboveDenseError, UnreachableError, calibrate, measured_flops
 from ltp.cost import CostMetric
 from ltp.data import GLUEDataModule
 from ltp.distillation import Distillation
 from ltp.errors import RunError
 from ltp.modeling import LTPForSequenceClassification
+from ltp.pruning import ThresholdPruner
 from ltp.tasks import Task, build_metrics
 
 log = logging.getLogger(__name__)
@@ -76,8 +77,9 @@ class LTPModule(pl.LightningModule):
         total_steps: optimiser steps of the training.
         seed: of dropout, together with step and rank.
         validation_splits: names of the splits in the order of the dataloaders; the first is the main one.
-        budgets: relative FLOPs that the model is trained for, ascending; each optimiser step trains one of them, and
-            evaluations see them all. A multiplier holds a soft training at them, calibration holds others.
+        budgets: relative FLOPs that the model is trained for, ascending; evaluations see them all. A soft training
+            trains the lowest, at which a multiplier holds it. In others each optimiser step trains one of them, and
+            calibration holds them.
         dense_flops: mean dense FLOPs of a training example; a soft training with budgets needs it.
         distillation: a teacher to learn from.
     """
@@ -108,10 +110,10 @@ class LTPModule(pl.LightningModule):
         config = model.config
         sizes = {"hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size}
         self.budgets = tuple(budgets)
-        self.multipliers: BudgetMultipliers | None = None
+        self.multiplier: BudgetMultiplier | None = None
         if budgets and config.masking_mode != "hard":
             assert dense_flops is not None
-            self.multipliers = BudgetMultipliers(budgets, dense_flops=dense_flops, **sizes)
+            self.multiplier = BudgetMultiplier(budgets[0], dense_flops=dense_flops, **sizes)
         self.distillation = distillation
         self.evaluated = [Evaluated(budget) for budget in self.budgets or (None,)]
         self.scores: Any = nn.ModuleList(
@@ -135,15 +137,7 @@ class LTPModule(pl.LightningModule):
         self._number_lines()
         part = batch_idx % self.trainer.accumulate_grad_batches
         if self.budgets and part == 0:
-            step = self.global_step
-            if step == 0:
-                self.calibrate()
-            self._use_budget(sampled_budget(self.budgets, self.seed, step))
-            if self.multipliers is not None:
-                if step and step % MEASURE_EVERY == 0:
-                    self.multipliers.measured(self._budget_in_use, self._sample_cost())
-            elif self.model.thresholds is not None and step and step % RECALIBRATE_EVERY == 0:
-                self.calibrate(numbers=[self._budget_in_use])
+            self._hold_budget(self.global_step)
         state = np.random.SeedSequence((self.seed, self.global_step, part, self.global_rank)).generate_state(1)
         torch.manual_seed(int(state[0]))
 
@@ -155,8 +149,8 @@ class LTPModule(pl.LightningModule):
         if distillation is not None:
             task_loss = self.model.task_loss(output.logits, batch["labels"])
             loss = loss + distillation.added_loss(output, batch, task_loss)
-        if self.multipliers is not None:
-            loss = loss + self.multipliers.penalty(self._budget_in_use, output.expected_lengths)
+        if self.multiplier is not None:
+            loss = loss + self.multiplier.penalty(output.expected_lengths)
         self._check_finite(loss)
         rows = len(batch["labels"])
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=rows)
@@ -219,7 +213,7 @@ class LTPModule(pl.LightningModule):
 
         It is 10 to 200 times as large as the weights' there, which would hardly learn.
         """
-        if self.multipliers is None or not gradient_clip_val:
+        if self.multiplier is None or not gradient_clip_val:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         *weights, thresholds = (group["params"] for group in optimizer.param_groups)
@@ -229,14 +223,40 @@ class LTPModule(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Log the learning rate that the step uses, and adapt the multiplier to the step's cost."""
         self.log("train/lr", optimizer.param_groups[0]["lr"])
-        if self.multipliers is not None:
-            number, thresholds = self._budget_in_use, self.model.thresholds
-            assert thresholds is not None
-            expected = self.multipliers.update(number, thresholds, self._total)
-            self.log("train/lambda", self.multipliers.lambdas[number].float())
+        if self.multiplier is not None:
+            assert self.model.thresholds is not None
+            expected = self.multiplier.update(self.model.thresholds, self._total)
+            self.log("train/lambda", self.multiplier.value.float())
             self.log("train/expected_flops", expected, prog_bar=True)
 
     # ---------------------------------------------------------------------------------------------- the budget
+
+    def _hold_budget(self, step: int) -> None:
+        """Choose the budget that an optimiser step trains, and bring its cost there from time to time."""
+        if self.multiplier is not None:
+            if step == 0:
+                self.calibrate(numbers=[0])
+            self._use_budget(0)
+            if step and step % MEASURE_EVERY == 0:
+                self.multiplier.measured(self._sample_cost())
+            return
+        if step == 0:
+            self.calibrate()
+        self._use_budget(sampled_budget(self.budgets, self.seed, step))
+        if self.model.thresholds is not None and step and step % RECALIBRATE_EVERY == 0:
+            self.calibrate(numbers=[self._budget_in_use])
+
+    def _hold_budgets_evaluated(self) -> None:
+        """Bring budgets to their cost before an evaluation."""
+        if self.multiplier is None:
+            self.calibrate(rows=EVALUATION_ROWS)
+            return
+        if self.trainer.state.fn == TrainerFn.VALIDATING:
+            self.calibrate(numbers=[0], rows=EVALUATION_ROWS)  # on its way the trained one is only watched
+        self._use_budget(0)
+        assert isinstance(self.model.pruner, ThresholdPruner)
+        self.model.pruner.share_thresholds()
+        self.calibrate(numbers=range(1, len(self.budgets)), rows=EVALUATION_ROWS)
 
     def calibrate(self, numbers: Sequence[int] | None = None, rows: int = CALIBRATION_ROWS) -> None:
         """Turn the thresholds of budgets to their cost on the calibration sample.
@@ -292,9 +312,8 @@ class LTPModule(pl.LightningModule):
         """Number the evaluation after the training, which may have been over when this process began."""
         if self.trainer.state.fn == TrainerFn.VALIDATING:
             self._number_lines()
-        if self.budgets and (self.multipliers is None or self.trainer.state.fn == TrainerFn.VALIDATING):
-            # a soft training is only watched on its way, and brought to the budget at its end
-            self.calibrate(rows=EVALUATION_ROWS)
+        if self.budgets:
+            self._hold_budgets_evaluated()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch to the metrics of each budget, under the hard rule."""

@@ -8,7 +8,7 @@ from helpers import METHODS
 
 from ltp import LTPForSequenceClassification
 from ltp.attention import attention_by_length, attention_by_rows, masked_attention
-from ltp.budget import BudgetMultipliers, sampled_budget
+from ltp.budget import BudgetMultiplier, sampled_budget
 from ltp.flops import flops_and_dense, lowest_relative_flops, total_relative_flops
 from ltp.packing import Packing
 from ltp.pruning import attention_received
@@ -162,8 +162,8 @@ def test_the_lowest_cost_by_hand():
 # -- the multiplier ------------------------------------------------------------------------------------------
 
 
-def multipliers(budgets=(0.5,)):
-    return BudgetMultipliers(budgets, dense_flops=1e6, hidden_size=32, intermediate_size=48)
+def multiplier(budget=0.5):
+    return BudgetMultiplier(budget, dense_flops=1e6, hidden_size=32, intermediate_size=48)
 
 
 def same(value):
@@ -174,69 +174,71 @@ def same(value):
 def test_the_multiplier_leads_to_the_budget():
     """On thresholds of two layers that gradients move by a step each, as Adam moves them."""
     for budget in (0.5, 0.65, 0.8):
-        control = multipliers([budget])
+        control = multiplier(budget)
         thresholds, costs = torch.full((2,), 0.3), []
         for step in range(600):
             lengths = torch.full((8, 3), 20.0)
             lengths[:, 1:] = 20 * torch.sigmoid((1 - thresholds.cumsum(0)) / 0.3)
-            control.penalty(0, lengths)
+            control.penalty(lengths)
             cost = total_relative_flops(lengths, *SIZES).item()
-            control.update(0, thresholds, same)
+            control.update(thresholds, same)
             if step % 20 == 0:  # an evaluation counts more than the training expects
-                control.measured(0, cost + 0.05)
+                control.measured(cost + 0.05)
             # the task's loss resists pruning in both layers, at a price of 0.7 for the FLOPs that this saves
-            thresholds += 0.005 * max(min(5 * (control.lambdas[0].item() - 0.7), 1), -1)
+            thresholds += 0.005 * max(min(5 * (control.value.item() - 0.7), 1), -1)
             costs.append(cost + 0.05)
         assert costs[-1] == pytest.approx(budget, abs=0.01)
         assert max(costs[450:]) - min(costs[450:]) < 0.02  # it does not swing
-        assert control.lambdas[0].item() == pytest.approx(0.7, abs=0.2)
+        assert control.value.item() == pytest.approx(0.7, abs=0.2)
 
 
 def test_the_penalty_adds_up_over_micro_batches_and_processes():
     lengths = torch.rand(8, 7, requires_grad=True)
     with torch.no_grad():
         lengths += 3
-    control = multipliers()
-    control.lambdas[0] = 0.7
-    whole = torch.autograd.grad(control.penalty(0, lengths), lengths)[0]
-    parts = control.penalty(0, lengths[:4]) / 2 + control.penalty(0, lengths[4:]) / 2
+    control = multiplier()
+    control.value.fill_(0.7)
+    whole = torch.autograd.grad(control.penalty(lengths), lengths)[0]
+    parts = control.penalty(lengths[:4]) / 2 + control.penalty(lengths[4:]) / 2
     torch.testing.assert_close(torch.autograd.grad(parts, lengths)[0], whole)
     cost, dense = flops_and_dense(lengths, *SIZES)
     wanted = 0.7 * cost.mean() / 1e6
-    assert control.penalty(0, lengths).item() == pytest.approx(wanted.item(), rel=1e-6)
+    assert control.penalty(lengths).item() == pytest.approx(wanted.item(), rel=1e-6)
     # what was seen: both halves and the whole, twice
-    expected = control.update(0, torch.ones(6), same)
+    expected = control.update(torch.ones(6), same)
     assert expected == pytest.approx((cost.sum() / dense.sum()).item())
 
 
-def test_budgets_are_adapted_apart():
-    control = multipliers((0.3, 0.7))
+def test_a_step_of_the_multiplier_by_hand():
+    control = multiplier(0.7)
     thresholds = torch.tensor([0.01, 0.02])
     cheap, dear = torch.tensor([[9.0, 8, 7, 6, 5, 4, 3]]), torch.full((2, 7), 9.0)
     for lengths in (cheap, dear):
-        control.penalty(1, lengths)
-        control.update(1, thresholds, same)
+        control.penalty(lengths)
+        control.update(thresholds, same)
     begun = total_relative_flops(cheap, *SIZES).item()  # which the calibrated start is expected to cost
     mean = 0.7 * begun + 0.3  # in training a dense batch costs 1
-    assert control.lambdas.tolist() == pytest.approx([0, 0.3 * (mean - begun)])
-    control.measured(1, 0.8)
-    control.penalty(1, dear)
-    before = control.lambdas[1].item()
+    assert control.value.item() == pytest.approx(0.3 * (mean - begun))
+    control.measured(0.8)
+    control.penalty(dear)
+    before = control.value.item()
     thresholds = torch.tensor([0.01, 0.02])
-    control.update(1, thresholds, same)
+    control.update(thresholds, same)
     gap = 0.8 + 0.3 * (1 - mean) - 0.7
-    assert control.lambdas[1].item() == pytest.approx(before + 0.3 * gap)
+    assert control.value.item() == pytest.approx(before + 0.3 * gap)
     factor = math.exp(0.3 * gap)  # all thresholds at once, towards the budget
     assert thresholds.tolist() == pytest.approx([0.01 * factor, 0.02 * factor])
 
 
 def test_every_budget_is_sampled_the_harder_ones_more_often_and_the_same_everywhere():
     budgets = [0.25, 0.5, 1.0]
-    drawn = [sampled_budget(budgets, 5, step) for step in range(2100)]
-    assert drawn == [sampled_budget(budgets, 5, step) for step in range(2100)]
-    counts = [drawn.count(number) for number in range(3)]  # drawn as 16 to 4 to 1
-    assert counts == pytest.approx([1600, 400, 100], abs=60)
-    assert drawn != [sampled_budget(budgets, 6, step) for step in range(2100)]
+    drawn = [sampled_budget(budgets, 5, step) for step in range(2190)]
+    assert drawn == [sampled_budget(budgets, 5, step) for step in range(2190)]
+    counts = [drawn.count(number) for number in range(3)]  # drawn as 64 to 8 to 1
+    assert counts[0] == pytest.approx(1920, abs=60)
+    assert counts[1] == pytest.approx(240, abs=60)
+    assert counts[2] == pytest.approx(30, abs=20)
+    assert drawn != [sampled_budget(budgets, 6, step) for step in range(2190)]
     assert [sampled_budget([0.3], 5, step) for step in range(9)] == [0] * 9
 
 

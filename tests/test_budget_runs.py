@@ -135,6 +135,11 @@ def test_several_budgets_share_one_checkpoint(dense_run):
         assert results["relative_flops"] == results["budgets"][-1]["relative_flops"]
         assert counted(run) == pytest.approx(results["relative_flops"], abs=1e-6)
         assert len({tuple(held["thresholds"]) for held in results["budgets"]}) == 3
+    # the soft training is one at the lowest budget, whose shape the others take over
+    lowest, *others = (torch.tensor(held["thresholds"]) for held in results_of(soft)["budgets"])
+    for ratio in (lowest / other for other in others):
+        assert ratio.max() - ratio.min() < 1e-4
+        assert ratio[0] > 1.01
     last = [line for line in lines_of(soft) if "val/accuracy" in line][-1]
     each = [last[f"val/budget_{budget}/accuracy"] for budget in (0.4, 0.6, 0.8)]
     assert last["val/accuracy"] == pytest.approx(sum(each) / 3)

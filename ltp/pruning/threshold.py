@@ -117,8 +117,13 @@ class ThresholdPruner(Pruner):
     def reset(self) -> None:
         self.thresholds.copy_(threshold_schedule(self.final_token_threshold, self.thresholds.numel()))
         if self.num_budgets:
-            self.budget_thresholds.copy_(self.thresholds.expand_as(self.budget_thresholds))
+            self.share_thresholds()
             self.budget_in_use.zero_()
+
+    @torch.no_grad()
+    def share_thresholds(self) -> None:
+        """Give every budget the thresholds in use."""
+        self.budget_thresholds.copy_(self.thresholds.expand_as(self.budget_thresholds))
 
     @torch.no_grad()
     def use_budget(self, number: int) -> None:
