@@ -12,8 +12,8 @@ from ltp.flops import flops_and_dense
 # price of lambda + 5 to 10 times the gap, which swings, or follows too slowly where gates are sharp and their gradients
 # vanish. There is no warm-up: a goal that fell to the budget over 60 % of the steps left the weights too few there.
 # A straight-through estimator (tokens leave by the hard rule, gradients are these) was no better after the hard stage:
-# 81.4 % instead of 82.0 on SST-2 at 0.3, 86.9 instead of 88.4 at 0.683; 73.5 instead of 73.0 on MRPC at about 0.315 (the
-# mean of four seeds).
+# 81.4 % instead of 82.0 on SST-2 at 0.3, 86.9 instead of 88.4 at 0.683; 73.5 instead of 73.0 on MRPC at about 0.315
+# (means of four seeds).
 STEP_SIZE = 0.3  # of the dual ascent: lambda moves by this times the gap
 CORRECTION = 0.3  # thresholds are multiplied by exp(this times the gap); their logarithm's slope is about −0.3
 MEAN_SHARE = 0.3  # of a step in the running mean of its cost: batches hold inputs of one length, and so vary
