@@ -101,6 +101,26 @@ def test_parameter_groups(pruned, learned):
     assert isinstance(optimizer, torch.optim.AdamW)
 
 
+def test_a_fused_optimiser_takes_the_same_steps(pruned):
+    """Up to float32's rounding: it is only one pass over memory instead of several."""
+    fused, plain = (pruned("absolute_threshold", masking_mode="soft") for _ in range(2))
+    for model in (fused, plain):
+        module = LTPModule(
+            model, TASKS["demo"], lr=1e-2, lr_threshold=1e-3, weight_decay=0.1, fused=model is fused, total_steps=10
+        )
+        optimizer = module.configure_optimizers()["optimizer"]
+        assert optimizer.defaults["fused"] is (model is fused)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(3):
+            for parameter in model.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            optimizer.step()
+    ends = dict(plain.named_parameters())
+    for name, parameter in fused.named_parameters():
+        torch.testing.assert_close(parameter, ends[name], rtol=1e-6, atol=1e-7)
+    assert (fused.thresholds - pruned("absolute_threshold").thresholds).abs().min() > 1e-4
+
+
 def test_thresholds_take_a_gradient_only_where_they_are_learned(pruned):
     model = pruned("absolute_threshold")
     LTPModule(model, TASKS["demo"], lr_threshold=1e-3)
