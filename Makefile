@@ -6,7 +6,7 @@ ARGS ?=
 TRAIN := $(BIN)/python -m ltp.train
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo figures report test train soft hard manual topk sweep reproduce lint typecheck format clean
+.PHONY: help install demo figures report test train soft hard manual topk sweep reproduce budgets lint typecheck format clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -57,6 +57,9 @@ sweep: install  ## the published grid of a task
 
 reproduce: install  ## the paper's protocol: dense, three grids, one table; ARGS=--dry-run shows the jobs
 	$(BIN)/python scripts/reproduce.py $(TASK) $(ARGS)
+
+budgets: install  ## budgets beside fixed lambdas at the same cost: make budgets TASK=demo ARGS='seed=0,1'
+	$(BIN)/python scripts/budgets.py $(TASK) $(ARGS)
 
 lint: install  ## ruff, style and format
 	$(BIN)/ruff check .
