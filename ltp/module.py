@@ -83,7 +83,7 @@ class LTPModule(pl.LightningModule):
         dense_flops: mean dense FLOPs of a training example; a soft training with budgets needs it.
         distillation: a teacher to learn from.
         fused: whether the optimiser updates all of a weight in one pass over memory: a sixth off a training step of a
-            6-layer MiniLM on a CPU. Lightning cannot clip gradients for such a one where fp16's scaler scales them.
+            6-layer MiniLM on a CPU. In mixed precision Lightning refuses to clip gradients for such a one.
     """
 
     def __init__(

@@ -202,7 +202,7 @@ def build_module(
         distillation=None
         if run.teacher is None
         else Distillation(build_teacher(run), distill.weight, distill.temperature, distill.hidden_weight),
-        fused=settings.trainer.precision != "16-mixed",
+        fused=settings.trainer.precision == "32-true",
     )
 
 
