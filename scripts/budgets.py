@@ -11,19 +11,17 @@ are its recipe's: ``recipe.stages.soft.epochs.small=1``. Started again, it does 
 """
 
 import argparse
-import json
-import re
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from reproduce import TRAIN, key_of, run
+from reproduce import TRAIN, directory_of, key_of, run
 from rich.console import Console
 from rich.table import Table
+
+from ltp.runs import is_finished, read_results
 
 LAMBDA, SEED = "prune.lambda_threshold", "seed"
 #: The grid, where the command line has none.
@@ -82,10 +80,8 @@ def commands_of(task: str, overrides: Sequence[str]) -> Commands:
 
 def results_of(words: Sequence[str]) -> dict[str, Any] | None:
     """What a run came to; None where it is not finished."""
-    shown = subprocess.run([*TRAIN, "--cfg", "job", *words], stdout=subprocess.PIPE, text=True)
-    directory = re.search(r"^# run directory: (.*)", shown.stdout, re.MULTILINE)
-    path = Path(directory[1], "results.json") if directory else None
-    return json.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else None
+    directory = directory_of(words)
+    return read_results(directory) if directory is not None and is_finished(directory) else None
 
 
 def row(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> list[str]:

@@ -12,6 +12,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,17 @@ def steps_of(task: str, overrides: list[str]) -> list[tuple[list[str], dict[str,
     return steps
 
 
+def directory_of(words: Sequence[str]) -> Path | None:
+    """The run directory of a command, as ``ltp.train`` names it; None where it rejects the overrides."""
+    shown = subprocess.run([*TRAIN, "--cfg", "job", *words], stdout=subprocess.PIPE, text=True)
+    directory = re.search(r"^# run directory: (.*)", shown.stdout)
+    return Path(directory[1]) if directory else None
+
+
 def folder_of(dense: list[str]) -> Path | None:
-    """The folder of all runs of the task and model, as ``ltp.train`` names it; None where it rejects the overrides."""
-    place = [word for word in dense if key_of(word).split(".")[0] in PLACE]
-    shown = subprocess.run([*TRAIN, "--cfg", "job", *place], stdout=subprocess.PIPE, text=True)
-    run = re.search(r"^# run directory: (.*)", shown.stdout)
-    return Path(run[1]).parents[2] if run else None
+    """The folder of all runs of the task and model; None where ``ltp.train`` rejects the overrides."""
+    directory = directory_of([word for word in dense if key_of(word).split(".")[0] in PLACE])
+    return directory.parents[2] if directory is not None else None
 
 
 def run(*command: str) -> int:
