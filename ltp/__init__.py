@@ -1,13 +1,39 @@
-"""Token pruning for transformer encoders: train, compare and deploy token-pruned BERT and RoBERTa classifiers."""
+"""Token pruning for transformer encoders: train, compare and deploy token-pruned BERT and RoBERTa classifiers.
 
-from transformers import AutoConfig, AutoModelForSequenceClassification
+The public names are imported when they are first used, since PyTorch and transformers take seconds to import.
+"""
 
-from ltp.configuration import LTPConfig
-from ltp.modeling import LTPForSequenceClassification, LTPOutput, prune
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ltp.model.registration import register_auto_classes
+
+if TYPE_CHECKING:
+    from ltp.execution.output import LTPOutput
+    from ltp.model.classifier import LTPForSequenceClassification, prune
+    from ltp.model.configuration import LTPConfig
 
 __version__ = "0.1.0"
 __all__ = ["LTPConfig", "LTPForSequenceClassification", "LTPOutput", "__version__", "prune"]
 
-# Here, not beside the classes: an export's copy of them must not take the place of these, or be in their way.
-AutoConfig.register(LTPConfig.model_type, LTPConfig, exist_ok=True)
-AutoModelForSequenceClassification.register(LTPConfig, LTPForSequenceClassification, exist_ok=True)
+_MODULES = {
+    "LTPConfig": "ltp.model.configuration",
+    "LTPForSequenceClassification": "ltp.model.classifier",
+    "LTPOutput": "ltp.execution.output",
+    "prune": "ltp.model.classifier",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+register_auto_classes()

@@ -12,22 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig
+from omegaconf import MISSING
 
-from ltp import cli
-from ltp.checkpoints import Checkpoint, inspect_checkpoint
-from ltp.commands import check_writable
-from ltp.config import TaskSettings, typed_as, unknown_key
-from ltp.errors import UserError
-from ltp.restored import check_budget, load_model, load_tokenizer, quiet_libraries, stored_task
-from ltp.samples import Sequences, validation_sequences
-from ltp.values import check_option, require
+from ltp.command.cli import Command, command_line
+from ltp.command.output import check_writable
+from ltp.errors import UserError, check_option, require
+from ltp.evaluation.samples import Sequences, validation_sequences
+from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint
+from ltp.runs.loading import check_budget, load_model, load_tokenizer, quiet_libraries, stored_task
+from ltp.runs.settings import TaskSettings
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, and a mistake should not
-    from ltp.benchmark import Plan
-    from ltp.modeling import LTPForSequenceClassification
+    from ltp.benchmark.compare import Plan
+    from ltp.model.classifier import LTPForSequenceClassification
 
 
 @dataclass
@@ -67,19 +64,9 @@ class BenchSettings:
     seed: int = MISSING
 
 
-ConfigStore.instance().store(name="bench_schema", node=BenchSettings)
-
-
-def unknown(key: str) -> str:
-    """The message for a key that the benchmark does not have."""
-    if key == "model":  # given, or asked for by task=demo, which brings a model to train
-        return "unknown key model; a benchmark's is chosen by restore=… (a demo run brings its task) or bench.shape=…"
-    return unknown_key(key, BenchSettings, "ltp.bench")
-
-
-def main(cfg: DictConfig) -> None:
+def main(settings: BenchSettings) -> None:
     """Run the benchmark that a configuration describes; print its table and write its report."""
-    settings, checkpoint = resolve(cfg)
+    settings, checkpoint = resolve(settings)
     output = output_path(settings, checkpoint)
     report = measure(settings, checkpoint)
     write_report(output, report)
@@ -87,13 +74,12 @@ def main(cfg: DictConfig) -> None:
     print(f"report: {output}")
 
 
-def show(cfg: DictConfig) -> None:
-    """Print the whole configuration, nulls filled; measure nothing."""
-    settings, _ = resolve(cfg)
-    print(yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False, allow_unicode=True), end="")
+def fill(settings: BenchSettings) -> BenchSettings:
+    """The settings with their nulls filled."""
+    return resolve(settings)[0]
 
 
-def resolve(cfg: DictConfig) -> tuple[BenchSettings, Checkpoint | None]:
+def resolve(settings: BenchSettings) -> tuple[BenchSettings, Checkpoint | None]:
     """Check the configuration and fill its nulls. Reads small files only.
 
     Returns:
@@ -102,7 +88,6 @@ def resolve(cfg: DictConfig) -> tuple[BenchSettings, Checkpoint | None]:
     Raises:
         UserError: a value is out of range, keys contradict each other, or the checkpoint is not there.
     """
-    settings = typed_as(BenchSettings, cfg, unknown)
     options = settings.bench
     for key in ("batch_size", "dtype", "engines"):  # one may be written without brackets
         value = getattr(options, key)
@@ -134,7 +119,9 @@ def check(settings: BenchSettings) -> None:
     Raises:
         UserError: names the key, its value and its range.
     """
-    from ltp.benchmark import DTYPES, ENGINES, LENGTHS, SHAPES
+    from ltp.benchmark.engines import DTYPES, ENGINES
+    from ltp.benchmark.models import SHAPES
+    from ltp.data.sequences import LENGTHS
 
     options = settings.bench
 
@@ -213,7 +200,9 @@ def measure(settings: BenchSettings, checkpoint: Checkpoint | None) -> dict[str,
     """
     import torch
 
-    from ltp.benchmark import ENGINES, Plan, make_batches, run_benchmark
+    from ltp.benchmark.compare import Plan, run_benchmark
+    from ltp.benchmark.engines import ENGINES
+    from ltp.data.sequences import make_batches
 
     quiet_libraries()
     options = settings.bench
@@ -251,7 +240,7 @@ def measure(settings: BenchSettings, checkpoint: Checkpoint | None) -> dict[str,
     name = checkpoint.name if checkpoint is not None else f"{options.shape}, random weights"
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": f"python -m ltp.bench {' '.join(cli.task_overrides())}".rstrip(),
+        "command": command_line("bench"),
         "settings": dataclasses.asdict(settings),
         "model": {"name": name, "restore": settings.restore, **{key: getattr(model.config, key) for key in sizes}},
         "pruning": model.config.prune_mode,
@@ -261,7 +250,7 @@ def measure(settings: BenchSettings, checkpoint: Checkpoint | None) -> dict[str,
 
 
 def _calibrate(model: "LTPForSequenceClassification", batch: dict[str, Any], wanted: float) -> None:
-    from ltp.benchmark import calibrate
+    from ltp.benchmark.profiles import calibrate
 
     try:
         calibrate(model, batch, wanted)
@@ -302,8 +291,8 @@ def build_model(settings: BenchSettings, checkpoint: Checkpoint | None) -> "LTPF
     Raises:
         UserError: the checkpoint cannot be loaded.
     """
-    from ltp.benchmark import random_classifier
-    from ltp.modeling import LTPForSequenceClassification
+    from ltp.benchmark.models import random_classifier
+    from ltp.model.classifier import LTPForSequenceClassification
 
     if checkpoint is not None:
         return load_model(checkpoint, settings.budget)
@@ -319,7 +308,7 @@ def read_sequences(
     Raises:
         UserError: the data or the tokenizer are not there, or do not fit the model.
     """
-    from ltp.benchmark import LENGTHS, random_sequences, synthetic_lengths
+    from ltp.data.sequences import LENGTHS, random_sequences, synthetic_lengths
 
     options = settings.bench
     if settings.task is None:
@@ -336,7 +325,7 @@ def read_sequences(
 
 def write_report(path: Path, report: dict[str, Any]) -> None:
     """Write the report as JSON, whole or not at all."""
-    from ltp.runs import write_atomically
+    from ltp.runs.directory import write_atomically
 
     write_atomically(path, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
 
@@ -346,7 +335,7 @@ def print_report(report: dict[str, Any]) -> None:
     from rich.console import Console
 
     from ltp.benchmark.table import comparison, left_out
-    from ltp.summary import tokens_text
+    from ltp.runs.summary import tokens_text
 
     console = Console()
     console.width = max(console.width, 130)  # a narrower terminal wraps lines, which is better than cut columns
@@ -374,5 +363,16 @@ def print_report(report: dict[str, Any]) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
+COMMAND = Command(
+    "bench",
+    BenchSettings,
+    main,
+    fill,
+    hints={
+        # given, or asked for by task=demo, which brings a model to train
+        "model": "unknown key model; a benchmark's is chosen by restore=… (a demo run brings its task) or bench.shape=…"
+    },
+)
+
 if __name__ == "__main__":
-    sys.exit(cli.run_command("bench", main, show, unknown))
+    sys.exit(COMMAND())

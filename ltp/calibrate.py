@@ -1,6 +1,6 @@
 """``python -m ltp.calibrate``: a finished run at another budget, without training, as a run of its own.
 
-The search is :mod:`ltp.calibration`'s, everything around it :mod:`ltp.calibrating`'s.
+The search is :mod:`ltp.calibration.search`'s, everything around it :mod:`ltp.calibration`'s.
 """
 
 import dataclasses
@@ -8,65 +8,51 @@ import logging
 import math
 import sys
 
-import yaml
-from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig
-
-from ltp import cli
-from ltp.calibrating.folder import check_directory, new_directory
-from ltp.calibrating.report import print_summary
-from ltp.calibrating.request import BUDGETS, OF_LATENCY, CalibrateSettings, Request
-from ltp.checkpoints import Checkpoint, inspect_checkpoint
-from ltp.config import RATE_MODES, check_shares, typed_as, unknown_key
-from ltp.errors import UserError
-from ltp.restored import stored_task
-from ltp.runs import is_finished, read_results
-from ltp.values import check_option, require, written
+from ltp.calibration.directory import check_directory, new_directory
+from ltp.calibration.request import BUDGETS, OF_LATENCY, CalibrateSettings, Request
+from ltp.calibration.summary import print_summary
+from ltp.command.cli import Command
+from ltp.command.output import progress
+from ltp.errors import UserError, check_option, require, written
+from ltp.pruning import RATE_MODES
+from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint
+from ltp.runs.directory import is_finished, read_results
+from ltp.runs.loading import stored_task
+from ltp.runs.settings import check_shares
 
 log = logging.getLogger("ltp")
 
 EXECUTIONS = ("deployed", "packed")
 DTYPES = ("float32", "bfloat16", "int8")
 
-ConfigStore.instance().store(name="calibrate_schema", node=CalibrateSettings)
 
-
-def unknown(key: str) -> str:
-    """The message for a key that the calibration does not have."""
-    if key == "model":  # given, or asked for by task=demo, which brings a model to train
-        return "unknown key model; what is calibrated is chosen by restore=… (a demo run brings its task)"
-    return unknown_key(key, CalibrateSettings, "ltp.calibrate")
-
-
-def main(cfg: DictConfig) -> None:
+def main(settings: CalibrateSettings) -> None:
     """Calibrate what a configuration describes, unless that is done already."""
-    request = resolve(cfg)
+    request = resolve(settings)
     directory = request.directory
     if is_finished(directory) and not request.settings.overwrite:
         log.info("finished already, skipped: %s (overwrite=true calibrates afresh)", directory)
         results = read_results(directory)
     else:
-        from ltp.calibrating.run import run
+        from ltp.calibration.run import run
 
-        results = run(request)
+        results = run(request, progress)
     print_summary(results, directory)
 
 
-def show(cfg: DictConfig) -> None:
-    """Print the whole configuration, nulls filled; calibrate nothing."""
-    request = resolve(cfg)
-    filled = dataclasses.replace(request.settings, to=str(request.directory))
-    print(yaml.safe_dump(dataclasses.asdict(filled), sort_keys=False, allow_unicode=True), end="")
+def fill(settings: CalibrateSettings) -> CalibrateSettings:
+    """The settings with their nulls filled."""
+    request = resolve(settings)
+    return dataclasses.replace(request.settings, to=str(request.directory))
 
 
-def resolve(cfg: DictConfig) -> Request:
+def resolve(settings: CalibrateSettings) -> Request:
     """Check the configuration and fill its nulls. Reads small files only.
 
     Raises:
         UserError: a value is out of range, keys contradict each other, the checkpoint is not there or does not prune,
             or something else stands where the run would go.
     """
-    settings = typed_as(CalibrateSettings, cfg, unknown)
     check(settings)
     if settings.budgets is not None:
         settings.budgets = sorted(settings.budgets)
@@ -144,5 +130,14 @@ def check_method(settings: CalibrateSettings, checkpoint: Checkpoint) -> None:
         )
 
 
+COMMAND = Command(
+    "calibrate",
+    CalibrateSettings,
+    main,
+    fill,
+    # given, or asked for by task=demo, which brings a model to train
+    hints={"model": "unknown key model; what is calibrated is chosen by restore=… (a demo run brings its task)"},
+)
+
 if __name__ == "__main__":
-    sys.exit(cli.run_command("calibrate", main, show, unknown))
+    sys.exit(COMMAND())

@@ -1,4 +1,4 @@
-"""``python -m ltp.evaluate``: a finished run on a split. What is computed is :mod:`ltp.evaluation`'s."""
+"""``python -m ltp.evaluate``: a finished run on a split. What is computed is :mod:`ltp.evaluation.scoring`'s."""
 
 import dataclasses
 import datetime
@@ -10,16 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig
+from omegaconf import MISSING
 
-from ltp import cli
-from ltp.checkpoints import PREDICTIONS_FILE, Checkpoint, inspect_checkpoint
-from ltp.commands import check_writable, progress
-from ltp.config import TaskSettings, typed_as, unknown_key
-from ltp.errors import UserError
-from ltp.restored import (
+from ltp.command.cli import Command, command_line
+from ltp.command.output import check_writable, progress
+from ltp.errors import UserError, check_option, require, written
+from ltp.runs.checkpoints import PREDICTIONS_FILE, Checkpoint, inspect_checkpoint
+from ltp.runs.loading import (
     StoredTask,
     check_budget,
     check_length,
@@ -30,13 +27,13 @@ from ltp.restored import (
     quiet_libraries,
     stored_task,
 )
-from ltp.values import check_option, require, written
+from ltp.runs.settings import TaskSettings
 
 if TYPE_CHECKING:  # Lightning and transformers take seconds to import, and a mistake should not
     from rich.table import Table
 
-    from ltp.data import GLUEDataModule
-    from ltp.modeling import LTPForSequenceClassification
+    from ltp.data.datamodule import GLUEDataModule
+    from ltp.model.classifier import LTPForSequenceClassification
 
 EXECUTIONS = ("packed", "masked", "deployed")
 DTYPES = ("float32", "bfloat16", "int8")
@@ -65,16 +62,6 @@ class EvaluateSettings:
     output: str | None = None
 
 
-ConfigStore.instance().store(name="evaluate_schema", node=EvaluateSettings)
-
-
-def unknown(key: str) -> str:
-    """The message for a key that the evaluation does not have."""
-    if key == "model":  # given, or asked for by task=demo, which brings a model to train
-        return "unknown key model; what is evaluated is chosen by restore=… (a demo run brings its task)"
-    return unknown_key(key, EvaluateSettings, "ltp.evaluate")
-
-
 @dataclass(frozen=True)
 class Request:
     """A checked evaluation.
@@ -90,9 +77,9 @@ class Request:
     predictions: Path | None
 
 
-def main(cfg: DictConfig) -> None:
+def main(settings: EvaluateSettings) -> None:
     """Evaluate what a configuration describes; print the table, write the predictions."""
-    request = resolve(cfg)
+    request = resolve(settings)
     output = request.settings.output
     if request.predictions is not None:
         given = request.settings.to
@@ -106,26 +93,24 @@ def main(cfg: DictConfig) -> None:
         if output == "-":
             print(text, end="")
             return
-        from ltp.runs import write_atomically
+        from ltp.runs.directory import write_atomically
 
         write_atomically(Path(output), text)
     print_report(report)
 
 
-def show(cfg: DictConfig) -> None:
-    """Print the whole configuration, nulls filled; evaluate nothing."""
-    request = resolve(cfg)
-    filled = dataclasses.replace(request.settings, to=str(request.predictions) if request.predictions else None)
-    print(yaml.safe_dump(dataclasses.asdict(filled), sort_keys=False, allow_unicode=True), end="")
+def fill(settings: EvaluateSettings) -> EvaluateSettings:
+    """The settings with their nulls filled."""
+    request = resolve(settings)
+    return dataclasses.replace(request.settings, to=str(request.predictions) if request.predictions else None)
 
 
-def resolve(cfg: DictConfig) -> Request:
+def resolve(settings: EvaluateSettings) -> Request:
     """Check the configuration and fill its nulls. Reads small files only.
 
     Raises:
         UserError: a value is out of range, keys contradict each other, or the checkpoint is not there.
     """
-    settings = typed_as(EvaluateSettings, cfg, unknown)
     if not isinstance(settings.threshold_scale, list):  # one may be written without brackets
         settings.threshold_scale = [settings.threshold_scale]
     check(settings)
@@ -203,15 +188,15 @@ def measure(request: Request) -> dict[str, Any]:
     """Run the model over the split, once a threshold scale, and write the predictions.
 
     Returns:
-        The report. ``results`` holds what :func:`ltp.evaluation.summarise` returns once a scale, with
+        The report. ``results`` holds what :func:`ltp.evaluation.scoring.summarise` returns once a scale, with
         ``threshold_scale``, ``thresholds`` and, where groups were asked for, ``by_length``: the same of each group.
 
     Raises:
         UserError: model, data or device do not fit.
     """
-    from ltp.evaluation import Engine, by_length, evaluate, summarise, write_predictions
-    from ltp.flops import DEFINITION
-    from ltp.summary import describe
+    from ltp.evaluation.scoring import Engine, by_length, evaluate, summarise, write_predictions
+    from ltp.pruning.flops import DEFINITION
+    from ltp.runs.summary import describe
 
     quiet_libraries()
     settings, checkpoint = request.settings, request.checkpoint
@@ -240,7 +225,7 @@ def measure(request: Request) -> dict[str, Any]:
     run = checkpoint.results or {}
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": f"python -m ltp.evaluate {' '.join(cli.task_overrides())}".rstrip(),
+        "command": command_line("evaluate"),
         "restore": settings.restore,
         "model": checkpoint.name,
         "method": describe(run, model.budget) if "method" in run else model.config.prune_mode,
@@ -263,9 +248,9 @@ def read_data(request: Request, model: "LTPForSequenceClassification") -> "GLUED
     Raises:
         UserError: there is no such split, or data, tokenizer and model do not fit.
     """
-    from ltp.building import read_splits
-    from ltp.data import GLUEDataModule
-    from ltp.plan import check_labels
+    from ltp.data.datamodule import GLUEDataModule
+    from ltp.runs.loading import read_splits
+    from ltp.runs.plan import check_labels
 
     settings, task = request.settings, request.settings.task
     assert task is not None
@@ -323,7 +308,7 @@ def report_table(report: dict[str, Any]) -> "Table":
     from rich.markup import escape
     from rich.table import Table
 
-    from ltp.summary import tokens_text
+    from ltp.runs.summary import tokens_text
 
     results = report["results"]
     computed = f"{report['execution']} {report['dtype']}"
@@ -352,5 +337,14 @@ def report_table(report: dict[str, Any]) -> "Table":
     return table
 
 
+COMMAND = Command(
+    "evaluate",
+    EvaluateSettings,
+    main,
+    fill,
+    # given, or asked for by task=demo, which brings a model to train
+    hints={"model": "unknown key model; what is evaluated is chosen by restore=… (a demo run brings its task)"},
+)
+
 if __name__ == "__main__":
-    sys.exit(cli.run_command("evaluate", main, show, unknown))
+    sys.exit(COMMAND())

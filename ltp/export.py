@@ -1,26 +1,21 @@
 """``python -m ltp.export``: a finished run for use elsewhere. What is written is :mod:`ltp.exporting`'s."""
 
-import dataclasses
 import itertools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig
+from omegaconf import MISSING
 
-from ltp import cli
-from ltp.checkpoints import Checkpoint, inspect_checkpoint
-from ltp.config import typed_as, unknown_key
-from ltp.errors import UserError
-from ltp.restored import check_budget, load_model, load_tokenizer, quiet_libraries, stored_task
-from ltp.samples import Sequences, validation_sequences
-from ltp.values import near_names, require
+from ltp.command.cli import Command
+from ltp.errors import UserError, near_names, require
+from ltp.evaluation.samples import Sequences, validation_sequences
+from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint
+from ltp.runs.loading import check_budget, load_model, load_tokenizer, quiet_libraries, stored_task
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, and a mistake should not
-    from ltp.modeling import LTPForSequenceClassification
+    from ltp.model.classifier import LTPForSequenceClassification
 
 FORMATS = ("huggingface", "onnx")
 
@@ -43,19 +38,11 @@ class ExportSettings:
     rounds: int = MISSING
 
 
-ConfigStore.instance().store(name="export_schema", node=ExportSettings)
-
-
-def unknown(key: str) -> str:
-    """The message for a key that the export does not have."""
-    return unknown_key(key, ExportSettings, "ltp.export")
-
-
-def main(cfg: DictConfig) -> None:
+def main(settings: ExportSettings) -> None:
     """Export what a configuration describes."""
-    from ltp.exporting import export_huggingface
+    from ltp.exporting.run import export_huggingface
 
-    settings, checkpoint = resolve(cfg)
+    settings, checkpoint = resolve(settings)
     quiet_libraries()
     target = Path(settings.to).expanduser()
     if settings.format == "onnx":
@@ -67,13 +54,12 @@ def main(cfg: DictConfig) -> None:
     print(f"exported: {target}")
 
 
-def show(cfg: DictConfig) -> None:
-    """Print the whole configuration; export nothing."""
-    settings, _ = resolve(cfg)
-    print(yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False, allow_unicode=True), end="")
+def fill(settings: ExportSettings) -> ExportSettings:
+    """The settings, checked."""
+    return resolve(settings)[0]
 
 
-def resolve(cfg: DictConfig) -> tuple[ExportSettings, Checkpoint]:
+def resolve(settings: ExportSettings) -> tuple[ExportSettings, Checkpoint]:
     """Check the configuration. Reads small files only.
 
     Returns:
@@ -83,11 +69,11 @@ def resolve(cfg: DictConfig) -> tuple[ExportSettings, Checkpoint]:
         UserError: a value is out of range, a package is missing, the run is not there or not finished, or something
             stands where the export should go.
     """
-    settings = typed_as(ExportSettings, cfg, unknown)
     if not isinstance(settings.batch_size, list):  # one may be written without brackets
         settings.batch_size = [settings.batch_size]
     check(settings)
-    from ltp.exporting import ExportedRun, check_target
+    from ltp.exporting.folders import check_target
+    from ltp.exporting.run import ExportedRun
 
     checkpoint = inspect_checkpoint(settings.restore)
     ExportedRun.of(checkpoint)
@@ -111,7 +97,7 @@ def check(settings: ExportSettings) -> None:
     require(settings.sequences >= 1, "sequences", settings.sequences, "1 or more")
     require(settings.rounds >= 0, "rounds", settings.rounds, "0 or more")
     if settings.format == "onnx":
-        from ltp.benchmark.onnx import missing_packages
+        from ltp.deploy.onnx import missing_packages
 
         if missing := missing_packages():
             raise UserError(f"format=onnx needs {', '.join(missing)}: pip install 'ltp[onnx]'")
@@ -119,8 +105,9 @@ def check(settings: ExportSettings) -> None:
 
 def to_onnx(settings: ExportSettings, checkpoint: Checkpoint, target: Path) -> None:
     """Write the graph, checked on real sequences, and time it beside a dense one."""
-    from ltp.benchmark import make_batches
-    from ltp.exporting import GRAPH_FILE, compare_speed, export_onnx, graph_engine
+    from ltp.data.sequences import make_batches
+    from ltp.exporting.run import GRAPH_FILE, export_onnx, graph_engine
+    from ltp.exporting.speed import compare_speed
 
     model = load_model(checkpoint, settings.budget)
     sequences = read_sequences(settings, checkpoint, model)
@@ -150,7 +137,7 @@ def read_sequences(
     Raises:
         UserError: it is not in the ``data_dir`` that was given.
     """
-    from ltp.benchmark import random_sequences, synthetic_lengths
+    from ltp.data.sequences import random_sequences, synthetic_lengths
 
     stored = stored_task(checkpoint)
     try:
@@ -167,5 +154,7 @@ def read_sequences(
     return Sequences("random tokens", random_sequences(lengths, model.config.vocab_size))
 
 
+COMMAND = Command("export", ExportSettings, main, fill)
+
 if __name__ == "__main__":
-    sys.exit(cli.run_command("export", main, show, unknown))
+    sys.exit(COMMAND())

@@ -1,7 +1,6 @@
 """``python -m ltp.predict``: labels for new texts, and what a pruned classifier read of them."""
 
 import csv
-import dataclasses
 import io
 import json
 import re
@@ -11,16 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig
+from omegaconf import MISSING
 
-from ltp import cli
-from ltp.checkpoints import Checkpoint, inspect_checkpoint
-from ltp.commands import check_writable, progress
-from ltp.config import typed_as, unknown_key
-from ltp.errors import UserError
-from ltp.restored import (
+from ltp.command.cli import Command
+from ltp.command.output import check_writable, progress
+from ltp.data.texts import Texts, present, read_texts
+from ltp.errors import UserError, check_option, require, written
+from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint
+from ltp.runs.loading import (
     StoredTask,
     check_budget,
     check_length,
@@ -32,11 +29,9 @@ from ltp.restored import (
     quiet_libraries,
     stored_task,
 )
-from ltp.texts import Texts, present, read_texts
-from ltp.values import check_option, require, written
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and a mistake should not
-    from ltp.prediction import Prediction
+    from ltp.evaluation.prediction import Prediction
 
 SUFFIXES = (".csv", ".jsonl")
 _NAMED_ROWS = 5  # of many rows with the same note the first so many are named
@@ -62,17 +57,9 @@ class PredictSettings:
     device: str = MISSING
 
 
-ConfigStore.instance().store(name="predict_schema", node=PredictSettings)
-
-
-def unknown(key: str) -> str:
-    """The message for a key that the prediction does not have."""
-    return unknown_key(key, PredictSettings, "ltp.predict")
-
-
-def main(cfg: DictConfig) -> None:
+def main(settings: PredictSettings) -> None:
     """Classify the texts that a configuration names; print or write what comes out."""
-    settings, checkpoint = resolve(cfg)
+    settings, checkpoint = resolve(settings)
     texts = read(settings)
     for key in ("output", "html"):
         if (path := getattr(settings, key)) is not None:
@@ -92,19 +79,17 @@ def main(cfg: DictConfig) -> None:
             print(f"{len(predictions)} texts: {path}")
 
 
-def show(cfg: DictConfig) -> None:
-    """Print the whole configuration, nulls filled; predict nothing."""
-    settings, _ = resolve(cfg)
-    print(yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False, allow_unicode=True), end="")
+def fill(settings: PredictSettings) -> PredictSettings:
+    """The settings with their nulls filled."""
+    return resolve(settings)[0]
 
 
-def resolve(cfg: DictConfig) -> tuple[PredictSettings, Checkpoint]:
+def resolve(settings: PredictSettings) -> tuple[PredictSettings, Checkpoint]:
     """Check the configuration and fill its nulls. Reads small files only.
 
     Raises:
         UserError: a value is out of range, keys contradict each other, or the checkpoint is not there.
     """
-    settings = typed_as(PredictSettings, cfg, unknown)
     check(settings)
     checkpoint = inspect_checkpoint(settings.restore)
     check_budget(checkpoint, settings.budget)
@@ -123,7 +108,7 @@ def resolve(cfg: DictConfig) -> tuple[PredictSettings, Checkpoint]:
 
 
 def _text_columns(stored: StoredTask | None) -> tuple[str, ...] | None:
-    from ltp.plan import task_of
+    from ltp.runs.plan import task_of
 
     return None if stored is None else task_of(stored.task).text_columns
 
@@ -195,7 +180,7 @@ def compute(
     Raises:
         UserError: model, tokenizer or device do not fit.
     """
-    from ltp.prediction import predict
+    from ltp.evaluation.prediction import predict
 
     quiet_libraries()
     on_threads(settings.threads)
@@ -247,7 +232,7 @@ def records(texts: Texts, predictions: Sequence["Prediction"]) -> list[dict[str,
 
 def write(path: Path, texts: Texts, predictions: Sequence["Prediction"]) -> None:
     """Write the predictions as CSV or JSONL, by the file's suffix, whole or not at all."""
-    from ltp.runs import write_atomically
+    from ltp.runs.directory import write_atomically
 
     found = records(texts, predictions)
     content = io.StringIO()
@@ -268,8 +253,8 @@ def write_page(
     thresholds: Sequence[float] | None,
 ) -> None:
     """Write the page of the texts and their tokens, whole or not at all."""
-    from ltp.page import Example, render_page
-    from ltp.runs import write_atomically
+    from ltp.evaluation.page import Example, render_page
+    from ltp.runs.directory import write_atomically
 
     examples = [
         Example(row, result_text(prediction), prediction.note, prediction.cost, prediction.pieces)
@@ -279,7 +264,7 @@ def write_page(
 
 
 def _title(settings: PredictSettings, checkpoint: Checkpoint) -> str:
-    from ltp.summary import describe
+    from ltp.runs.summary import describe
 
     results = checkpoint.results
     if results is None or "method" not in results:
@@ -299,7 +284,7 @@ def print_table(texts: Texts, predictions: Sequence["Prediction"]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from ltp.tracing import printable
+    from ltp.model.tracing import printable
 
     value = "probability" if predictions[0].label is not None else "score"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -326,7 +311,7 @@ def print_layers(texts: Texts, predictions: Sequence["Prediction"]) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from ltp.tracing import layer_by_layer, printable
+    from ltp.model.tracing import layer_by_layer, printable
 
     console = Console(highlight=False)
     for row, prediction in zip(texts.rows, predictions, strict=True):
@@ -345,11 +330,7 @@ def quoted(word: str) -> str:
     return f"{key}='{value}'"
 
 
-def command() -> int:
-    """Run the command line."""
-    sys.argv[1:] = [quoted(word) for word in sys.argv[1:]]
-    return cli.run_command("predict", main, show, unknown)
-
+COMMAND = Command("predict", PredictSettings, main, fill, prepare=lambda words: list(map(quoted, words)))
 
 if __name__ == "__main__":
-    sys.exit(command())
+    sys.exit(COMMAND())

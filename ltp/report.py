@@ -1,6 +1,5 @@
 """``python -m ltp.report``: finished runs side by side. Reading, tables and figures are :mod:`ltp.reporting`'s."""
 
-import dataclasses
 import logging
 import sys
 from collections.abc import Sequence
@@ -8,25 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from hydra._internal.utils import get_args_parser
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig
+from omegaconf import MISSING
 from rich.console import Console
 
-from ltp import cli
-from ltp.config import typed_as, unknown_key
+from ltp.command.cli import Command
 from ltp.errors import UserError
 
 if TYPE_CHECKING:  # Matplotlib takes a second to import, and a mistake should not
-    from ltp.reporting import Collection, Group, LeftOut
+    from ltp.reporting.collect import Collection, LeftOut
+    from ltp.reporting.rows import Group
 
 
 @dataclass
 class ReportSettings:
     """One report; ``python -m ltp.report --help`` says what each key means.
 
-    ``folders`` is one (str) or a list: :func:`resolve` makes it a list.
+    ``folders`` is one (str) or a list: :func:`fill` makes it a list.
     """
 
     output_root: str = MISSING
@@ -36,20 +33,12 @@ class ReportSettings:
     figures: bool = MISSING
 
 
-ConfigStore.instance().store(name="report_schema", node=ReportSettings)
-
-
-def unknown(key: str) -> str:
-    """The message for a key that the report does not have."""
-    return unknown_key(key, ReportSettings, "ltp.report")
-
-
-def main(cfg: DictConfig) -> None:
+def main(settings: ReportSettings) -> None:
     """Read the runs that a configuration names, print their tables and write the report's files."""
-    from ltp.reporting import compare
+    from ltp.reporting.rows import compare
 
     logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells of every letter that goes into a PDF
-    settings = resolve(cfg)
+    settings = fill(settings)
     collection = read_runs(settings)
     groups = compare(collection.runs, settings.points)
     files, unread = build_files(groups, collection.left_out, figures=settings.figures)
@@ -61,18 +50,12 @@ def main(cfg: DictConfig) -> None:
     print(f"report: {settings.to} ({', '.join(texts)}, {figures} figures as PNG and PDF)")
 
 
-def show(cfg: DictConfig) -> None:
-    """Print the whole configuration, nulls filled; read nothing."""
-    print(yaml.safe_dump(dataclasses.asdict(resolve(cfg)), sort_keys=False, allow_unicode=True), end="")
-
-
-def resolve(cfg: DictConfig) -> ReportSettings:
+def fill(settings: ReportSettings) -> ReportSettings:
     """Check the configuration and fill its nulls.
 
     Raises:
         UserError: a value is out of range, or a folder is not there.
     """
-    settings = typed_as(ReportSettings, cfg, unknown)
     if not isinstance(settings.folders, list):
         settings.folders = [settings.folders]
     if not settings.folders:
@@ -95,7 +78,8 @@ def read_runs(settings: ReportSettings) -> "Collection":
     Raises:
         UserError: there is no finished one.
     """
-    from ltp.reporting import collect, left_out
+    from ltp.reporting.collect import collect
+    from ltp.reporting.table import left_out
 
     collection = collect([Path(folder) for folder in settings.folders])
     if not collection.runs:
@@ -112,7 +96,8 @@ def build_files(
     Returns:
         Contents by name; and what could not be drawn.
     """
-    from ltp.reporting import draw, summary_markdown, summary_tex, table_of_runs
+    from ltp.reporting.documents import summary_markdown, summary_tex, table_of_runs
+    from ltp.reporting.figures import draw
 
     pictures: dict[str, bytes] = {}
     unread: list[LeftOut] = []
@@ -136,7 +121,7 @@ def write_files(folder: Path, files: dict[str, bytes]) -> None:
     Raises:
         UserError: nothing can be written there.
     """
-    from ltp.runs import replacing
+    from ltp.runs.directory import replacing
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -149,8 +134,7 @@ def write_files(folder: Path, files: dict[str, bytes]) -> None:
 
 def print_report(groups: "Sequence[Group]", entries: "Sequence[LeftOut]") -> None:
     """Print a table a group with its summary, and what is in none."""
-    from ltp.reporting import comparison, left_out
-    from ltp.reporting.table import shown
+    from ltp.reporting.table import comparison, left_out, shown
     from ltp.reporting.text import DEFINITIONS, summary
 
     console = Console()
@@ -180,6 +164,7 @@ def folders_as_key(arguments: Sequence[str]) -> list[str]:
     return [*(word for word in arguments if word not in folders), key]
 
 
+COMMAND = Command("report", ReportSettings, main, fill, prepare=folders_as_key)
+
 if __name__ == "__main__":
-    sys.argv[1:] = folders_as_key(sys.argv[1:])
-    sys.exit(cli.run_command("report", main, show, unknown))
+    sys.exit(COMMAND())

@@ -7,42 +7,39 @@ import sys
 import time
 from typing import Any
 
-import yaml
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
 
-from ltp import cli
-from ltp.config import TrainSettings, typed
-from ltp.devices import gpus_wanted, lock_folder, own_gpus
+from ltp.command import cli
 from ltp.errors import LTPError, RunError
-from ltp.objective import objective
-from ltp.plan import Run, plan_run
-from ltp.processes import follow_starter, is_first_task, start_run
-from ltp.runs import check_same, is_finished, read_results
-from ltp.summary import print_results
-from ltp.sweep import DONE, FAILED, SKIPPED, Job, SweepRecord
+from ltp.runs.directory import check_same, is_finished, read_results
+from ltp.runs.plan import Run, plan_run
+from ltp.runs.settings import TrainSettings
+from ltp.runs.summary import print_results
+from ltp.sweeps.gpus import gpus_wanted, lock_folder, own_gpus
+from ltp.sweeps.objective import objective
+from ltp.sweeps.processes import follow_starter, is_first_task, start_run
+from ltp.sweeps.record import DONE, FAILED, SKIPPED, Job, SweepRecord
 
 log = logging.getLogger("ltp")
 
 _POLL_SECONDS = 2.0
 
 
-def main(cfg: DictConfig) -> float | None:
+def main(given: TrainSettings) -> float | None:
     """Train the run that a configuration describes, or the job of a sweep in a process of its own.
 
     Returns:
         The task's main metric on the validation split, for sweepers that optimise it.
     """
-    return sweep_job(cfg) if cli.is_sweep() else train_run(cfg)
+    return sweep_job(given) if cli.is_sweep() else train_run(given)
 
 
-def train_run(cfg: DictConfig) -> float:
+def train_run(given: TrainSettings) -> float:
     """Train the run that a configuration describes."""
-    cli.check_selections()
-    given = typed(cfg)
     run = plan(given)
 
-    from ltp import building, training  # Lightning takes seconds to import, and a mistake should not
+    from ltp.training import building  # Lightning takes seconds to import, and a mistake should not
+    from ltp.training import run as training
 
     if is_finished(run.directory) and not given.overwrite:
         results = read_results(run.directory)
@@ -75,11 +72,11 @@ def train_run(cfg: DictConfig) -> float:
     return float(results["metric"]["value"])
 
 
-def sweep_job(cfg: DictConfig) -> float | None:
+def sweep_job(given: TrainSettings) -> float | None:
     """Run one job of a sweep in a process of its own; that it fails is noted, and stops no other.
 
     Returns:
-        What a sweeper optimises (:func:`ltp.objective.objective`); None where the job failed.
+        What a sweeper optimises (:func:`ltp.sweeps.objective.objective`); None where the job failed.
     """
     record = SweepRecord.current()
     assert record is not None
@@ -87,8 +84,6 @@ def sweep_job(cfg: DictConfig) -> float | None:
         follow_starter()
     job = Job(" ".join(cli.task_overrides()), DONE)
     try:
-        cli.check_selections()
-        given = typed(cfg)
         run = plan(given)
         job = dataclasses.replace(job, directory=str(run.directory))
         check_same(run)
@@ -108,17 +103,17 @@ def sweep_job(cfg: DictConfig) -> float | None:
     return value
 
 
-def show(cfg: DictConfig) -> None:
-    """Print the whole run that a configuration describes, as yaml; start nothing."""
-    cli.check_selections()
-    run = plan(typed(cfg))
+def fill(given: TrainSettings) -> TrainSettings:
+    """The settings with their nulls filled; prints the run directory and the parent first, as yaml's comments."""
+    run = plan(given)
     print(f"# run directory: {run.directory}")
     print(f"# parent: {run.parent_name}{' (missing: trained first)' if run.missing else ''}")
-    print(yaml.safe_dump(dataclasses.asdict(run.settings), sort_keys=False, allow_unicode=True), end="")
+    return run.settings
 
 
 def plan(given: TrainSettings) -> Run:
-    """:func:`ltp.plan.plan_run`, with what only the command line knows."""
+    """:func:`ltp.runs.plan.plan_run`, with what only the command line knows."""
+    cli.check_selections()
     keys = {override.lstrip("+~").split("=")[0] for override in cli.task_overrides()}
     if "model.name_or_path" in keys and "model.name" not in keys:
         # another checkpoint than the option's: runs are named after it
@@ -185,5 +180,7 @@ def _literal(value: Any) -> str:
     return repr(value)
 
 
+COMMAND = cli.Command("train", TrainSettings, main, fill)
+
 if __name__ == "__main__":
-    sys.exit(cli.run_command("train", main, show))
+    sys.exit(COMMAND())

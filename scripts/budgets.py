@@ -21,7 +21,7 @@ from reproduce import TRAIN, directory_of, key_of, run
 from rich.console import Console
 from rich.table import Table
 
-from ltp.runs import is_finished, read_results
+from ltp.runs.directory import is_finished, read_results
 
 LAMBDA, SEED = "prune.lambda_threshold", "seed"
 #: The grid, where the command line has none.

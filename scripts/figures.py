@@ -11,12 +11,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from ltp.checkpoints import inspect_checkpoint
-from ltp.prediction import predict
-from ltp.reporting import collect, compare, comparison, draw
-from ltp.restored import load_model, load_tokenizer, longest_input, quiet_libraries
-from ltp.synthetic import demo_rows
-from ltp.tracing import layer_by_layer
+from ltp.data.demo import demo_rows
+from ltp.evaluation.prediction import predict
+from ltp.model.tracing import layer_by_layer
+from ltp.reporting.collect import collect
+from ltp.reporting.figures import draw
+from ltp.reporting.rows import compare
+from ltp.reporting.table import comparison
+from ltp.runs.checkpoints import inspect_checkpoint
+from ltp.runs.loading import load_model, load_tokenizer, longest_input, quiet_libraries
 
 
 def sentence_layer_by_layer(run: Path, sentence: str) -> Text:

@@ -18,8 +18,8 @@ from typing import Any
 
 import yaml
 
-from ltp.cli import config_dir
-from ltp.sweep import number_of_jobs
+from ltp.command.cli import config_dir
+from ltp.sweeps.record import number_of_jobs
 
 TRAIN = (sys.executable, "-m", "ltp.train")
 REPORT = (sys.executable, "-m", "ltp.report")

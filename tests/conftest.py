@@ -74,7 +74,7 @@ def make_batch():
     """``make_batch(model, sentences, length)``: padded ``input_ids`` and ``attention_mask``."""
 
     def make(model, sentences, length=None):
-        pad = {"bert": 0, "roberta": 1}[getattr(model.config, "backbone_type", model.config.model_type)]
+        pad = {"bert": 0, "roberta": 1}[getattr(model.config, "dense_model_type", model.config.model_type)]
         length = length or max(map(len, sentences))
         return {
             "input_ids": torch.tensor([ids + [pad] * (length - len(ids)) for ids in sentences]),

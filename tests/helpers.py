@@ -1,6 +1,7 @@
 """Commands and configurations in this process: a new one takes some six seconds to import what it needs."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import logging
@@ -16,8 +17,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
-from ltp import cli, hub, train
-from ltp.config import typed
+from ltp import train
+from ltp.command import cli
+from ltp.data import hub
+from ltp.runs.settings import typed
 
 torch.set_num_threads(1)  # on models this small more of them get into each other's way
 
@@ -86,7 +89,7 @@ class Finished:
 
 def ltp_train(command="", job=train.main):
     """``python -m ltp.train`` in this process, or another job under its command line."""
-    return in_process("ltp.train", command, lambda: cli.run_command("train", job, train.show))
+    return in_process("ltp.train", command, dataclasses.replace(train.COMMAND, run=job))
 
 
 def in_process(program, command, run, *, stdin=b"", **environment):
@@ -171,7 +174,7 @@ def no_hub():
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setattr(constants, "HF_HUB_OFFLINE", True)
         for flag in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
-            patch.setattr(datasets.config, flag, True)  # restored afterwards: ltp.hub.go_offline sets it
+            patch.setattr(datasets.config, flag, True)  # restored afterwards: ltp.data.hub.go_offline sets it
         hub.hub_in_reach.cache_clear()
         yield
     hub.hub_in_reach.cache_clear()

@@ -1,4 +1,7 @@
-"""Imports point one way. Read from the source files, so that an import inside a function counts too."""
+"""Imports point one way, for folders as wholes and for modules.
+
+Read from the source files, so that an import inside a function counts too.
+"""
 
 import ast
 from pathlib import Path
@@ -6,6 +9,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+#: The rooms of ltp from the ground up: each depends only on those before it. The commands stand on top.
+ROOMS = (
+    *("errors", "pruning", "data", "encoders", "execution", "deploy", "model", "runs", "benchmark", "evaluation"),
+    *("calibration", "sweeps", "training", "exporting", "reporting", "command"),
+)
+COMMANDS = ("train", "evaluate", "predict", "calibrate", "export", "bench", "report")
 
 
 def module_name(path):
@@ -57,85 +67,78 @@ def reachable(module):
     return seen
 
 
+def room_of(module):
+    return module.split(".")[1] if module != "ltp" else None
+
+
 def is_entry_point(module):
     guards = [ast.unparse(node.test) for node in TREES[module].body if isinstance(node, ast.If)]
     return "__name__ == '__main__'" in guards or module.endswith(".__main__")
 
 
 def test_the_reader_sees_imports():
-    assert "ltp.pruning" in OWN_IMPORTS["ltp.modeling"]
-    assert "transformers" in IMPORTS["ltp.modeling"]
-    assert {"ltp.masked", "ltp.attention", "ltp.pruning.threshold"} <= reachable("ltp")
+    assert "ltp.pruning" in OWN_IMPORTS["ltp.model.classifier"]
+    assert "transformers" in IMPORTS["ltp.model.classifier"]
+    assert {"ltp.execution.masked", "ltp.execution.attention", "ltp.pruning.threshold"} <= reachable("ltp")
     assert is_entry_point("ltp.train")
-    assert not is_entry_point("ltp.modeling")
+    assert not is_entry_point("ltp.model.classifier")
+
+
+def test_the_list_of_rooms_is_whole():
+    assert {room_of(module) for module in FILES} == {*ROOMS, *COMMANDS, "__main__", None}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_depends_only_on_rooms_below_it(room):
+    allowed = [f"ltp.{below}" for below in ROOMS[: ROOMS.index(room) + 1]]
+    for module in modules_of(f"ltp.{room}"):
+        above = {name for name in OWN_IMPORTS[module] if name != "ltp" and not within(name, allowed)}
+        assert not above, f"{module} imports {above}, which is above {room}"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_is_thin_and_depends_on_no_other(command):
+    assert is_entry_point(f"ltp.{command}")
+    assert not {name for name in OWN_IMPORTS[f"ltp.{command}"] if within(name, [f"ltp.{one}" for one in COMMANDS])}
 
 
 @pytest.mark.parametrize(
     ("package", "allowed"),
     [
-        ("ltp.pruning", ()),
-        ("ltp.flops", ()),
-        ("ltp.metrics", ()),
-        ("ltp.values", ()),
-        ("ltp.tasks", ("ltp.metrics", "ltp.values")),
+        ("ltp.pruning", []),
+        ("ltp.data.metrics", []),
+        ("ltp.data.tasks", ["ltp.data.metrics"]),
+        ("ltp.encoders", []),
+        ("ltp.execution", ["ltp.encoders", "ltp.pruning"]),
+        ("ltp.deploy", ["ltp.data.sequences", "ltp.encoders", "ltp.execution", "ltp.pruning"]),
+        ("ltp.model", ["ltp.deploy", "ltp.encoders", "ltp.execution", "ltp.pruning"]),
+        ("ltp.reporting", ["ltp.runs.checkpoints", "ltp.runs.summary", "ltp"]),
     ],
 )
-def test_the_ground_floor_imports_nothing_of_ltp_but_errors(package, allowed):
+def test_a_room_leaves_out_what_it_does_not_need(package, allowed):
     for module in modules_of(package):
-        others = {name for name in IMPORTS[module] if within(name, ["ltp"])}
+        others = {name for name in OWN_IMPORTS[module] if name != "ltp"}
         assert not {name for name in others if not within(name, [package, "ltp.errors", *allowed])}, module
 
 
-def test_the_model_is_usable_without_the_framework():
-    for package in (
-        "ltp",
-        "ltp.pruning",
-        "ltp.flops",
-        "ltp.attention",
-        "ltp.backbones",
-        "ltp.masked",
-        "ltp.deploy",
-        "ltp.modeling",
-        "ltp.tracing",
-        "ltp.page",
-        "ltp.exporting",
-    ):
-        for module in modules_of(package) if package != "ltp" else ["ltp"]:
-            for needed in reachable(module):
-                frameworks = {name for name in IMPORTS[needed] if name.split(".")[0] in FRAMEWORKS}
-                assert not frameworks, f"{module} needs {needed}, which imports {frameworks}"
-
-
 @pytest.mark.parametrize(
-    ("package", "allowed"),
+    "package",
     [
-        ("ltp.configuration", ["ltp.backbones", "ltp.pruning"]),
-        ("ltp.packing", []),
-        ("ltp.attention", ["ltp.packing", "ltp.pruning"]),
-        ("ltp.backbones", ["ltp.pruning"]),
-        ("ltp.masked", ["ltp.attention", "ltp.backbones", "ltp.encoder", "ltp.pruning"]),
-        ("ltp.packed", ["ltp.attention", "ltp.backbones", "ltp.encoder", "ltp.packing", "ltp.pruning"]),
-        ("ltp.tracing", ["ltp.modeling", "ltp.pruning"]),
-        ("ltp.page", ["ltp.tracing"]),
-        ("ltp.deploy", ["ltp.attention", "ltp.backbones", "ltp.output", "ltp.pruning"]),
-        (
-            "ltp.modeling",
-            [
-                *("ltp.masked", "ltp.packed", "ltp.packing", "ltp.deploy"),
-                *("ltp.backbones", "ltp.configuration", "ltp.output", "ltp.pruning"),
-            ],
-        ),
+        *("ltp.pruning", "ltp.encoders", "ltp.execution", "ltp.deploy", "ltp.model", "ltp.benchmark"),
+        *("ltp.evaluation.page", "ltp.exporting", "ltp.reporting"),
     ],
 )
-def test_the_model_is_built_from_below(package, allowed):
-    for module in modules_of(package):
-        assert not {name for name in OWN_IMPORTS[module] if not within(name, [package, *allowed])}, module
+def test_the_model_is_usable_without_the_framework(package):
+    for module in [*modules_of(package), "ltp"]:
+        for needed in reachable(module):
+            frameworks = {name for name in IMPORTS[needed] if name.split(".")[0] in FRAMEWORKS}
+            assert not frameworks, f"{module} needs {needed}, which imports {frameworks}"
 
 
-def test_only_backbones_know_hugging_faces_internals():
+def test_only_encoder_families_know_hugging_faces_internals():
     for module in FILES:
         internals = {name for name in IMPORTS[module] if within(name, ["transformers.models"])}
-        assert within(module, ["ltp.backbones"]) or not internals, module
+        assert within(module, ["ltp.encoders"]) or not internals, module
 
 
 def test_nothing_imports_an_entry_point():

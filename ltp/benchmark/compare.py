@@ -17,17 +17,16 @@ from ltp.benchmark.report import (
     Facts,
     Key,
     Limit,
-    hardware,
     inference_rows,
     limit_of,
     training_rows,
-    versions,
 )
-from ltp.benchmark.sequences import Batch
 from ltp.benchmark.timing import CLOCKS, Pass, Spread, interleaved, peak_memory, ratio
 from ltp.benchmark.training import TRAINING, TRAINING_TYPES, training_passes
-from ltp.flops import total_relative_flops
-from ltp.modeling import LTPForSequenceClassification
+from ltp.data.sequences import Batch
+from ltp.model.classifier import LTPForSequenceClassification
+from ltp.pruning.flops import total_relative_flops
+from ltp.runs.provenance import hardware, versions
 
 Tick = Callable[[str], None]  # a pass is done
 

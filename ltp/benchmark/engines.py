@@ -8,13 +8,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ltp import deploy
 from ltp.benchmark.models import in_type, twin, without_pruning
-from ltp.benchmark.onnx import missing_packages, onnx_engine
-from ltp.benchmark.sequences import Batch
+from ltp.data.sequences import Batch
+from ltp.deploy.linears import DTYPES as LINEAR_DTYPES
 from ltp.deploy.linears import PlainLinear, linear_type
+from ltp.deploy.onnx import missing_packages, onnx_engine
 from ltp.errors import RunError
-from ltp.modeling import LTPForSequenceClassification
+from ltp.model.classifier import LTPForSequenceClassification
 
 Infer = Callable[[Batch], Tensor]  #: a batch's logits, (B, num_labels)
 
@@ -122,10 +122,10 @@ def _hugging_face_prepacked(models: Models, dtype: str) -> Infer:
         linear = linear_type(dtype)
     except RuntimeError as error:
         raise UnavailableError(str(error)) from error
-    for layer in models.pruned.backbone.layers(model):
+    for layer in models.pruned.family.layers(model):
         for name, module in list(layer.named_modules()):
             if isinstance(module, nn.Linear):
-                layer.set_submodule(name, _Product(module, linear, deploy.DTYPES[dtype]))
+                layer.set_submodule(name, _Product(module, linear, LINEAR_DTYPES[dtype]))
     return lambda batch: model(**batch).logits
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ltp.backbones import BACKBONES
-from ltp.modeling import LTPForSequenceClassification
+from ltp.encoders import encoder_family
+from ltp.model.classifier import LTPForSequenceClassification
 
 _BERT_TINY = {
     "num_hidden_layers": 6,
@@ -41,11 +41,11 @@ def random_classifier(shape: str, seed: int = 0) -> PreTrainedModel:
         shape: one of :data:`SHAPES`.
         seed: of the weights.
     """
-    backbone = BACKBONES[SHAPES[shape]["model_type"]]
-    config = backbone.config_class.from_dict(SHAPES[shape])
+    family = encoder_family(SHAPES[shape]["model_type"])
+    config = family.config_class.from_dict(SHAPES[shape])
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = backbone.classifier_class(config)
+        model = family.classifier_class(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if ".query." in name or ".key." in name:

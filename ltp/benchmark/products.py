@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ltp import deploy
 from ltp.benchmark.timing import Pass
-from ltp.deploy.linears import PlainLinear, linear_type
+from ltp.deploy.linears import DTYPES, PlainLinear, linear_type
 
 DEFINITION = (
     "per layer the fused query-key-value product on the tokens that enter, the output projection and the two FFN "
@@ -36,7 +35,7 @@ def bare_products(config: Any, token_lengths: Sequence[Tensor], dtype: str, back
     """A pass over all batches that does the linear products alone, one after the other, on random numbers.
 
     Args:
-        config: D, I and L, as an :class:`~ltp.configuration.LTPConfig` has them.
+        config: D, I and L, as an :class:`~ltp.model.configuration.LTPConfig` has them.
         token_lengths: of each batch, (B, L+1) int64.
         dtype: float32, bfloat16 or int8.
         backend: ``plain`` (``F.linear``) or ``deployed`` (the linears of ``deploy()``, with rows as it fills them up).
@@ -76,4 +75,4 @@ def _plain(weight: Tensor, dtype: str) -> Linear:
 
 
 def _deployed(weight: Tensor, dtype: str) -> Linear:
-    return linear_type(dtype)(weight, torch.zeros(len(weight)), deploy.DTYPES[dtype])
+    return linear_type(dtype)(weight, torch.zeros(len(weight)), DTYPES[dtype])

@@ -8,10 +8,11 @@ the scores that give it. The pruning itself is the ordinary learned-threshold on
 import torch
 from torch import Tensor
 
-from ltp.benchmark.sequences import Batch
-from ltp.flops import total_relative_flops
-from ltp.modeling import LTPForSequenceClassification
-from ltp.pruning import Pruner, ThresholdPruner
+from ltp.data.sequences import Batch
+from ltp.model.classifier import LTPForSequenceClassification
+from ltp.pruning.base import Pruner
+from ltp.pruning.flops import total_relative_flops
+from ltp.pruning.threshold import ThresholdPruner
 
 TOLERANCE = 0.005  # of relative FLOPs, where the search stops
 _SMALLEST = 0.01  # rho below which nothing but the classification token is left after layer 1

@@ -1,20 +1,14 @@
 """What the rounds say: the report's rows, the numbers' definitions and the machine."""
 
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from ltp import flops
 from ltp.benchmark import products
 from ltp.benchmark.engines import ALLOWED, ENGINES
 from ltp.benchmark.timing import Spread, ratio
 from ltp.benchmark.training import TRAINING
+from ltp.pruning import flops
 
 DEFINITIONS = {
     "milliseconds_per_sequence": "time (plan.clock) of a pass ÷ sequences; median, min and max of rounds",
@@ -164,39 +158,3 @@ def _speedup(over: Key | None, seconds: Mapping[Any, Seconds], own: Seconds) -> 
     if over is None:
         return None
     return {"over": f"{over.engine} {over.dtype}", **ratio(seconds[over], own).as_dict()}
-
-
-def hardware(device: torch.device) -> dict[str, Any]:
-    """The machine: processor, cores this process may use, threads, memory, and the GPU where it is used."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    facts: dict[str, Any] = {
-        "processor": _processor(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "cores": cores,
-        "threads": torch.get_num_threads(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "device": _processor(),
-    }
-    if device.type == "cuda":
-        facts["device"] = torch.cuda.get_device_name(device)
-        facts["cuda"] = torch.version.cuda
-    return facts
-
-
-def versions() -> dict[str, str]:
-    """Of what decides the speed."""
-    return {"python": platform.python_version()} | {name: version(name) for name in ("ltp", "torch", "transformers")}
-
-
-def device_name(device: torch.device) -> str:
-    """The hardware in words, as results have it: the GPU's name, or the processor's and its threads."""
-    facts = hardware(device)
-    return str(facts["device"]) if device.type == "cuda" else f"{facts['processor']}, {facts['threads']} threads"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

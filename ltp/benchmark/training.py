@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 
 from ltp.benchmark.engines import Models, WrongResultsError
-from ltp.benchmark.sequences import Batch
 from ltp.benchmark.timing import Pass
-from ltp.modeling import LTPForSequenceClassification
+from ltp.data.sequences import Batch
+from ltp.model.classifier import LTPForSequenceClassification
 
 #: Training engines and their titles.
 TRAINING = {"train_masked": "training step, masked", "train_packed": "training step, packed"}

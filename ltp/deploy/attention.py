@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ltp.attention import FLOAT32_TOKENS
+from ltp.execution.attention import FLOAT32_TOKENS
 
 #: Probabilities of more than so many bytes are computed some heads at a time, to stay in the cache.
 CHUNK_BYTES = 512 * 1024

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ltp.backbones import Backbone, LayerParts
 from ltp.deploy.attention import deployed_attention
 from ltp.deploy.linears import DTYPES, PlainLinear, linear_type
-from ltp.output import LTPOutput
-from ltp.pruning import Pruner, normalise
+from ltp.encoders.base import EncoderFamily, LayerParts
+from ltp.execution.output import LTPOutput
+from ltp.pruning.base import Pruner
+from ltp.pruning.importance import normalise
 
 
 class DeployedClassifier:
@@ -27,7 +28,7 @@ class DeployedClassifier:
     activations are quantised with one range a batch.
 
     Args:
-        backbone: adapter of the encoder's family.
+        family: adapter of the encoder's family.
         dense: the Hugging Face classifier.
         pruner: who decides.
         dtype: ``float32``, ``bfloat16``, or ``int8``: quantised weights, activations quantised in each product,
@@ -45,7 +46,7 @@ class DeployedClassifier:
 
     def __init__(
         self,
-        backbone: type[Backbone],
+        family: type[EncoderFamily],
         dense: nn.Module,
         pruner: Pruner,
         *,
@@ -58,14 +59,14 @@ class DeployedClassifier:
             raise ValueError(f"the model is on {device}; deploy is for CPUs: move the model there first")
         self.dtype = dtype
         self._hidden_type = DTYPES[dtype]
-        self._backbone = backbone
+        self._backbone = family
         self._scoring: dict[str, Any] = {"scoring_mode": scoring_mode, "score_length": score_length}
         self.prune_by(pruner)
-        layers = backbone.layers(dense)
+        layers = family.layers(dense)
         # what stands around the layers: a copy of the classifier whose list of layers is replaced by an empty one
         self._surroundings = copy.deepcopy(dense, {id(layers): nn.ModuleList()}).float().eval().requires_grad_(False)
         with torch.no_grad():
-            self._layers = [DeployedLayer(backbone.parts(layer), self.back_end, self._hidden_type) for layer in layers]
+            self._layers = [DeployedLayer(family.parts(layer), self.back_end, self._hidden_type) for layer in layers]
 
     def prune_by(self, pruner: Pruner) -> None:
         """Take a copy of a pruner for who decides from now on. The weights stay, prepacked as they are."""

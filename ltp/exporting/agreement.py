@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ltp.benchmark import Batch
+from ltp.data.sequences import Batch
 from ltp.errors import RunError
-from ltp.modeling import LTPForSequenceClassification
+from ltp.model.classifier import LTPForSequenceClassification
 
 #: How far logits may be apart.
 ALLOWED = 1e-4

@@ -7,8 +7,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from ltp.sources import HUB_DATASET
-from ltp.tasks import TASKS
+from ltp.data.sources import HUB_DATASET
+from ltp.data.tasks import TASKS
 
 #: The hub's names of ltp's metrics, where they differ.
 _HUB_METRICS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}

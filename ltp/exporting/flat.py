@@ -12,7 +12,7 @@ import inspect
 from ltp import LTPConfig, __version__
 
 #: Where the model is; all else is what this module imports.
-ROOT = "ltp.modeling"
+ROOT = "ltp.model.classifier"
 
 
 def flat_name(module: str) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ltp.configuration import LTPConfig
 from ltp.errors import UserError
+from ltp.model import MODEL_TYPE
 
 
 @contextmanager
@@ -66,4 +66,4 @@ def _is_export(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     is_export = (folder / "model.onnx").is_file() or (isinstance(config, dict) and "auto_map" in config)
-    return is_export and config.get("model_type") == LTPConfig.model_type
+    return is_export and config.get("model_type") == MODEL_TYPE

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltp.attention import masked_attention
-from ltp.benchmark.onnx import export_graph
+from ltp.deploy.onnx import export_graph
 from ltp.errors import RunError
-from ltp.modeling import LTPForSequenceClassification
-from ltp.pruning import importance
+from ltp.execution.attention import masked_attention
+from ltp.model.classifier import LTPForSequenceClassification
+from ltp.pruning.importance import importance
 
 OUTPUTS = ("logits", "token_lengths")
 
@@ -18,9 +18,9 @@ OUTPUTS = ("logits", "token_lengths")
 class GraphForm(nn.Module):
     """A pruned classifier without anything that depends on values but sizes of tensors: what a graph can hold.
 
-    As in :mod:`ltp.packed`, hidden states are one (T, D) tensor of all tokens alive, sequence after sequence; who
-    survives is the pruner's decision. Attention reads rows that are padded to the longest sequence alive, since a
-    graph cannot loop over sequences of equal length.
+    As in :mod:`ltp.execution.packed`, hidden states are one (T, D) tensor of all tokens alive, sequence after sequence;
+    the pruner decides who survives. Attention reads rows that are padded to the longest sequence alive, since a graph
+    cannot loop over sequences of equal length.
 
     Args:
         model: the classifier, in evaluation mode.
@@ -41,12 +41,12 @@ class GraphForm(nn.Module):
         Returns:
             Logits, (B, num_labels) float32; tokens alive entering each layer, and after the last, (B, L+1) int64.
         """
-        model, backbone, config = self.model, self.model.backbone, self.model.config
+        model, family, config = self.model, self.model.family, self.model.config
         alive = attention_mask.bool()
         lengths = counts = alive.sum(dim=1)
         token_lengths = [counts]
-        hidden = backbone.embed_tokens(model.dense, input_ids, _places(alive), token_type_ids, None)  # (T, D)
-        layers = backbone.layers(model.dense)
+        hidden = family.embed_tokens(model.dense, input_ids, _places(alive), token_type_ids, None)  # (T, D)
+        layers = family.layers(model.dense)
         for number, layer in enumerate(layers, start=1):
             starts = counts.cumsum(dim=0) - counts
             columns = torch.arange(_size(counts.max()), device=counts.device)
@@ -54,7 +54,7 @@ class GraphForm(nn.Module):
             # the place of each slot's token; behind a sequence's end it is another's, which attention masks
             slots = torch.minimum(starts[:, None] + columns, counts.sum() - 1).flatten()
             query, key, value = (
-                part.index_select(0, slots).unflatten(0, alive.shape) for part in backbone.project(layer, hidden)
+                part.index_select(0, slots).unflatten(0, alive.shape) for part in family.project(layer, hidden)
             )
             context, probs = masked_attention(query, key, value, alive, dropout=0.0)  # (B, N_l, D)
             scores = (
@@ -71,8 +71,8 @@ class GraphForm(nn.Module):
                 places = _places(survivors)
                 context = context.flatten(0, 1).index_select(0, places)
                 hidden = hidden.index_select(0, slots.index_select(0, places))
-            hidden = backbone.feed_forward(layer, backbone.attention_output(layer, context, hidden))
-        return backbone.classify(model.dense, hidden), torch.stack(token_lengths, dim=1)
+            hidden = family.feed_forward(layer, family.attention_output(layer, context, hidden))
+        return family.classify(model.dense, hidden), torch.stack(token_lengths, dim=1)
 
 
 def _places(rows: Tensor) -> Tensor:

@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
-from ltp.benchmark import Batch
-from ltp.benchmark.onnx import open_graph
-from ltp.checkpoints import Checkpoint, inspect_checkpoint, run_config
+from ltp.data.sequences import Batch
+from ltp.deploy.onnx import open_graph
 from ltp.errors import UserError
 from ltp.exporting.agreement import Agreement, Infer, compare_results
 from ltp.exporting.card import model_card
 from ltp.exporting.flat import auto_map, flat_sources
 from ltp.exporting.folders import new_folder
 from ltp.exporting.graph import write_onnx
-from ltp.modeling import LTPForSequenceClassification
-from ltp.summary import at_budget
+from ltp.model.classifier import LTPForSequenceClassification
+from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint, run_config
+from ltp.runs.summary import at_budget
 
 GRAPH_FILE = "model.onnx"
 CARD_FILE = "README.md"

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from ltp.benchmark import Batch
-from ltp.benchmark.onnx import onnx_engine
 from ltp.benchmark.timing import Spread, interleaved, ratio
+from ltp.data.sequences import Batch
+from ltp.deploy.onnx import onnx_engine
 from ltp.exporting.agreement import Infer
-from ltp.modeling import LTPForSequenceClassification
+from ltp.model.classifier import LTPForSequenceClassification
 
 #: A pass of a round takes so many sequences at most: each batch size is timed on some of the same ones.
 TIMED_SEQUENCES = 128

@@ -1,41 +1,68 @@
-"""The method, as tensor functions and one class a pruning method: who survives which layer.
+"""Pruning methods: which tokens survive which layer, as pure tensor functions and one class a method.
 
-Nothing here knows a model, a layout of the data or a framework. Layers are numbered 1..L as in the paper.
+Nothing here depends on a model, on the layout of a batch or on a framework. Layers are numbered 1..L as in the paper.
 Masks are boolean with ``True`` = alive; position 0 is the classification token, which always survives.
 
-A new pruning method is one file with one subclass of :class:`Pruner`, named in :data:`PRUNERS`.
+A new method is one file with a subclass of :class:`~ltp.pruning.base.Pruner`, and its entry in :data:`METHODS`. This
+module itself needs no PyTorch, so that a command can check the name of a method in milliseconds.
 """
 
-from ltp.pruning.base import MASKING_MODES, NoPruning, Pruner
-from ltp.pruning.importance import SCORING_MODES, attention_received, importance, normalise
-from ltp.pruning.threshold import (
-    ThresholdPruner,
-    sparsity_penalty,
-    threshold_gate,
-    threshold_schedule,
-    threshold_survivors,
-)
-from ltp.pruning.topk import TopKPruner, keep_counts, keep_rates, topk_survivors
+from __future__ import annotations
 
-#: ``prune_mode`` of a checkpoint -> the class that decides.
-PRUNERS: dict[str, type[Pruner]] = {pruner.prune_mode: pruner for pruner in (NoPruning, ThresholdPruner, TopKPruner)}
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "MASKING_MODES",
-    "PRUNERS",
-    "SCORING_MODES",
-    "NoPruning",
-    "Pruner",
-    "ThresholdPruner",
-    "TopKPruner",
-    "attention_received",
-    "importance",
-    "keep_counts",
-    "keep_rates",
-    "normalise",
-    "sparsity_penalty",
-    "threshold_gate",
-    "threshold_schedule",
-    "threshold_survivors",
-    "topk_survivors",
-]
+if TYPE_CHECKING:
+    from ltp.pruning.base import Pruner
+
+#: How importance is normalised: ``mean`` divides by a constant Z, ``mean_norm`` by the number of tokens alive.
+SCORING_MODES = ("mean", "mean_norm")
+
+#: The rules of a forward pass. ``hard``: tokens leave. The others are soft, for training: all tokens stay, and a gate m
+#: says how much of each survives a layer. ``soft``: m multiplies the layer's output (LTP §3.3). ``survival``: the
+#: product w of the gates so far, the probability that a token is still alive, weighs its part in attention, as a key
+#: and in the importance that it gives to others. So ``survival`` becomes the hard rule as the temperature goes to 0,
+#: which ``soft`` does not: its pruned tokens still attend.
+MASKING_MODES = ("hard", "soft", "survival")
+
+#: Keys of a ``config.json`` that say how the model prunes; a dense checkpoint's may carry them, too.
+PRUNING_KEYS = ("prune_mode", "scoring_mode", "score_length", "final_token_threshold", "token_keep_rate")
+#: Further keys, of the soft stage.
+SOFT_KEYS = ("masking_mode", "threshold_temperature", "lambda_threshold")
+
+
+def _none() -> type[Pruner]:
+    from ltp.pruning.base import NoPruning
+
+    return NoPruning
+
+
+def _absolute_threshold() -> type[Pruner]:
+    from ltp.pruning.threshold import ThresholdPruner
+
+    return ThresholdPruner
+
+
+def _topk() -> type[Pruner]:
+    from ltp.pruning.topk import TopKPruner
+
+    return TopKPruner
+
+
+#: ``prune_mode`` -> a function that imports the method's class.
+METHODS: dict[str, Callable[[], type[Pruner]]] = {
+    "none": _none,
+    "absolute_threshold": _absolute_threshold,
+    "topk": _topk,
+}
+#: Methods that keep a share of the tokens, ``token_keep_rate``.
+RATE_MODES = tuple(sorted(METHODS.keys() - {"none", "absolute_threshold"}))
+
+
+def pruner_class(prune_mode: str) -> type[Pruner]:
+    """The class of a pruning method.
+
+    Args:
+        prune_mode: a key of :data:`METHODS`.
+    """
+    return METHODS[prune_mode]()

@@ -4,16 +4,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-#: The rules of a pass. ``hard``: tokens leave. The others are soft, for training: all tokens stay, and a gate m
-#: says how much of each survives a layer. ``soft``: m multiplies the layer's output (LTP §3.3). ``survival``: the
-#: product w of the gates so far, the probability that a token is still alive, weighs its part in attention, as a key
-#: and in the importance that it gives to others. So ``survival`` becomes the hard rule as the temperature goes to 0,
-#: which ``soft`` does not: its pruned tokens still attend.
-MASKING_MODES = ("hard", "soft", "survival")
-
 
 class Pruner(nn.Module):
-    """Decides, layer by layer, which tokens go on. It executes nothing: :mod:`ltp.packed` does.
+    """Decides, layer by layer, which tokens go on. It executes nothing: :mod:`ltp.execution.packed` does.
 
     A method overrides :meth:`survivors`. One that is learnable also overrides :meth:`gate`.
     """
@@ -27,7 +20,7 @@ class Pruner(nn.Module):
 
     @classmethod
     def from_config(cls, config: Any) -> "Pruner":
-        """The method as an :class:`~ltp.configuration.LTPConfig` (read by attribute) describes it."""
+        """The method as an :class:`~ltp.model.configuration.LTPConfig` (read by attribute) describes it."""
         return cls()
 
     def reset(self) -> None:

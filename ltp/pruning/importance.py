@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-#: ``mean`` divides by a constant Z, ``mean_norm`` by the number of tokens alive.
-SCORING_MODES = ("mean", "mean_norm")
+from ltp.pruning import SCORING_MODES
 
 
 def importance(probs: Tensor, alive: Tensor, *, scoring_mode: str = "mean", score_length: int = 128) -> Tensor:

@@ -11,8 +11,8 @@ from typing import Any
 from packaging.version import InvalidVersion, Version
 
 from ltp import __version__
-from ltp.checkpoints import CONFIG_FILE, RESULTS_FILE
-from ltp.summary import at_budget
+from ltp.runs.checkpoints import CONFIG_FILE, RESULTS_FILE
+from ltp.runs.summary import at_budget
 
 UNFINISHED = f"unfinished ({CONFIG_FILE} without {RESULTS_FILE})"
 NO_RUN = f"no run (neither {CONFIG_FILE} nor {RESULTS_FILE} in it or below)"
@@ -32,7 +32,7 @@ class Run:
 
     Attributes:
         directory: where it lives, under the folder that was searched.
-        results: its ``results.json``; of a budget as :func:`ltp.summary.at_budget` gives it.
+        results: its ``results.json``; of a budget as :func:`ltp.runs.summary.at_budget` gives it.
         in_use: whether the checkpoint prunes like this unless told otherwise; of a run's budgets one does.
     """
 

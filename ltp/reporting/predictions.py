@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ltp.checkpoints import PREDICTIONS_FILE
 from ltp.reporting.rows import Row
+from ltp.runs.checkpoints import PREDICTIONS_FILE
 
 _COLUMN = "token_lengths"
 

@@ -1,0 +1,1 @@
+"""``python -m ltp``: the list of commands."""

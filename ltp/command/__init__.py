@@ -1,0 +1,1 @@
+"""The command line: Hydra's entry point, and how settings, errors and progress are shown."""

@@ -1,0 +1,280 @@
+"""Where a task's examples come from: the hub, a local folder, the user's own files or the demo generator."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ltp.data import tables
+from ltp.data.columns import check_rows, infer_labels
+from ltp.data.demo import demo_rows
+from ltp.data.hub import loading_from_hub
+from ltp.data.tasks import TASKS, Task
+from ltp.errors import UserError
+
+HUB_DATASET = "nyu-mll/glue"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A task's examples.
+
+    Attributes:
+        task: The task, with its labels known.
+        train: Training split: the task's text columns (string) and `label` (int64 ids or float32).
+        validation: Validation splits by name, the main one first; columns as in `train`.
+    """
+
+    task: Task
+    train: datasets.Dataset
+    validation: dict[str, datasets.Dataset]
+
+
+@dataclass(frozen=True)
+class _Classic:
+    """How a task looks in the classic GLUE download: its folder, and its names for the hub's columns."""
+
+    folder: str
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    header: tuple[str, ...] | None = None  # for files that have none
+
+
+_CLASSIC = {
+    "rte": _Classic("RTE"),
+    "mrpc": _Classic("MRPC", {"sentence1": "#1 String", "sentence2": "#2 String", "label": "Quality"}),
+    "stsb": _Classic("STS-B", {"label": "score"}),
+    "cola": _Classic("CoLA", header=("source", "label", "star", "sentence")),
+    "sst2": _Classic("SST-2"),
+    "qnli": _Classic("QNLI"),
+    "qqp": _Classic("QQP", {"label": "is_duplicate"}),
+    "mnli": _Classic("MNLI", {"premise": "sentence1", "hypothesis": "sentence2", "label": "gold_label"}),
+}
+_CLASSIC_STEMS = {
+    "train": "train",
+    "validation": "dev",
+    "validation_matched": "dev_matched",
+    "validation_mismatched": "dev_mismatched",
+}
+_MRPC_IDS = ("#1 ID", "#2 ID")
+_HUB_COLUMNS = "Use the hub's column names."
+_CUSTOM_COLUMNS = "Name the file's columns with task.text_columns and task.label_column."
+
+
+def load_splits(
+    task: Task,
+    *,
+    data_dir: str | Path | None = None,
+    train_file: str | Path | None = None,
+    validation_file: str | Path | None = None,
+    max_train_samples: int | None = None,
+    max_validation_samples: int | None = None,
+) -> Splits:
+    """Read and check a task's training and validation splits.
+
+    Args:
+        task: A row of `ltp.data.tasks.TASKS`, or a custom task.
+        data_dir: Folder that holds `<task>/{train,validation}.{parquet,jsonl,csv,tsv}` with the hub's column
+            names, or the classic GLUE download. Without it GLUE comes from the hub.
+        train_file: A custom task's training file; its labels decide the task's.
+        validation_file: A custom task's validation file.
+        max_train_samples: Keep the first so many training rows.
+        max_validation_samples: Keep the first so many rows of each validation split.
+
+    Raises:
+        UserError: A file, column, text or label is missing or wrong, or the hub is out of reach.
+    """
+    limits = {"max_train_samples": max_train_samples, "max_validation_samples": max_validation_samples}
+    for key, limit in limits.items():
+        if limit is not None and limit < 1:
+            raise UserError(f"task.{key}={limit}: must be at least 1, or null for all rows.")
+    _check_sources(task, data_dir, train_file, validation_file)
+    if task.name == "demo":
+        splits = {split: pa.Table.from_pylist(demo_rows(split)) for split in ("train", "validation")}
+    elif task.name not in TASKS:
+        task, splits = _custom(task, Path(train_file or ""), Path(validation_file or ""))
+    elif data_dir is not None:
+        splits = _local(task, Path(data_dir).expanduser())
+    else:
+        splits = _from_hub(task)
+    return Splits(
+        task,
+        _dataset(splits.pop("train"), max_train_samples),
+        {name: _dataset(table, max_validation_samples) for name, table in splits.items()},
+    )
+
+
+def _check_sources(task: Task, data_dir: object, train_file: object, validation_file: object) -> None:
+    """Stop where a key is missing, or given but of no use to this task."""
+    files = {"task.train_file": train_file, "task.validation_file": validation_file}
+    if task.name in TASKS:
+        for key, value in files.items():
+            if value is not None:
+                raise UserError(f"{key}={value}: goes with task=custom, not task={task.name}.")
+        if task.name == "demo" and data_dir is not None:
+            raise UserError(f"data_dir={data_dir}: task=demo is generated; leave data_dir out.")
+        return
+    if data_dir is not None:
+        raise UserError(f"data_dir={data_dir}: task={task.name} takes {' and '.join(files)} instead.")
+    for key, value in files.items():
+        if value is None:
+            formats = ", ".join(tables.SUFFIXES)
+            raise UserError(f"{key} is missing: task={task.name} needs {' and '.join(files)} ({formats}).")
+
+
+def _dataset(table: pa.Table, limit: int | None) -> datasets.Dataset:
+    # In memory: nothing is written to the user's cache.
+    return datasets.Dataset(datasets.table.InMemoryTable(table.slice(0, limit).combine_chunks()))
+
+
+def _from_hub(task: Task) -> dict[str, pa.Table]:
+    remedy = "Connect, or give a folder with data_dir=DIR, or try task=demo, which needs neither."
+    with loading_from_hub(f"the dataset {HUB_DATASET} ({task.name})", remedy):
+        dataset = datasets.load_dataset(HUB_DATASET, task.name)
+    splits = {}
+    for split in ("train", *task.validation_splits):
+        table = dataset[split].with_format("arrow")[:]
+        where = f"{HUB_DATASET} ({task.name}), split {split}"
+        splits[split] = check_rows(table, task, where, blank_is_missing=False)
+    return splits
+
+
+def _custom(task: Task, train_file: Path, validation_file: Path) -> tuple[Task, dict[str, pa.Table]]:
+    columns = (*task.text_columns, task.label_column)
+    raw = {}
+    for split, path in (("train", train_file.expanduser()), ("validation", validation_file.expanduser())):
+        raw[split] = path, tables.read_table(path, columns, remedy=_CUSTOM_COLUMNS)
+    if not task.is_regression:
+        path, table = raw["train"]
+        task = dataclasses.replace(task, labels=infer_labels(table, task, path))
+    checked = {
+        split: check_rows(table, task, path, blank_is_missing=_blank_is_missing(path))
+        for split, (path, table) in raw.items()
+    }
+    return task, checked
+
+
+def _blank_is_missing(path: Path) -> bool:
+    return path.suffix in (".csv", ".tsv", ".txt")  # parquet and JSONL can tell "" from a missing text
+
+
+def _local(task: Task, data_dir: Path) -> dict[str, pa.Table]:
+    """The splits found under `data_dir`, in the hub's layout or the classic download's."""
+    if not data_dir.is_dir():
+        raise UserError(f"data_dir={data_dir}: no such directory.")
+    names = dict.fromkeys((task.name, _CLASSIC[task.name].folder))
+    folders = [data_dir / name for name in names if (data_dir / name).is_dir()]
+    if not folders:
+        raise UserError(f"data_dir={data_dir}: holds no folder {' or '.join(names)}.")
+    files = {}
+    for split in ("train", *task.validation_splits):
+        path = _find(task, folders, split)
+        if path is not None:
+            files[split] = path
+        elif split == "validation_mismatched":
+            log.warning("data_dir=%s: no validation_mismatched; mnli is evaluated on matched only", data_dir)
+        elif task.name == "mrpc" and (corpus := _corpus_folder(folders)):
+            return _mrpc_corpus(task, corpus)
+        else:
+            wanted = f"{split}.{{{','.join(suffix[1:] for suffix in tables.SUFFIXES)}}}"
+            if split != "train":
+                wanted += f" or {_CLASSIC_STEMS[split]}.tsv"
+            raise UserError(f"data_dir={data_dir}: no {wanted} in {' or '.join(map(str, folders))}.")
+    return {split: _read_glue(task, path) for split, path in files.items()}
+
+
+def _find(task: Task, folders: list[Path], split: str) -> Path | None:
+    """The file that holds a split; None if there is none."""
+    stems = [split, "validation"] if split == "validation_matched" else [split]
+    for folder in folders:
+        for stem in stems:
+            found = [path for suffix in tables.SUFFIXES if (path := folder / f"{stem}{suffix}").is_file()]
+            if len(found) > 1:
+                names = " and ".join(path.name for path in found)
+                raise UserError(f"{folder}: {names} all claim to be the split {split}; keep one.")
+            if found:
+                return found[0]
+        classic = folder / f"{_CLASSIC_STEMS[split]}.tsv"
+        if classic.is_file():
+            return classic
+    return None
+
+
+def _read_glue(task: Task, path: Path) -> pa.Table:
+    """One split of a GLUE task, with the hub's column names or the classic ones."""
+    classic = _CLASSIC[task.name]
+    wanted = (*task.text_columns, task.label_column)
+    if path.suffix != ".tsv":
+        table = tables.read_table(path, wanted, remedy=_HUB_COLUMNS)
+    else:
+        table = _read_glue_tsv(path, wanted, classic)
+    blank_is_missing = _blank_is_missing(path) and task.name != "qqp"  # QQP itself holds a few empty questions
+    return check_rows(table, task, path, blank_is_missing=blank_is_missing)
+
+
+def _read_glue_tsv(path: Path, wanted: tuple[str, ...], classic: _Classic) -> pa.Table:
+    found = tables.header(path)
+    if set(wanted) <= set(found):
+        return tables.read_separated(path, wanted, skip_broken=True)
+    if classic.header:  # the first line is an example already
+        if len(found) != len(classic.header):
+            tables.require_columns(path, wanted, found, _HUB_COLUMNS)
+        return tables.read_separated(path, wanted, names=classic.header, skip_broken=True)
+    names = {column: classic.columns.get(column, column) for column in wanted}
+    if not set(names.values()) <= set(found):
+        remedy = _HUB_COLUMNS
+        if classic.columns:
+            remedy = f"{_HUB_COLUMNS[:-1]}, or the classic download's: {', '.join(names.values())}."
+        tables.require_columns(path, wanted, found, remedy)
+    table = tables.read_separated(path, list(names.values()), skip_broken=True)
+    return table.select(list(names.values())).rename_columns(list(names))
+
+
+def _corpus_folder(folders: list[Path]) -> Path | None:
+    return next((folder for folder in folders if (folder / "msr_paraphrase_train.txt").is_file()), None)
+
+
+def _mrpc_corpus(task: Task, folder: Path) -> dict[str, pa.Table]:
+    """MRPC from the original corpus, which GLUE splits by the id pairs in dev_ids.tsv."""
+    classic = _CLASSIC["mrpc"].columns
+    splits = {}
+    for split, name in (("train", "msr_paraphrase_train.txt"), ("validation", "msr_paraphrase_test.txt")):
+        path = folder / name
+        if not path.is_file():
+            continue
+        columns = [*classic.values(), *_MRPC_IDS]
+        tables.require_columns(path, columns, tables.header(path), "Take MRPC's original files.")
+        table = tables.read_separated(path, columns).rename_columns([*classic, *_MRPC_IDS])
+        checked = check_rows(table.select(list(classic)), task, path, blank_is_missing=True)
+        pairs = list(zip(*(table[name].to_pylist() for name in _MRPC_IDS), strict=True))
+        splits[split] = checked, pairs
+    train, pairs = splits["train"]
+    ids_file = next((p for p in (folder / "dev_ids.tsv", folder / "mrpc_dev_ids.tsv") if p.is_file()), None)
+    if ids_file is not None:
+        dev_pairs = {tuple(line.split("\t")) for line in ids_file.read_text(errors="replace").splitlines()}
+        in_dev = pa.array([pair in dev_pairs for pair in pairs])
+        held_out = train.filter(in_dev)
+        if held_out.num_rows in (0, train.num_rows):
+            raise UserError(
+                f"{ids_file}: its id pairs name {held_out.num_rows} of the {train.num_rows} rows of"
+                " msr_paraphrase_train.txt; take GLUE's dev_ids.tsv."
+            )
+        return {"train": train.filter(pc.invert(in_dev)), "validation": held_out}
+    if "validation" not in splits:
+        raise UserError(
+            f"{folder}: msr_paraphrase_train.txt alone has no validation split;"
+            " put GLUE's dev_ids.tsv or msr_paraphrase_test.txt beside it."
+        )
+    log.warning(
+        "%s: no dev_ids.tsv: training on all of MRPC's training corpus and validating on its test set,"
+        " which is not GLUE's split",
+        folder,
+    )
+    return {"train": train, "validation": splits["validation"][0]}

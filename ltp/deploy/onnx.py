@@ -1,0 +1,120 @@
+"""Graphs of classifiers for ONNX Runtime, and its dense engine. Needs the packages of ``ltp[onnx]``."""
+
+import importlib.util
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ltp.data.sequences import Batch
+
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+class _Logits(nn.Module):
+    """The classifier as a function of tensors."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        return self.model(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids).logits
+
+
+def missing_packages() -> list[str]:
+    """Those that exporting and running a graph need and that are not installed."""
+    return [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
+
+
+def onnx_engine(model: Any, dtype: str) -> Any:
+    """Export a classifier with free batch and sequence length and open it with ONNX Runtime.
+
+    Args:
+        model: a Hugging Face classifier, float32, in evaluation mode, on the CPU.
+        dtype: ``float32``, or ``int8``: weights quantised by channel, activations dynamically.
+
+    Returns:
+        A function from a batch to its logits, on as many threads as torch has now.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        export_graph(_Logits(model).eval(), path, inputs=_INPUTS, outputs=("logits",))
+        if dtype == "int8":
+            exported, path = path, path.with_name("int8.onnx")
+            with _quiet():
+                quantize_dynamic(exported, path, weight_type=QuantType.QInt8, per_channel=True)
+        session = open_graph(path)
+
+    def run(batch: Batch) -> Tensor:
+        return torch.from_numpy(session.run(["logits"], {name: batch[name].numpy() for name in _INPUTS})[0])
+
+    return run
+
+
+def open_graph(path: Path) -> Any:
+    """An ``InferenceSession`` of a graph on the CPU, on as many threads as torch has now."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def export_graph(module: nn.Module, path: Path, *, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Write a classifier as an ONNX file with free batch and sequence length.
+
+    Args:
+        module: in evaluation mode.
+        path: the file, which holds the weights too.
+        inputs: names of its arguments, some of ``input_ids``, ``attention_mask`` and ``token_type_ids``.
+        outputs: names of its results.
+    """
+    ids = torch.arange(5, 23).reshape(2, 9)
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0  # else the exporter may take the mask for a constant
+    example = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+    with _quiet():
+        torch.onnx.export(
+            module,
+            tuple(example[name] for name in inputs),
+            path,
+            dynamo=True,
+            verbose=False,
+            external_data=False,
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_shapes=({0: "batch", 1: "length"},) * len(inputs),
+            custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
+        )
+
+
+def _stable_sort(values: Any, *, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
+    """``torch.sort(stable=True)``, which the exporter lacks; among equals ONNX's TopK takes the earlier first."""
+    from onnxscript import opset20
+
+    op: Any = opset20  # its types do not allow what a constant is
+    count = op.Gather(op.Shape(values), op.Constant(value_ints=[dim]))
+    return op.TopK(values, count, axis=dim, largest=int(descending), sorted=1)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the libraries' many words about themselves; errors are exceptions anyway."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

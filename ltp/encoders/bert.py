@@ -1,0 +1,82 @@
+"""BERT, base and large."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification
+
+from ltp.encoders.base import EncoderFamily, LayerParts
+
+
+class BertFamily(EncoderFamily):
+    """``BertForSequenceClassification``."""
+
+    config_class: ClassVar[Any] = BertConfig
+    classifier_class: ClassVar[Any] = BertForSequenceClassification
+
+    @staticmethod
+    def layers(model: Any) -> Sequence[nn.Module]:
+        return model.base_model.encoder.layer
+
+    @staticmethod
+    def embed(
+        model: Any,
+        input_ids: Tensor | None,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+    ) -> Tensor:
+        return model.base_model.embeddings(
+            input_ids=input_ids,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+        )
+
+    @staticmethod
+    def position_ids(model: Any, input_ids: Tensor) -> Tensor:
+        return torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+
+    @staticmethod
+    def parts(layer: Any) -> LayerParts:
+        attention = layer.attention.self
+        return LayerParts(
+            heads=attention.num_attention_heads,
+            query=attention.query,
+            key=attention.key,
+            value=attention.value,
+            attention_output=layer.attention.output.dense,
+            attention_norm=layer.attention.output.LayerNorm,
+            up=layer.intermediate.dense,
+            activation=layer.intermediate.intermediate_act_fn,
+            down=layer.output.dense,
+            output_norm=layer.output.LayerNorm,
+        )
+
+    @staticmethod
+    def project(layer: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        attention = layer.attention.self
+        heads = (attention.num_attention_heads, attention.attention_head_size)
+        linears = (attention.query, attention.key, attention.value)
+        query, key, value = (linear(hidden).unflatten(-1, heads) for linear in linears)
+        return query, key, value
+
+    @staticmethod
+    def attention_dropout(layer: Any) -> float:
+        dropout = layer.attention.self.dropout
+        return dropout.p if dropout.training else 0.0
+
+    @staticmethod
+    def attention_output(layer: Any, context: Tensor, residual: Tensor) -> Tensor:
+        return layer.attention.output(context, residual)
+
+    @staticmethod
+    def feed_forward(layer: Any, hidden: Tensor) -> Tensor:
+        return layer.feed_forward_chunk(hidden)
+
+    @staticmethod
+    def classify(model: Any, class_token: Tensor) -> Tensor:
+        pooled = model.base_model.pooler(class_token[:, None])  # the pooler reads position 0 of (B, 1, D)
+        return model.classifier(model.dropout(pooled))

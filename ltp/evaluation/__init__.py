@@ -1,0 +1,1 @@
+"""Evaluating a split, predicting texts, and the page that shows what was pruned."""

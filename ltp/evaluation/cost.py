@@ -1,0 +1,53 @@
+"""What a split cost: the sums of :mod:`ltp.pruning.flops` over its examples, whatever the number of processes."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from ltp.pruning.flops import dense_layer_flops, layer_flops
+
+
+class CostMetric(Metric):
+    """FLOPs and tokens alive, summed over a split exactly, whatever the number of processes.
+
+    Args:
+        num_layers: L.
+        hidden_size: D.
+        intermediate_size: I.
+    """
+
+    full_state_update = False
+    token_sums: Tensor
+    flops: Tensor
+    dense_flops: Tensor
+    examples: Tensor
+
+    def __init__(self, num_layers: int, hidden_size: int, intermediate_size: int) -> None:
+        super().__init__()
+        self.num_layers, self.hidden_size, self.intermediate_size = num_layers, hidden_size, intermediate_size
+        zeros = {"token_sums": num_layers + 1, "flops": num_layers, "dense_flops": num_layers, "examples": 1}
+        for name, size in zeros.items():
+            self.add_state(name, torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, token_lengths: Tensor) -> None:
+        """Add a batch: tokens alive entering each layer and after the last, (B, L+1) int64."""
+        sizes = (self.hidden_size, self.intermediate_size)
+        self.token_sums += token_lengths.double().sum(dim=0)
+        self.flops += layer_flops(token_lengths, *sizes).sum(dim=0)
+        self.dense_flops += dense_layer_flops(token_lengths[:, 0], self.num_layers, *sizes).sum(dim=0)
+        self.examples += len(token_lengths)
+
+    def compute(self) -> dict[str, Any]:
+        """Means over the examples: see the keys. FLOPs are in GFLOPs an example."""
+        per_layer = self.flops / self.examples / 1e9
+        dense = self.dense_flops / self.examples / 1e9
+        tokens = self.token_sums / self.examples
+        return {
+            "relative_flops": (per_layer.sum() / dense.sum()).item(),
+            "gflops": per_layer.sum().item(),
+            "dense_gflops": dense.sum().item(),
+            "gflops_per_layer": per_layer.tolist(),
+            "tokens_per_layer": tokens.tolist(),
+        }

@@ -1,0 +1,87 @@
+"""The masked form of a pruned forward pass: every token is computed, pruned ones are only hidden.
+
+It is the readable reference. It decides nothing: who survives is the pruner's decision.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ltp.encoders.base import EncoderFamily
+from ltp.execution.attention import masked_attention
+from ltp.execution.output import EncoderOutput
+from ltp.pruning.base import Pruner
+from ltp.pruning.importance import importance
+
+
+def masked_encoder(
+    family: type[EncoderFamily],
+    layers: Sequence[nn.Module],
+    pruner: Pruner,
+    hidden: Tensor,
+    alive: Tensor,
+    *,
+    masking_mode: str,
+    scoring_mode: str,
+    score_length: int,
+    keep_states: bool = False,
+    keep_attentions: bool = False,
+    keep_class_states: bool = False,
+) -> EncoderOutput:
+    """Run the encoder's layers over padded sequences.
+
+    Args:
+        family: adapter of the encoder's family.
+        layers: its L layers.
+        pruner: who decides.
+        hidden: embeddings, (B, N, D).
+        alive: real tokens, (B, N) bool, position 0 among them.
+        masking_mode: see :data:`~ltp.pruning.MASKING_MODES`.
+        scoring_mode, score_length: see :func:`~ltp.pruning.importance`.
+        keep_states, keep_attentions, keep_class_states: return them for every layer.
+    """
+    real_lengths = alive.sum(dim=1)
+    token_lengths, gate_sums = [real_lengths], []
+    survival = alive.float()  # under a soft rule: the product of the gates so far
+    expected_lengths = [survival.sum(dim=1)]
+    class_states: list[Tensor] = []
+    states: list[Tensor] = [hidden]
+    attentions: list[Tensor] = []
+    for number, layer in enumerate(layers, start=1):
+        query, key, value = family.project(layer, hidden)
+        weighted = survival if masking_mode == "survival" else None
+        context, probs = masked_attention(query, key, value, alive, family.attention_dropout(layer), weighted)
+        scores = (
+            importance(
+                probs, alive if weighted is None else weighted, scoring_mode=scoring_mode, score_length=score_length
+            )
+            if pruner.needs_scores
+            else torch.zeros_like(alive, dtype=torch.float32)
+        )
+        if masking_mode == "hard":
+            alive = pruner.survivors(number, scores, alive, real_lengths)
+        else:
+            gate = pruner.gate(number, scores, alive)
+            gate_sums.append(gate.sum(dim=1))
+            survival = survival * gate
+            expected_lengths.append(survival.sum(dim=1))
+        hidden = family.attention_output(layer, context, hidden)
+        factor = gate if masking_mode == "soft" else alive
+        hidden = family.feed_forward(layer, hidden) * factor[:, :, None]
+        token_lengths.append(alive.sum(dim=1))
+        if keep_states:
+            states.append(hidden)
+        if keep_attentions:
+            attentions.append(probs)
+        if keep_class_states:
+            class_states.append(hidden[:, 0])
+    return EncoderOutput(
+        class_token=hidden[:, 0],
+        token_lengths=torch.stack(token_lengths, dim=1),
+        gate_sums=torch.stack(gate_sums, dim=1) if gate_sums else None,
+        expected_lengths=torch.stack(expected_lengths, dim=1) if gate_sums else None,
+        class_states=torch.stack(class_states) if keep_class_states else None,
+        hidden_states=tuple(states) if keep_states else (),
+        attentions=tuple(attentions),
+    )

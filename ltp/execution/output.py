@@ -1,0 +1,52 @@
+"""Outputs: of a forward pass through the encoder, and of the classifier, trained or deployed."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+
+@dataclass
+class EncoderOutput:
+    """Output of a forward pass through the encoder, packed or masked.
+
+    Attributes:
+        class_token: last hidden state of the classification tokens, (B, D).
+        token_lengths: tokens alive entering each layer, and after the last, (B, L+1) int64.
+        gate_sums: Σ_j m_l(b, j) of a soft rule, (B, L) float32; None under the hard rule.
+        expected_lengths: tokens expected alive under a soft rule, Σ_j Π_{k<l} m_k(b, j) entering layer l, and after
+            the last, (B, L+1) float32; None under the hard rule.
+        class_states: each layer's output for the classification tokens, (L, B, D); None unless asked for.
+        hidden_states: embeddings and each layer's output, L+1 of (B, N, D), 0 for tokens that are not alive; empty
+            unless asked for.
+        attentions: each layer's probabilities before dropout, L of (B, H, N, N); empty unless asked for.
+    """
+
+    class_token: Tensor
+    token_lengths: Tensor
+    gate_sums: Tensor | None
+    expected_lengths: Tensor | None
+    class_states: Tensor | None
+    hidden_states: tuple[Tensor, ...] = field(default=())
+    attentions: tuple[Tensor, ...] = field(default=())
+
+
+@dataclass
+class LTPOutput(SequenceClassifierOutput):
+    """Output of the pruned classifier.
+
+    Attributes:
+        loss: the objective, where labels were given: the task's loss, plus the regulariser under the soft rule.
+        logits: (B, num_labels).
+        token_lengths: tokens alive entering each layer, and after the last, (B, L+1) int64.
+        gate_sums: Σ_j m_l(b, j) under a soft rule, (B, L) float32; else None.
+        expected_lengths: tokens expected alive entering each layer, and after the last, under a soft rule, (B, L+1)
+            float32, differentiable; else None.
+        class_states: each layer's output for the classification tokens, (L, B, D), where asked for.
+        hidden_states, attentions: as in Hugging Face models (attentions before dropout), where asked for.
+    """
+
+    token_lengths: Tensor | None = None
+    gate_sums: Tensor | None = None
+    expected_lengths: Tensor | None = None
+    class_states: Tensor | None = None

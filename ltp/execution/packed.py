@@ -1,0 +1,100 @@
+"""The packed form of a pruned forward pass: a token that is pruned costs nothing from that moment on.
+
+Hidden states are one (T, D) tensor of all tokens alive, sequence after sequence, without padding. It decides nothing:
+who survives is the pruner's decision, and :mod:`ltp.execution.masked` is the reference that it equals.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ltp.encoders.base import EncoderFamily
+from ltp.execution.attention import packed_attention
+from ltp.execution.output import EncoderOutput
+from ltp.execution.packing import Packing
+from ltp.pruning.base import Pruner
+from ltp.pruning.importance import normalise
+
+
+def packed_encoder(
+    family: type[EncoderFamily],
+    layers: Sequence[nn.Module],
+    pruner: Pruner,
+    hidden: Tensor,
+    packing: Packing,
+    *,
+    masking_mode: str,
+    scoring_mode: str,
+    score_length: int,
+    keep_class_states: bool = False,
+) -> EncoderOutput:
+    """Run the encoder's layers over packed tokens.
+
+    On a GPU each layer waits for the device once, to learn how many tokens are left (not at all where nothing
+    prunes).
+
+    Args:
+        family: adapter of the encoder's family.
+        layers: its L layers.
+        pruner: who decides.
+        hidden: embeddings of the real tokens, (T, D).
+        packing: where they stand; position 0 of each example is real.
+        masking_mode: see :data:`~ltp.pruning.MASKING_MODES`.
+        scoring_mode, score_length: see :func:`~ltp.pruning.importance`.
+        keep_class_states: return them for every layer.
+    """
+    real_lengths = packing.by_example(packing.counts)
+    token_lengths, gate_sums = [real_lengths], []
+    survival = packing.alive.float()  # in rows; under a soft rule: the product of the gates so far
+    expected_lengths = [real_lengths.float()]
+    class_states: list[Tensor] = []
+    for number, layer in enumerate(layers, start=1):
+        last = number == len(layers)  # nothing but the classification tokens is read behind its attention
+        query, key, value = family.project(layer, hidden)
+        weighted = masking_mode == "survival"
+        context, received = packed_attention(
+            *(query, key, value, packing, family.attention_dropout(layer)),
+            needs_received=pruner.needs_scores,
+            survival=packing.pack(survival) if weighted else None,
+        )
+        if pruner.needs_scores:
+            scores = normalise(
+                packing.pad(received),
+                survival if weighted else packing.alive,
+                query.shape[1],
+                scoring_mode=scoring_mode,
+                score_length=score_length,
+            )
+        else:
+            scores = torch.zeros_like(packing.alive, dtype=torch.float32)
+        gate: Tensor | None = None
+        if masking_mode != "hard":
+            gates = pruner.gate(number, scores, packing.alive)
+            gate_sums.append(packing.by_example(gates.sum(dim=1)))
+            survival = survival * gates
+            expected_lengths.append(packing.by_example(survival.sum(dim=1)))
+            gate = packing.pack(gates) if masking_mode == "soft" else None
+        else:
+            survivors = pruner.survivors(number, scores, packing.alive, real_lengths[packing.order])
+            if survivors is not packing.alive:
+                kept, places = packing.keep(survivors)
+                if kept.total < packing.total:
+                    context, hidden = context[places], hidden[places]
+                    packing = kept
+        token_lengths.append(packing.by_example(packing.counts))
+        if last:
+            context, hidden = context[packing.starts], hidden[packing.starts]
+            gate = gate[packing.starts] if gate is not None else None
+        hidden = family.feed_forward(layer, family.attention_output(layer, context, hidden))
+        if gate is not None:
+            hidden = hidden * gate[:, None]
+        if keep_class_states:
+            class_states.append(packing.by_example(hidden if last else hidden[packing.starts]))
+    return EncoderOutput(
+        class_token=packing.by_example(hidden),
+        token_lengths=torch.stack(token_lengths, dim=1),
+        gate_sums=torch.stack(gate_sums, dim=1) if gate_sums else None,
+        expected_lengths=torch.stack(expected_lengths, dim=1) if gate_sums else None,
+        class_states=torch.stack(class_states) if keep_class_states else None,
+    )

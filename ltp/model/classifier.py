@@ -1,0 +1,365 @@
+"""The pruned classifier as a Hugging Face model."""
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers.utils import CONFIG_NAME, cached_file
+
+from ltp.encoders import encoder_family
+from ltp.execution.masked import masked_encoder
+from ltp.execution.output import LTPOutput
+from ltp.execution.packed import packed_encoder
+from ltp.execution.packing import Packing
+from ltp.model.configuration import LTPConfig, check_budgets, check_pruning
+from ltp.pruning import PRUNING_KEYS, SOFT_KEYS, pruner_class
+from ltp.pruning.base import Pruner
+from ltp.pruning.threshold import ThresholdPruner, sparsity_penalty
+
+if TYPE_CHECKING:
+    from ltp.deploy.classifier import DeployedClassifier
+
+log = logging.getLogger(__name__)
+
+
+class LTPForSequenceClassification(PreTrainedModel):
+    """A BERT or RoBERTa sequence classifier whose encoder prunes tokens.
+
+    Attributes:
+        dense: the Hugging Face classifier that owns the weights.
+        pruner: the pruning method with its parameters (learned thresholds).
+        execution: ``packed`` removes pruned tokens; ``masked`` computes and hides them (the reference, and the form
+            that serves hidden states and attentions).
+    """
+
+    execution = "packed"
+
+    config_class = LTPConfig
+    base_model_prefix = "dense"
+    supports_gradient_checkpointing = False
+
+    def __init__(self, config: LTPConfig) -> None:
+        super().__init__(config)
+        self.family = encoder_family(config.dense_model_type)
+        self.num_labels = config.num_labels
+        self.dense = self.family.classifier_class(config.build_dense_config())
+        self.pruner = pruner_class(config.prune_mode).from_config(config)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # from_pretrained builds on the meta device: what a checkpoint lacks is garbage until it is set here.
+        if isinstance(module, Pruner):
+            module.reset()
+        else:
+            super()._init_weights(module)
+
+    @classmethod
+    def from_dense(cls, dense: PreTrainedModel, **pruning: Any) -> "LTPForSequenceClassification":
+        """Wrap a fine-tuned Hugging Face classifier; its weights are shared, not copied.
+
+        Args:
+            dense: a BERT or RoBERTa sequence classifier.
+            pruning: :class:`LTPConfig`'s arguments, such as ``prune_mode="topk", token_keep_rate=0.2``.
+
+        Raises:
+            ValueError: ltp has no adapter for the model, or it is no sequence classifier.
+        """
+        config = LTPConfig.from_dense(dense.config, **pruning)
+        family = encoder_family(config.dense_model_type)
+        if not isinstance(dense, family.classifier_class):
+            raise ValueError(f"{type(dense).__name__} is not a {family.classifier_class.__name__}")
+        with torch.device("meta"):  # the skeleton needs no memory: its dense part is replaced
+            model = cls(config)
+        model.dense = dense
+        model.pruner = pruner_class(config.prune_mode).from_config(config).to(dense.device)
+        return model.train(dense.training)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # fewer named arguments, all of them in kwargs
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any
+    ) -> "LTPForSequenceClassification":
+        """Load a run, or a dense BERT or RoBERTa classifier, as a pruned classifier.
+
+        Args:
+            pretrained_model_name_or_path: a run directory or its ``model/``, a Hugging Face directory or a hub id. A
+                dense checkpoint's ``config.json`` may carry ``prune_mode``, ``final_token_threshold``,
+                ``scoring_mode``, ``token_keep_rate`` and ``score_length``; without them it does not prune.
+            kwargs: ``budget``: which of a checkpoint's budgets to use; any of :class:`LTPConfig`'s arguments, which win
+                over the file; and those of ``PreTrainedModel.from_pretrained``. Weights are float32 unless ``dtype``
+                says otherwise.
+
+        Returns:
+            The model, in evaluation mode.
+        """
+        # else a float16 file would give float16 thresholds
+        kwargs.setdefault("dtype", kwargs.pop("torch_dtype", torch.float32))
+        wanted = {key: kwargs.pop(key) for key in (*PRUNING_KEYS, *SOFT_KEYS) if key in kwargs}
+        budget = kwargs.pop("budget", None)
+        inside = os.path.join(pretrained_model_name_or_path, "model")
+        if os.path.isfile(os.path.join(inside, CONFIG_NAME)):  # a run directory
+            pretrained_model_name_or_path = inside
+        if _is_ltp_checkpoint(pretrained_model_name_or_path, kwargs):
+            if isinstance(given := kwargs.get("config"), LTPConfig):  # the Auto classes put the arguments in there
+                stored = LTPConfig.from_pretrained(pretrained_model_name_or_path)
+                for key in (*PRUNING_KEYS, *SOFT_KEYS):
+                    wanted.setdefault(key, getattr(given, key))
+                    setattr(given, key, getattr(stored, key))
+            model = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            model.set_pruning(**wanted)
+            if budget is not None:
+                model.use_budget(budget)
+            return model
+        if budget is not None:
+            raise ValueError(f"budget={budget}: {pretrained_model_name_or_path} is a dense model; it holds no budgets")
+        from transformers import AutoModelForSequenceClassification  # importing it registers this class with it
+
+        dense = AutoModelForSequenceClassification.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        return cls.from_dense(dense, **wanted)
+
+    def set_pruning(self, **pruning: Any) -> None:
+        """Change how the model prunes, in place.
+
+        Learned thresholds are kept unless ``prune_mode`` or ``final_token_threshold`` changes: then the
+        thresholds start again from the schedule.
+
+        Args:
+            pruning: :class:`LTPConfig`'s arguments but ``dense_config``.
+
+        Raises:
+            ValueError: an unknown key, or a value outside its range.
+        """
+        unknown = set(pruning) - {*PRUNING_KEYS, *SOFT_KEYS}
+        if unknown:
+            raise ValueError(f"unknown pruning keys: {', '.join(sorted(unknown))}")
+        before = {key: getattr(self.config, key) for key in (*PRUNING_KEYS, *SOFT_KEYS)}
+        after = {**before, **pruning}
+        check_pruning(**after)
+        for key, value in after.items():
+            setattr(self.config, key, value)
+        kept = all(before[key] == after[key] for key in ("prune_mode", "final_token_threshold"))
+        if not kept:
+            self.config.budgets = []
+        pruner = pruner_class(after["prune_mode"]).from_config(self.config).to(self.device)
+        if kept:
+            pruner.load_state_dict(self.pruner.state_dict())
+        elif isinstance(self.pruner, ThresholdPruner) and isinstance(pruner, ThresholdPruner):
+            log.warning("thresholds start again from final_token_threshold=%g", after["final_token_threshold"])
+        self.pruner = pruner.train(self.training)
+
+    def hold_budgets(self, budgets: Sequence[float]) -> None:
+        """Hold thresholds for several budgets, all of them those of now until others are set.
+
+        Args:
+            budgets: shares of the dense FLOPs, ascending; none forgets the ones held.
+
+        Raises:
+            ValueError: a budget is out of range, or the method has no thresholds.
+        """
+        check_budgets(budgets, self.config.prune_mode)
+        self.config.budgets = list(budgets)
+        thresholds = self.thresholds
+        if thresholds is None:
+            return
+        pruner = pruner_class(self.config.prune_mode).from_config(self.config).to(self.device)
+        assert isinstance(pruner, ThresholdPruner)
+        with torch.no_grad():
+            pruner.thresholds.copy_(thresholds)
+        if budgets:
+            pruner.share_thresholds()
+        pruner.thresholds.requires_grad_(thresholds.requires_grad)
+        self.pruner = pruner.train(self.training)
+
+    def use_budget(self, budget: float) -> None:
+        """Prune with the thresholds of one of the budgets that the model holds.
+
+        Args:
+            budget: one of ``config.budgets``, in relative FLOPs.
+
+        Raises:
+            ValueError: the model does not hold it; the message says which it does.
+        """
+        held = self.config.budgets
+        if budget not in held:
+            known = f"it holds {', '.join(f'{value:g}' for value in held)}" if held else "it holds none"
+            raise ValueError(
+                f"budget={budget}: the model has no thresholds for it, {known}. "
+                "python -m ltp.calibrate makes them, without training."
+            )
+        assert isinstance(self.pruner, ThresholdPruner)
+        self.pruner.use_budget(held.index(budget))
+
+    @property
+    def budget(self) -> float | None:
+        """The budget whose thresholds are in use, in relative FLOPs; None without budgets."""
+        if not self.config.budgets:
+            return None
+        assert isinstance(self.pruner, ThresholdPruner)
+        return self.config.budgets[int(self.pruner.budget_in_use)]
+
+    @property
+    def thresholds(self) -> Tensor | None:
+        """Effective thresholds of layers 1..L, (L,) float32; None where the method has none."""
+        return self.pruner.thresholds if isinstance(self.pruner, ThresholdPruner) else None
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        output_class_states: bool = False,
+    ) -> LTPOutput | tuple[Any, ...]:
+        """Classify a batch.
+
+        Args:
+            input_ids: (B, N) int64, or ``inputs_embeds``, (B, N, D).
+            attention_mask: 1 for real tokens, 0 for padding, (B, N); position 0 must be real.
+            token_type_ids, position_ids: (B, N) int64, as in Hugging Face models.
+            labels: class ids, (B,) int64, or targets of a regression, (B,) float.
+            output_attentions, output_hidden_states: return them for every layer.
+            return_dict: False returns a tuple.
+            output_class_states: return those of every layer.
+
+        Raises:
+            ValueError: neither or both of ``input_ids`` and ``inputs_embeds``; an example without a real token
+                at position 0 (padding on the left).
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        shape = (input_ids if input_ids is not None else cast(Tensor, inputs_embeds)).shape[:2]
+        alive = torch.ones(shape, dtype=torch.bool, device=self.device)
+        if attention_mask is not None:
+            alive = attention_mask.bool()
+            if not bool(alive[:, 0].all()):
+                raise ValueError(
+                    "position 0 of an example is padding, or it has no real token; the classification token must stand "
+                    "there: pad on the right (tokenizer.padding_side = 'right')"
+                )
+        common: dict[str, Any] = {
+            "masking_mode": self.config.masking_mode if self.training else "hard",
+            "scoring_mode": self.config.scoring_mode,
+            "score_length": self.config.score_length,
+            "keep_class_states": output_class_states,
+        }
+        layers = self.family.layers(self.dense)
+        if self.execution == "packed" and not (output_attentions or output_hidden_states):
+            packing, places = Packing.of(alive)
+            if input_ids is not None:
+                hidden = self.family.embed_tokens(self.dense, input_ids, places, token_type_ids, position_ids)
+            else:
+                hidden = self.family.embed(self.dense, None, token_type_ids, position_ids, inputs_embeds)
+                hidden = hidden.flatten(0, 1)[places]
+            encoded = packed_encoder(self.family, layers, self.pruner, hidden, packing, **common)
+        else:
+            hidden = self.family.embed(self.dense, input_ids, token_type_ids, position_ids, inputs_embeds)
+            encoded = masked_encoder(
+                *(self.family, layers, self.pruner, hidden, alive),
+                **common,
+                keep_states=bool(output_hidden_states),
+                keep_attentions=bool(output_attentions),
+            )
+        logits = self.family.classify(self.dense, encoded.class_token)
+        output = LTPOutput(
+            loss=None if labels is None else self.objective(logits, labels, encoded.gate_sums),
+            logits=logits,
+            hidden_states=encoded.hidden_states or None,
+            attentions=encoded.attentions or None,
+            token_lengths=encoded.token_lengths,
+            gate_sums=encoded.gate_sums,
+            expected_lengths=encoded.expected_lengths,
+            class_states=encoded.class_states,
+        )
+        return output if return_dict is not False else output.to_tuple()
+
+    def deploy(self, dtype: str = "float32") -> "DeployedClassifier":
+        """A frozen copy for inference on a CPU, with weights prepacked or quantised: call it like the model.
+
+        Args:
+            dtype: ``float32``, ``bfloat16`` or ``int8`` (dynamic).
+
+        Raises:
+            ValueError: an unknown dtype, or a model that is not on the CPU.
+            RuntimeError: int8 where PyTorch has no engine for it.
+        """
+        from ltp.deploy.classifier import DeployedClassifier  # training needs none of it
+
+        return DeployedClassifier(
+            self.family,
+            self.dense,
+            self.pruner,
+            dtype=dtype,
+            scoring_mode=self.config.scoring_mode,
+            score_length=self.config.score_length,
+        )
+
+    def task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The task's loss, a mean over the examples.
+
+        Args:
+            logits: (B, num_labels).
+            labels: (B,) int64 class ids, or float targets where ``num_labels`` is 1.
+
+        Returns:
+            Scalar float32.
+        """
+        if self.num_labels == 1:
+            return functional.mse_loss(logits.float().squeeze(-1), labels.float())
+        if self.config.problem_type == "multi_label_classification":
+            return functional.binary_cross_entropy_with_logits(logits.float(), labels.float())
+        return functional.cross_entropy(logits.float(), labels)
+
+    def objective(self, logits: Tensor, labels: Tensor, gate_sums: Tensor | None) -> Tensor:
+        """The task's loss, plus lambda times the regulariser under the soft rule (LTP §3.3).
+
+        Args:
+            logits, labels: see :meth:`task_loss`.
+            gate_sums: (B, L) float32, or None under the hard rule.
+
+        Returns:
+            Scalar float32.
+        """
+        loss = self.task_loss(logits, labels)
+        if gate_sums is not None:
+            loss = loss + self.config.lambda_threshold * sparsity_penalty(gate_sums, self.config.score_length)
+        return loss
+
+
+def prune(
+    model: PreTrainedModel, prune_mode: str = "absolute_threshold", **pruning: Any
+) -> LTPForSequenceClassification:
+    """Let a classifier prune tokens: wrap a fine-tuned one, or change how a wrapped one prunes.
+
+    Args:
+        model: a BERT or RoBERTa sequence classifier, or what this function returned. Its weights are shared.
+        prune_mode: ``absolute_threshold``, ``topk`` or ``none``.
+        pruning: :class:`LTPConfig`'s other arguments: ``final_token_threshold=0.01``, ``token_keep_rate=0.2``,
+            ``masking_mode="soft"`` to learn thresholds, …
+
+    Raises:
+        ValueError: ltp has no adapter for the model, or a value is outside its range.
+    """
+    if isinstance(model, LTPForSequenceClassification):
+        model.set_pruning(prune_mode=prune_mode, **pruning)
+        return model
+    return LTPForSequenceClassification.from_dense(model, prune_mode=prune_mode, **pruning)
+
+
+def _is_ltp_checkpoint(name_or_path: str | os.PathLike[str], kwargs: dict[str, Any]) -> bool:
+    """Whether a directory's or hub id's ``config.json`` is one of ltp's."""
+    hub = {
+        key: kwargs[key] for key in ("revision", "subfolder", "cache_dir", "token", "local_files_only") if key in kwargs
+    }
+    path = cast(str, cached_file(name_or_path, CONFIG_NAME, **hub))
+    with open(path, encoding="utf-8") as file:
+        return json.load(file).get("model_type") == LTPConfig.model_type

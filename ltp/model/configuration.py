@@ -1,0 +1,191 @@
+"""The configuration of a pruned classifier, as ``config.json`` holds it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from ltp.encoders import FAMILIES, encoder_family
+from ltp.model import MODEL_TYPE
+from ltp.pruning import MASKING_MODES, METHODS, PRUNING_KEYS, SCORING_MODES, SOFT_KEYS, pruner_class
+
+# What the outer configuration says once for both, and what belongs to the file a classifier came from.
+_OUTER_KEYS = (
+    *("id2label", "label2id", "problem_type", "dtype", "architectures", "transformers_version", "_name_or_path"),
+    *("output_attentions", "output_hidden_states", "return_dict"),
+)
+
+
+class LTPConfig(PreTrainedConfig):
+    """Configuration of a pruned classifier: how it prunes, and the dense classifier's own configuration.
+
+    Args:
+        dense_config: the dense classifier's ``config.json`` as a dict (its ``model_type`` names the family).
+        prune_mode: ``none``, ``absolute_threshold`` or ``topk``.
+        scoring_mode: ``mean`` or ``mean_norm``, see :func:`ltp.pruning.importance`.
+        score_length: the constant Z of ``mean`` and of the regulariser, in tokens.
+        final_token_threshold: the last layer's initial threshold, in units of importance.
+        token_keep_rate: top-k's keep rate in the last layer; may be negative.
+        masking_mode: the rule while training, see :data:`ltp.pruning.MASKING_MODES`. Evaluation is always hard.
+        threshold_temperature: T of the soft rule (transformers keeps ``temperature`` for generation).
+        lambda_threshold: weight of the regulariser under the soft rule.
+        budgets: relative FLOPs that the checkpoint holds thresholds for, ascending, each in (0, 1].
+
+    Raises:
+        ValueError: a value is outside its range, or the family is unknown.
+    """
+
+    model_type = MODEL_TYPE
+
+    def __init__(
+        self,
+        dense_config: dict[str, Any] | None = None,
+        prune_mode: str | None = "none",
+        scoring_mode: str = "mean",
+        score_length: int = 128,
+        final_token_threshold: float = 0.01,
+        token_keep_rate: float = 0.2,
+        masking_mode: str = "hard",
+        threshold_temperature: float = 1e-3,
+        lambda_threshold: float = 0.0,
+        budgets: Sequence[float] = (),
+        **kwargs: Any,
+    ) -> None:
+        self.dense_config = dict(dense_config or {"model_type": "bert"})
+        self.prune_mode = prune_mode or "none"
+        self.scoring_mode = scoring_mode
+        self.score_length = score_length
+        self.final_token_threshold = final_token_threshold
+        self.token_keep_rate = token_keep_rate
+        self.masking_mode = masking_mode
+        self.threshold_temperature = threshold_temperature
+        self.lambda_threshold = lambda_threshold
+        self.budgets = list(budgets)
+        check_pruning(**{key: getattr(self, key) for key in PRUNING_KEYS + SOFT_KEYS})
+        check_budgets(self.budgets, self.prune_mode)
+        if self.dense_config.get("model_type") not in FAMILIES:
+            raise ValueError(
+                f"model_type is {self.dense_config.get('model_type')!r}; ltp prunes {', '.join(sorted(FAMILIES))}"
+            )
+        super().__init__(**kwargs)
+
+    @classmethod
+    def from_dense(cls, dense: PreTrainedConfig, **pruning: Any) -> "LTPConfig":
+        """The configuration of a dense classifier, wrapped.
+
+        Args:
+            dense: its configuration; pruning keys it carries are honoured.
+            pruning: any of this class's arguments; they win over what ``dense`` carries.
+        """
+        carried = {key: getattr(dense, key) for key in PRUNING_KEYS if getattr(dense, key, None) is not None}
+        content = {key: value for key, value in dense.to_dict().items() if key not in PRUNING_KEYS + _OUTER_KEYS}
+        return cls(
+            dense_config=content,
+            id2label=dense.id2label,
+            label2id=dense.label2id,
+            problem_type=dense.problem_type,
+            **{**carried, **pruning},
+        )
+
+    def build_dense_config(self) -> PreTrainedConfig:
+        """The dense classifier's configuration, with this one's labels."""
+        content = {**self.dense_config, "id2label": self.id2label, "label2id": self.label2id}
+        return encoder_family(self.dense_model_type).config_class.from_dict(content)
+
+    @property
+    def dense_model_type(self) -> str:
+        """``model_type`` of the dense classifier."""
+        return self.dense_config["model_type"]
+
+    # Sizes that code around Hugging Face models reads from a configuration.
+    @property
+    def hidden_size(self) -> int:
+        return self._dense_size("hidden_size")
+
+    @property
+    def intermediate_size(self) -> int:
+        return self._dense_size("intermediate_size")
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return self._dense_size("num_hidden_layers")
+
+    @property
+    def num_attention_heads(self) -> int:
+        return self._dense_size("num_attention_heads")
+
+    @property
+    def vocab_size(self) -> int:
+        return self._dense_size("vocab_size")
+
+    @property
+    def max_position_embeddings(self) -> int:
+        return self._dense_size("max_position_embeddings")
+
+    @property
+    def longest_input(self) -> int:
+        """Tokens that the model can read at once, special ones included."""
+        return encoder_family(self.dense_model_type).longest_input(self.build_dense_config())
+
+    def _dense_size(self, key: str) -> int:
+        default = encoder_family(self.dense_model_type).config_class
+        return int(self.dense_config[key] if key in self.dense_config else getattr(default(), key))
+
+
+def check_budgets(budgets: Sequence[Any], prune_mode: str) -> None:
+    """Check the budgets that a checkpoint holds thresholds for.
+
+    Raises:
+        ValueError: one is no share of the dense FLOPs, they do not ascend, or the method has no thresholds.
+    """
+    numbers = all(isinstance(value, int | float) and 0 < value <= 1 for value in budgets)
+    if not numbers or sorted(set(budgets)) != list(budgets):
+        raise ValueError(f"budgets is {list(budgets)!r}; it must be ascending shares of the dense FLOPs, in (0, 1]")
+    if budgets and prune_mode != "absolute_threshold":
+        raise ValueError(f"budgets is {list(budgets)!r}; prune_mode {prune_mode} has no thresholds to hold for them")
+
+
+def check_pruning(
+    prune_mode: str,
+    scoring_mode: str,
+    score_length: int,
+    final_token_threshold: float,
+    token_keep_rate: float,
+    masking_mode: str,
+    threshold_temperature: float,
+    lambda_threshold: float,
+) -> None:
+    """Check the ranges of what decides how a model prunes.
+
+    Raises:
+        ValueError: names the key, its value and its range.
+    """
+
+    def require(ok: bool, key: str, value: Any, range_: str) -> None:
+        if not ok:
+            raise ValueError(f"{key} is {value!r}; it must be {range_}")
+
+    numbers = {
+        "score_length": score_length,
+        "final_token_threshold": final_token_threshold,
+        "token_keep_rate": token_keep_rate,
+        "threshold_temperature": threshold_temperature,
+        "lambda_threshold": lambda_threshold,
+    }
+    for key, value in numbers.items():  # a config.json edited by hand may hold "0.01"
+        require(isinstance(value, int | float), key, value, "a number")
+    require(prune_mode in METHODS, "prune_mode", prune_mode, f"one of {', '.join(METHODS)}")
+    require(scoring_mode in SCORING_MODES, "scoring_mode", scoring_mode, f"one of {', '.join(SCORING_MODES)}")
+    require(score_length >= 1, "score_length", score_length, "at least 1 (tokens)")
+    require(0 <= final_token_threshold < 1, "final_token_threshold", final_token_threshold, "in [0, 1)")
+    require(-10 <= token_keep_rate <= 1, "token_keep_rate", token_keep_rate, "in [-10, 1]")
+    require(masking_mode in MASKING_MODES, "masking_mode", masking_mode, f"one of {', '.join(MASKING_MODES)}")
+    learnable = masking_mode == "hard" or pruner_class(prune_mode).learnable
+    require(learnable, "masking_mode", masking_mode, f"hard with prune_mode {prune_mode}, which has nothing to learn")
+    require(
+        0 < threshold_temperature <= 1,
+        "threshold_temperature",
+        threshold_temperature,
+        "in (0, 1]; published values are 1e-5 to 2e-3",
+    )
+    require(0 <= lambda_threshold < float("inf"), "lambda_threshold", lambda_threshold, "0 or more")

@@ -1,0 +1,62 @@
+"""Registers the pruned classifier with transformers' Auto classes, without importing transformers for it."""
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+
+
+def register_auto_classes() -> None:
+    """Let ``AutoConfig`` and ``AutoModelForSequenceClassification`` load pruned classifiers.
+
+    Where transformers' modules with the Auto classes are not imported yet, this happens when they are.
+    """
+    for name, register in _REGISTRATIONS.items():
+        if name in sys.modules:
+            register()
+    if not any(isinstance(finder, _AutoClassFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AutoClassFinder())
+
+
+def _register_config() -> None:
+    from transformers import AutoConfig
+
+    from ltp.model.configuration import LTPConfig
+
+    AutoConfig.register(LTPConfig.model_type, LTPConfig, exist_ok=True)
+
+
+def _register_model() -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    from ltp.model.classifier import LTPForSequenceClassification
+    from ltp.model.configuration import LTPConfig
+
+    AutoModelForSequenceClassification.register(LTPConfig, LTPForSequenceClassification, exist_ok=True)
+
+
+_REGISTRATIONS: dict[str, Callable[[], None]] = {
+    "transformers.models.auto.configuration_auto": _register_config,
+    "transformers.models.auto.modeling_auto": _register_model,
+}
+
+
+class _AutoClassFinder(MetaPathFinder):
+    """Finds the modules with the Auto classes as Python does, and registers ours as soon as they are executed."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname not in _REGISTRATIONS:
+            return None
+        spec = PathFinder.find_spec(fullname, path)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_register(module: ModuleType) -> None:
+                execute(module)
+                _REGISTRATIONS[fullname]()
+
+            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec

@@ -1,0 +1,1 @@
+"""Runs on disk: settings, planning, run directories, checkpoints, locks and provenance."""

@@ -1,0 +1,179 @@
+"""What ``restore=`` names: a run directory, a Hugging Face directory or a hub id, read without loading weights."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ltp.data.hub import loading_from_hub
+from ltp.encoders import FAMILIES
+from ltp.errors import UserError
+from ltp.model import MODEL_TYPE
+from ltp.pruning import PRUNING_KEYS, SOFT_KEYS
+
+RESULTS_FILE = "results.json"
+CONFIG_FILE = "config.yaml"
+MODEL_FOLDER = "model"
+PREDICTIONS_FILE = "predictions.parquet"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint's facts.
+
+    Attributes:
+        source: what the user wrote, for messages.
+        path: what ``from_pretrained`` takes: a directory or a hub id.
+        config: its ``config.json``.
+        run_dir: the run directory it belongs to, if it is a run's.
+        results: that run's ``results.json``.
+    """
+
+    source: str
+    path: str
+    config: dict[str, Any]
+    run_dir: Path | None = None
+    results: dict[str, Any] | None = None
+
+    @property
+    def is_ltp(self) -> bool:
+        """Written by ltp, rather than a dense Hugging Face classifier."""
+        return self.config.get("model_type") == MODEL_TYPE
+
+    @property
+    def dense_config(self) -> dict[str, Any]:
+        """Configuration of the dense classifier inside."""
+        return self.config["dense_config"] if self.is_ltp else self.config
+
+    @property
+    def num_labels(self) -> int:
+        """Width of the classification head."""
+        labels = self.config.get("id2label")
+        return len(labels) if labels else int(self.config.get("num_labels", 2))
+
+    @property
+    def pruning(self) -> dict[str, Any]:
+        """The pruning keys it carries: what an unpruned checkpoint of ltp's writes there means nothing."""
+        if self.is_ltp and self.config.get("prune_mode") == "none":
+            return {}
+        keys = (*PRUNING_KEYS, *SOFT_KEYS, "budgets") if self.is_ltp else PRUNING_KEYS
+        return {key: self.config[key] for key in keys if self.config.get(key) is not None}
+
+    @property
+    def prunes(self) -> bool:
+        """Whether it is a pruned classifier, rather than a dense one."""
+        return self.is_ltp and self.config.get("prune_mode") != "none"
+
+    @property
+    def holds_thresholds(self) -> bool:
+        """Whether learned thresholds are among its weights."""
+        method = (self.results or {}).get("method")
+        if method is not None:
+            return method == "learned"
+        return self.is_ltp and self.config.get("prune_mode") == "absolute_threshold"
+
+    @property
+    def name(self) -> str:
+        """A word for run directories."""
+        if self.results is not None:
+            return str(self.results["model"])
+        return self.path.rstrip("/").rsplit("/", 1)[-1]
+
+
+def inspect_checkpoint(source: str, key: str = "restore") -> Checkpoint:
+    """Read what a restore value names, without loading weights.
+
+    Args:
+        source: the value.
+        key: its key, for messages.
+
+    Raises:
+        UserError: it does not exist, is an unfinished run, no classifier, of an architecture that ltp has no
+            adapter for, or the hub is out of reach.
+    """
+    path = Path(source).expanduser()
+    run_dir: Path | None = None
+    results: dict[str, Any] | None = None
+    location = source
+    if path.is_dir():
+        run_dir = next((folder for folder in (path, path.parent) if _is_run_of(folder, path)), None)
+        if run_dir is not None:
+            if not (run_dir / RESULTS_FILE).is_file():
+                raise UserError(
+                    f"{key}={source} is an unfinished run: it has no {RESULTS_FILE}. "
+                    "Start its command again to finish it, or name another checkpoint."
+                )
+            results = json.loads((run_dir / RESULTS_FILE).read_text(encoding="utf-8"))
+            path = run_dir / MODEL_FOLDER
+        if not (path / "config.json").is_file():
+            raise UserError(
+                f"{key}={source} is neither a run directory ({RESULTS_FILE} and {MODEL_FOLDER}/) nor a "
+                "Hugging Face directory (config.json); check the path."
+            )
+        config = read_config(path / "config.json", f"{key}={source}")
+        location = str(path)
+    elif path.exists() or source.startswith(("/", ".", "~")) or source.count("/") > 1:
+        raise UserError(
+            f"{key}={source}: no such directory. Give a run directory, a Hugging Face directory or a hub id."
+        )
+    else:
+        config = _hub_config(source, key)
+    checkpoint = Checkpoint(source=source, path=location, config=config, run_dir=run_dir, results=results)
+    _check_classifier(checkpoint)
+    return checkpoint
+
+
+def _is_run_of(folder: Path, path: Path) -> bool:
+    is_run = (folder / CONFIG_FILE).is_file() or (folder / RESULTS_FILE).is_file()
+    return is_run and (folder == path or path.name == MODEL_FOLDER)
+
+
+def _hub_config(source: str, key: str) -> dict[str, Any]:
+    with loading_from_hub(
+        f"{key}={source}", "Give a run directory or a Hugging Face directory that exists, or connect to the hub."
+    ):
+        from transformers.utils import CONFIG_NAME, cached_file
+
+        file = cached_file(source, CONFIG_NAME)
+    assert file is not None
+    return read_config(Path(file), f"{key}={source}")
+
+
+def run_config(run_dir: Path) -> dict[str, Any]:
+    """A run's ``config.yaml``; empty where there is none that can be read."""
+    try:
+        content = yaml.safe_load((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def read_config(path: Path, what: str) -> dict[str, Any]:
+    """A ``config.json``.
+
+    Raises:
+        UserError: it is no JSON object; the message begins with ``what``.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        config = None
+    if not isinstance(config, dict):
+        raise UserError(f"{what}: config.json is no JSON object; download or save the checkpoint again.")
+    return config
+
+
+def _check_classifier(checkpoint: Checkpoint) -> None:
+    model_type = checkpoint.dense_config.get("model_type")
+    if model_type not in FAMILIES:
+        raise UserError(
+            f"restore={checkpoint.source} has the architecture {model_type}; ltp prunes {', '.join(sorted(FAMILIES))}."
+        )
+    architectures = checkpoint.config.get("architectures") or []
+    if not checkpoint.is_ltp and not any(name.endswith("ForSequenceClassification") for name in architectures):
+        raise UserError(
+            f"restore={checkpoint.source} is not a classifier: config.json names {', '.join(architectures) or 'none'}. "
+            f"Fine-tune it first: stage=finetune model.name_or_path={checkpoint.source}"
+        )

@@ -1,0 +1,143 @@
+"""What a run starts from: its data, its tokenizer and its model, checked before anything is written."""
+
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+
+from ltp.data.demo import demo_tokenizer
+from ltp.data.hub import loading_from_hub
+from ltp.data.tasks import Task
+from ltp.encoders import FAMILIES, encoder_family
+from ltp.errors import UserError
+from ltp.model.classifier import LTPForSequenceClassification
+from ltp.runs.loading import read_splits
+from ltp.runs.plan import Run
+
+
+def check_hardware(run: Run) -> None:
+    """Check that the trainer's settings fit the machine.
+
+    Raises:
+        UserError: they do not.
+    """
+    trainer = run.settings.trainer
+    if trainer.precision == "16-mixed" and not torch.cuda.is_available():
+        raise UserError("trainer.precision=16-mixed needs a CUDA GPU; use bf16-mixed or 32-true here")
+    if trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError(f"trainer.accelerator={trainer.accelerator}: no GPU found; use trainer=cpu")
+
+
+def check_sources(run: Run) -> None:
+    """Look at all that a run and its missing parent will read, without loading weights.
+
+    Raises:
+        UserError: data, model or hardware do not fit.
+    """
+    check_hardware(run)
+    read_splits(run.settings.task, run.settings.data_dir)
+    build_tokenizer(run)
+    if run.parent is None and run.settings.model.name_or_path is not None:
+        pretrained_config(run.settings.model.name_or_path)
+
+
+_MODEL_REMEDY = (
+    "Give a local directory with model.name_or_path=DIR or restore=DIR, take task=demo model=tiny, "
+    "or connect to the hub."
+)
+
+
+def build_tokenizer(run: Run) -> PreTrainedTokenizerBase:
+    """The tokenizer of the checkpoint that the run starts from; the demo's own for an encoder from scratch."""
+    source = run.parent.path if run.parent is not None else run.settings.model.name_or_path
+    if source is None:
+        return demo_tokenizer()
+    with loading_from_hub(f"the tokenizer of {source}", _MODEL_REMEDY, source=source):
+        return AutoTokenizer.from_pretrained(source)
+
+
+def build_model(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> LTPForSequenceClassification:
+    """The pruned classifier that the run starts from, in float32."""
+    settings, prune = run.settings, run.settings.prune
+    pruning: dict[str, Any] = {
+        "prune_mode": prune.mode,
+        # survival: the FLOPs that a budget's training expects are those that its evaluation will count
+        "masking_mode": "hard" if settings.stage != "soft" else "survival" if settings.targets else "soft",
+        "scoring_mode": prune.scoring_mode,
+        "score_length": prune.score_length,
+        "final_token_threshold": prune.final_token_threshold,
+        "token_keep_rate": prune.token_keep_rate,
+        "threshold_temperature": prune.temperature,
+        "lambda_threshold": prune.lambda_threshold,
+    }
+    pruning = {key: value for key, value in pruning.items() if value is not None}
+    if run.parent is not None:
+        with loading_from_hub(f"restore={run.parent.source}", _MODEL_REMEDY, source=run.parent.path):
+            model = LTPForSequenceClassification.from_pretrained(run.parent.path, **pruning)
+        if run.method == "manual":
+            model.pruner.reset()  # given thresholds, whatever the checkpoint learned
+    else:
+        model = LTPForSequenceClassification.from_dense(build_dense(run, task, tokenizer), **pruning)
+    if run.method in ("learned", "manual") and settings.targets != model.config.budgets:
+        model.hold_budgets(settings.targets)
+    names = task.labels or tuple(f"LABEL_{index}" for index in range(task.num_labels))
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {name: index for index, name in enumerate(names)}
+    model.config.problem_type = "regression" if task.is_regression else "single_label_classification"
+    if settings.task.max_length > (limit := model.config.longest_input):
+        raise UserError(f"task.max_length={settings.task.max_length}: the model reads at most {limit} tokens")
+    return model
+
+
+def build_teacher(run: Run) -> LTPForSequenceClassification:
+    """The dense classifier that a run learns from, in float32."""
+    assert run.teacher is not None
+    with loading_from_hub(f"distill.teacher={run.teacher.source}", _MODEL_REMEDY, source=run.teacher.path):
+        return LTPForSequenceClassification.from_pretrained(run.teacher.path, prune_mode="none")
+
+
+def build_dense(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """A pretrained encoder with a new head, or one from scratch."""
+    settings = run.settings.model
+    if settings.name_or_path is None:
+        architecture = dict(settings.architecture)
+        model_type = architecture.pop("model_type", None)
+        if model_type not in FAMILIES:
+            known = ", ".join(sorted(FAMILIES))
+            raise UserError(
+                f"model.architecture.model_type={model_type}, and model.name_or_path is null: "
+                f"an encoder from scratch is one of {known}; a pretrained one is named by model.name_or_path"
+            )
+        family = encoder_family(model_type)
+        try:
+            config = family.config_class(
+                **architecture,
+                vocab_size=len(tokenizer),
+                pad_token_id=tokenizer.pad_token_id,
+                num_labels=task.num_labels,
+            )
+            return family.classifier_class(config)
+        except (StrictDataclassError, TypeError, ValueError) as error:  # sizes that do not fit together
+            raise UserError(f"model.architecture: {' '.join(str(error).split())}") from error
+    pretrained_config(settings.name_or_path)
+    with loading_from_hub(f"model.name_or_path={settings.name_or_path}", _MODEL_REMEDY, source=settings.name_or_path):
+        return AutoModelForSequenceClassification.from_pretrained(
+            settings.name_or_path, num_labels=task.num_labels, dtype=torch.float32
+        )
+
+
+def pretrained_config(name_or_path: str) -> Any:
+    """The configuration of a pretrained encoder.
+
+    Raises:
+        UserError: it cannot be read, or ltp has no adapter for it.
+    """
+    with loading_from_hub(f"model.name_or_path={name_or_path}", _MODEL_REMEDY, source=name_or_path):
+        config = AutoConfig.from_pretrained(name_or_path)
+    if config.model_type not in FAMILIES:
+        raise UserError(
+            f"model.name_or_path={name_or_path} has the architecture {config.model_type}; "
+            f"ltp prunes {', '.join(sorted(FAMILIES))}."
+        )
+    return config

@@ -1,0 +1,412 @@
+"""One run, from its plan to its results: build the model, fit, keep the right weights, evaluate, write."""
+
+import contextlib
+import dataclasses
+import logging
+import math
+import signal
+import time
+import warnings
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from ltp.benchmark.compare import measured_speedup
+from ltp.calibration.search import keep_schedule
+from ltp.data.datamodule import GLUEDataModule
+from ltp.data.sources import Splits
+from ltp.data.tasks import Task
+from ltp.errors import TerminatedError, UserError
+from ltp.model.classifier import LTPForSequenceClassification
+from ltp.pruning import RATE_MODES
+from ltp.pruning.flops import DEFINITION, lowest_relative_flops, mean_dense_flops
+from ltp.runs.directory import (
+    BEST_CHECKPOINT,
+    CHECKPOINT_FOLDER,
+    LAST_CHECKPOINT,
+    MODEL_FOLDER,
+    check_same,
+    cut_metrics,
+    is_finished,
+    open_directory,
+    read_results,
+    stored_config,
+    write_results,
+)
+from ltp.runs.loading import read_splits
+from ltp.runs.locks import only_writer
+from ltp.runs.plan import Run, check_labels, model_name
+from ltp.runs.provenance import GIT_STATE, device_name, versions
+from ltp.runs.settings import PRUNE_VALUES
+from ltp.training.building import build_model, build_teacher, build_tokenizer, check_hardware
+from ltp.training.distillation import Distillation
+from ltp.training.interruption import LastCheckpoint, StoppedError
+from ltp.training.loggers import build_loggers
+from ltp.training.module import CALIBRATION_ROWS, Evaluated, LTPModule
+from ltp.training.resuming import RunCheckpointIO, SameStart, Saved, find_checkpoint, is_whole
+
+log = logging.getLogger(__name__)
+
+
+def train(run: Run) -> dict[str, Any]:
+    """Train one run whose parent is finished, or resume it, and write its results.
+
+    Returns:
+        The content of ``results.json``.
+
+    Raises:
+        UserError: data, checkpoint or hardware do not fit; nothing has been written then.
+        RunError: the training failed.
+    """
+    started = time.monotonic()
+    quiet_libraries()
+    settings = run.settings
+    if settings.trainer.num_threads is not None:
+        torch.set_num_threads(settings.trainer.num_threads)
+    check_hardware(run)
+    splits = read_splits(run.settings.task, run.settings.data_dir)
+    if run.parent is not None:
+        check_labels(run.parent, splits.task)
+    pl.seed_everything(settings.seed, workers=True, verbose=False)
+    tokenizer = build_tokenizer(run)
+    model = build_model(run, splits.task, tokenizer)
+    datamodule = build_datamodule(run, splits, tokenizer)
+    try:
+        trainer = build_trainer(run, datamodule)
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        raise UserError(f"trainer: {error}") from error
+    datamodule.setup("fit")  # a batch that the processes cannot share should show before anything is written
+    check_budgets(run, model, datamodule)
+    module = build_module(run, splits.task, model, datamodule, total_steps=trainer.max_steps)
+    with writer(run, trainer):
+        if is_main_process() and is_finished(run.directory) and not settings.overwrite:
+            log.info("another process has trained it meanwhile: %s", run.directory)
+            check_same(run)
+            return read_results(run.directory)
+        saved = start_directory(run)
+        trainer.callbacks.append(SameStart(saved))  # type: ignore[attr-defined]  # Lightning's own lists are not typed
+        fit(trainer, module, datamodule, saved)
+        trainer.save_checkpoint(run.directory / CHECKPOINT_FOLDER / LAST_CHECKPOINT)
+        keep_weights(run, trainer, module, datamodule)
+        evaluated = module.evaluated[-1]  # several budgets: a checkpoint is used at its largest unless told otherwise
+        results = {
+            **describe(run, splits.task, model),
+            **outcome(splits.task, evaluated),
+            "budgets": [
+                {"budget": one.budget, **outcome(splits.task, one)} for one in module.evaluated if run.settings.targets
+            ],
+            "flops_definition": DEFINITION,
+            "train_examples": len(splits.train),
+            "validation_examples": len(next(iter(splits.validation.values()))),
+            "train_steps": trainer.global_step,
+            "device": device_name(trainer.strategy.root_device),
+            "devices": trainer.world_size,
+            "duration_seconds": round(time.monotonic() - started, 1),
+        }
+        if trainer.is_global_zero:
+            if settings.stage == "hard":
+                results["measured_speedup"] = measure_speedup(model, datamodule)
+            model.save_pretrained(run.directory / MODEL_FOLDER)
+            tokenizer.save_pretrained(run.directory / MODEL_FOLDER)
+            write_results(run.directory, results)
+        trainer.strategy.barrier()
+    return results
+
+
+@contextlib.contextmanager
+def writer(run: Run, trainer: pl.Trainer) -> Iterator[None]:
+    """Make the run directory, and let this run's main process be the only one that writes it.
+
+    Raises:
+        UserError: it cannot be made.
+        RunError: another run writes it, and this one's other processes wait already: they would not for hours.
+    """
+    environment = trainer.strategy.cluster_environment if hasattr(trainer.strategy, "cluster_environment") else None
+    together = environment is not None and environment.creates_processes_externally
+    with contextlib.ExitStack() as stack:
+        if is_main_process():
+            with writable(run):
+                run.directory.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(only_writer(run.directory, wait=not together))
+        yield
+
+
+@contextlib.contextmanager
+def writable(run: Run) -> Iterator[None]:
+    """Tell of a folder that cannot be written as of the user's mistake that it is."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"output_root={run.settings.output_root}: cannot write {run.directory}: {error.strerror}"
+        ) from error
+
+
+def quiet_libraries() -> None:
+    """Leave the terminal to the run's own lines."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # Lightning's use of torch
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", message=".*srun. command is available.*")
+
+
+def build_datamodule(run: Run, splits: Splits, tokenizer: PreTrainedTokenizerBase) -> GLUEDataModule:
+    """The run's batches."""
+    settings = run.settings
+    assert settings.batch_size
+    return GLUEDataModule(
+        splits,
+        tokenizer,
+        batch_size=settings.batch_size,
+        eval_batch_size=settings.trainer.eval_batch_size,
+        accumulate=settings.trainer.accumulate_grad_batches,
+        max_length=settings.task.max_length,
+        seed=settings.seed,
+        num_workers=settings.trainer.num_workers,
+    )
+
+
+def build_module(
+    run: Run, task: Task, model: LTPForSequenceClassification, datamodule: GLUEDataModule, *, total_steps: int
+) -> LTPModule:
+    """What a step of the run is."""
+    settings = run.settings
+    assert settings.lr and settings.weight_decay is not None
+    distill = settings.distill
+    config = model.config
+    sizes = (config.hidden_size, config.intermediate_size)
+    return LTPModule(
+        model,
+        task,
+        lr=settings.lr,
+        lr_threshold=settings.prune.lr_threshold,
+        weight_decay=settings.weight_decay,
+        warmup_ratio=settings.warmup_ratio or 0.0,
+        total_steps=total_steps,
+        seed=settings.seed,
+        validation_splits=datamodule.validation_splits,
+        budgets=settings.targets,
+        dense_flops=mean_dense_flops(torch.tensor(datamodule.train_lengths), config.num_hidden_layers, *sizes),
+        distillation=None
+        if run.teacher is None
+        else Distillation(build_teacher(run), distill.weight, distill.temperature, distill.hidden_weight),
+        fused=settings.trainer.precision == "32-true",
+    )
+
+
+def check_budgets(run: Run, model: LTPForSequenceClassification, datamodule: GLUEDataModule) -> None:
+    """Check that the budgets can be met on the run's examples, before anything is written.
+
+    Raises:
+        UserError: one is below the cost of keeping one token everywhere.
+    """
+    if not run.settings.targets or model.thresholds is None:
+        return
+    config = model.config
+    lengths = torch.tensor(datamodule.calibration_lengths(CALIBRATION_ROWS))
+    lowest = lowest_relative_flops(lengths, config.num_hidden_layers, config.hidden_size, config.intermediate_size)
+    if run.settings.targets[0] < lowest:
+        key = "budgets" if run.settings.budgets is not None else "prune.target_flops"
+        given = run.settings.budgets or run.settings.prune.target_flops
+        raise UserError(
+            f"{key}={given} cannot be reached: keeping only the classification token from the first layer on costs "
+            f"{lowest:.3f} of the dense FLOPs on these examples. Ask for more than that."
+        )
+
+
+def outcome(task: Task, evaluated: Evaluated) -> dict[str, Any]:
+    """What ``results.json`` says of an evaluation."""
+    value = evaluated.scores[task.main_metric]
+    metric = {"name": task.main_metric, "value": value}
+    return {"metric": metric, "metrics": evaluated.scores, **evaluated.cost, "thresholds": evaluated.thresholds}
+
+
+def total_steps(run: Run, datamodule: GLUEDataModule) -> int:
+    """Optimiser steps of the whole training; exact once the data module knows the number of processes."""
+    assert run.settings.epochs is not None
+    steps = math.ceil(run.settings.epochs * datamodule.steps_per_epoch)
+    limit = run.settings.trainer.max_steps
+    return min(steps, limit) if limit > 0 else steps
+
+
+def build_trainer(run: Run, datamodule: GLUEDataModule) -> pl.Trainer:
+    """Lightning's Trainer for the run, made known to the data module."""
+    settings = run.settings
+    assert settings.epochs is not None and settings.save_step is not None
+    # Where an epoch is shorter than save_step, evaluate once an epoch: load_best would have nothing to choose from.
+    # With several processes an epoch may be one step shorter than it is here; then both come to the same.
+    by_step = 0 < settings.save_step < datamodule.steps_per_epoch
+    folder = run.directory / CHECKPOINT_FOLDER
+    common: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False, "save_on_train_epoch_end": False}
+    callbacks: list[Callback] = [
+        ModelCheckpoint(
+            filename=Path(BEST_CHECKPOINT).stem,
+            monitor=f"val/{datamodule.task.main_metric}",
+            mode="max",
+            save_weights_only=True,
+            **common,
+        ),
+        LastCheckpoint(filename=Path(LAST_CHECKPOINT).stem, **common),
+    ]
+    chosen = settings.trainer
+    if chosen.enable_progress_bar:
+        callbacks.append(RichProgressBar(leave=False))
+    trainer = pl.Trainer(
+        accelerator=chosen.accelerator,
+        devices=chosen.devices,
+        num_nodes=chosen.num_nodes,
+        strategy=chosen.strategy,
+        precision=chosen.precision,  # type: ignore[arg-type]  # checked in ltp.runs.settings
+        gradient_clip_val=chosen.gradient_clip_val or None,
+        accumulate_grad_batches=chosen.accumulate_grad_batches,
+        max_epochs=math.ceil(settings.epochs),
+        val_check_interval=settings.save_step * chosen.accumulate_grad_batches if by_step else 1.0,
+        check_val_every_n_epoch=None if by_step else 1,
+        log_every_n_steps=chosen.log_every_n_steps,
+        deterministic=chosen.deterministic,
+        detect_anomaly=chosen.detect_anomaly,
+        enable_progress_bar=chosen.enable_progress_bar,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the data module shards, without padding a split
+        default_root_dir=run.directory,  # where Lightning looks for what it saved under SLURM: in no other run's
+        logger=build_loggers(settings.logger, run.directory),
+        callbacks=callbacks,
+        plugins=[RunCheckpointIO(run.directory)],
+    )
+    datamodule.trainer = trainer
+    trainer.fit_loop.epoch_loop.max_steps = total_steps(run, datamodule)  # the Trainer is who counts the processes
+    return trainer
+
+
+def start_directory(run: Run) -> Saved | None:
+    """Make the run directory ready, as far as this process is the one that writes.
+
+    Returns:
+        The checkpoint to resume from, the same in every process; None for a fresh start.
+    """
+    if not is_main_process():
+        # others may be here before the main process has removed what overwrite=true is about
+        return None if run.settings.overwrite else find_checkpoint(run.directory, set_aside=False)
+    with writable(run):
+        open_directory(run)
+        saved = find_checkpoint(run.directory, set_aside=True)
+    if saved is None:
+        cut_metrics(run.directory, 0)
+        log.info("training %s", run.directory)
+    else:
+        cut_metrics(run.directory, saved.metrics_size)
+        log.info("resuming %s from step %d", run.directory, saved.step)
+    return saved
+
+
+def fit(trainer: pl.Trainer, module: LTPModule, datamodule: GLUEDataModule, saved: Saved | None) -> None:
+    """Train to the end.
+
+    Raises:
+        KeyboardInterrupt, TerminatedError: a signal stopped it, after a checkpoint was saved.
+    """
+    resume: dict[str, Any] = {"ckpt_path": saved.path, "weights_only": True} if saved is not None else {}
+    try:
+        trainer.fit(module, datamodule=datamodule, **resume)
+    except StoppedError as stop:
+        if not trainer.is_global_zero:
+            raise SystemExit from stop  # the exit code is the main process's, which Lightning kills if this one fails
+        raise (KeyboardInterrupt if stop.number == signal.SIGINT else TerminatedError) from stop
+    except SIGTERMException as stop:
+        raise TerminatedError from stop
+    except SystemExit as exit_:  # Lightning's answer to a second Ctrl-C
+        raise KeyboardInterrupt from exit_
+
+
+def keep_weights(run: Run, trainer: pl.Trainer, module: LTPModule, datamodule: GLUEDataModule) -> None:
+    """Leave the module with the weights to keep, and evaluate exactly these.
+
+    The last weights compete too: a training need not end on an evaluation.
+    """
+
+    def evaluate() -> float:
+        trainer.validate(module, datamodule=datamodule, verbose=False)
+        scores = [evaluated.scores[datamodule.task.main_metric] for evaluated in module.evaluated]
+        return sum(scores) / len(scores)
+
+    best = next(
+        callback
+        for callback in trainer.checkpoint_callbacks
+        if isinstance(callback, ModelCheckpoint) and callback.monitor is not None
+    )
+    last_score = evaluate()
+    if run.settings.load_best and best.best_model_score is not None and best.best_model_score.item() > last_score:
+        if is_whole(Path(best.best_model_path)):
+            state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
+            module.load_state_dict(state)
+            evaluate()
+        elif trainer.is_global_zero:
+            log.warning("%s is damaged: the last weights are kept instead of the best", best.best_model_path)
+    if run.settings.targets and module.model.config.budgets:
+        module.model.use_budget(run.settings.targets[-1])
+        if run.method == "manual":
+            keep_schedule(module.model)
+
+
+def describe(run: Run, task: Task, model: LTPForSequenceClassification) -> dict[str, Any]:
+    """What ``results.json`` says of a run besides what was measured."""
+    settings = run.settings
+    hyperparameters = {
+        key: getattr(settings, key)
+        for key in ("lr", "batch_size", "epochs", "weight_decay", "warmup_ratio", "save_step", "load_best")
+    }
+    hyperparameters |= {key: getattr(settings.prune, key) for key in PRUNE_VALUES}
+    if settings.targets:
+        hyperparameters["budgets"] = settings.budgets
+        # what the budget led to
+        if run.method == "manual":
+            hyperparameters["final_token_threshold"] = model.config.final_token_threshold
+        if run.method in RATE_MODES:
+            hyperparameters["token_keep_rate"] = model.config.token_keep_rate
+    if settings.distill.mode is not None:
+        hyperparameters |= {f"distill_{key}": value for key, value in dataclasses.asdict(settings.distill).items()}
+    hyperparameters |= {
+        "max_length": settings.task.max_length,
+        "precision": settings.trainer.precision,
+        "gradient_clip_val": settings.trainer.gradient_clip_val,
+    }
+    return {
+        "task": task.name,
+        "model": model_name(settings),
+        "method": run.method,
+        "prune_mode": settings.prune.mode,
+        "stage": settings.stage,
+        "seed": settings.seed,
+        "hyperparameters": hyperparameters,
+        "parent": run.parent_name,
+        "parent_run_id": run.parent.results["run_id"] if run.parent is not None and run.parent.results else None,
+        "config": stored_config(run),
+        "git": GIT_STATE,
+        "versions": versions(),
+    }
+
+
+def measure_speedup(model: LTPForSequenceClassification, datamodule: GLUEDataModule) -> dict[str, Any]:
+    """The clock beside the count: packed pruned over packed dense, on the first two validation batches."""
+    loaders = datamodule.val_dataloader()
+    main = loaders[0] if isinstance(loaders, list) else loaders
+    return measured_speedup(model, None, islice(main, 2), rounds=3)
+
+
+def is_main_process() -> bool:
+    """Whether this process is rank 0, which writes; ranks that Lightning starts are others."""
+    return getattr(rank_zero_only, "rank", 0) == 0

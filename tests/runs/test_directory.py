@@ -1,0 +1,280 @@
+"""Run directories on disk: what starting a run again does, and what a run leaves behind."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers import finished_run, plan_of
+
+from ltp.errors import UserError
+from ltp.runs.directory import (
+    check_same,
+    clear,
+    cut_metrics,
+    is_finished,
+    metrics_size,
+    open_directory,
+    read_results,
+    stored_config,
+    write_results,
+)
+
+DENSE = Path("outputs/bert-base/mrpc/finetune/lr_3e-05/seed_0")
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path, monkeypatch):
+    """An empty current directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def start(command):
+    """Start a run as far as its directory."""
+    run = plan_of(command)
+    check_same(run)
+    open_directory(run)
+    return run
+
+
+def refusal(command):
+    with pytest.raises(UserError) as caught:
+        check_same(plan_of(command))
+    return str(caught.value)
+
+
+# -- started again -------------------------------------------------------------------------------------------
+
+
+def test_the_same_configuration_starts_and_goes_on():
+    run = start("task=mrpc lr=1e-5")
+    assert sorted(path.name for path in run.directory.iterdir()) == ["config.yaml"]
+    (run.directory / "checkpoints").mkdir()
+    last = run.directory / "checkpoints" / "last.ckpt"
+    last.touch()
+    assert start("task=mrpc lr=1e-5").directory == run.directory
+    assert last.exists()
+
+
+def test_what_a_kill_left_half_written_is_removed():
+    run = start("task=mrpc")
+    (run.directory / "checkpoints").mkdir()
+    for name in (".results.json.17.partial", "checkpoints/.last.ckpt.17.partial"):
+        (run.directory / name).touch()
+    (run.directory / "notes.partial").touch()
+    start("task=mrpc")
+    assert sorted(path.name for path in run.directory.rglob("*")) == ["checkpoints", "config.yaml", "notes.partial"]
+
+
+def test_the_stored_configuration_is_plain_yaml_with_every_null_filled():
+    run = start("task=mrpc prune=threshold stage=soft seed=3")
+    stored = yaml.safe_load((run.directory / "config.yaml").read_text(encoding="utf-8"))
+    assert stored == stored_config(run)
+    assert (stored["lr"], stored["batch_size"], stored["epochs"], stored["seed"]) == (2e-5, 64, 10, 3)
+    assert stored["prune"]["temperature"] == 1e-3
+    assert stored["method"] == "learned"
+    assert stored["parent"] == {"name": "outputs/bert-base/mrpc/finetune/lr_3e-05/seed_3", "run_id": None}
+
+
+@pytest.mark.parametrize(
+    ("word", "difference"),
+    [
+        ("batch_size=8", "  batch_size: 32 there, 8 now"),
+        ("epochs=1", "  epochs: 5.0 there, 1.0 now"),
+        ("task.max_train_samples=10", "  task.max_train_samples: None there, 10 now"),
+        ("trainer.precision=bf16-mixed", "  trainer.precision: 32-true there, bf16-mixed now"),
+        ("load_best=false", "  load_best: True there, False now"),
+        ("data_dir=/data", "  data_dir: None there, /data now"),
+        ("weight_decay=0.1 save_step=9", "  save_step: 0 there, 9 now\n  weight_decay: 0.01 there, 0.1 now"),
+    ],
+)
+def test_another_configuration_is_refused_and_the_difference_shown(word, difference):
+    start("task=mrpc")
+    end = "\nStart it afresh with overwrite=true, or keep both with another output_root=…"
+    assert refusal(f"task=mrpc {word}") == (
+        f"{DENSE} holds an unfinished run with another configuration:\n{difference}{end}"
+    )
+    write_results(DENSE, {})
+    assert refusal(f"task=mrpc {word}") == (
+        f"{DENSE} holds a finished run with another configuration:\n{difference}{end}"
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "trainer=cpu trainer.devices=2 trainer.strategy=ddp trainer.num_nodes=2",
+        "trainer.num_workers=3 trainer.enable_progress_bar=false trainer.log_every_n_steps=1",
+        "trainer.detect_anomaly=true trainer.eval_batch_size=8",
+        "logger=[tensorboard]",
+        "recipe.stages.soft.lr=1e-3",
+        "lr=3e-5 batch_size=32",
+    ],
+)
+def test_what_decides_nothing_may_differ(words):
+    start("task=mrpc")
+    check_same(plan_of(f"task=mrpc {words}"))
+
+
+def test_a_tree_under_another_path_is_the_same_tree(root):
+    finished_run(DENSE)
+    start("task=mrpc prune=topk")
+    check_same(plan_of(f"task=mrpc prune=topk output_root={root}/outputs"))
+    check_same(plan_of(f"task=mrpc prune=topk restore={DENSE}"))
+    (root / "outputs").rename(root / "moved")
+    check_same(plan_of("task=mrpc prune=topk output_root=moved"))
+
+
+def test_another_parent_is_a_difference(root):
+    finished_run(DENSE, run_id="first")
+    finished_run(root / "other", run_id="second")
+    start("task=mrpc prune=topk")
+    assert "\n  parent.name: outputs/bert-base/mrpc/finetune/lr_3e-05/seed_0 there, other now\n" in (
+        refusal("task=mrpc prune=topk restore=other")
+    )
+
+
+def test_the_child_of_a_parent_that_was_trained_anew_is_refused():
+    finished_run(DENSE, run_id="first")
+    run = start("task=mrpc prune=topk")
+    check_same(plan_of("task=mrpc prune=topk"))
+    finished_run(DENSE, run_id="second")
+    assert refusal("task=mrpc prune=topk") == (
+        f"{run.directory} holds an unfinished run with another configuration:\n"
+        "  parent.run_id: first there, second now\n"
+        "Start it afresh with overwrite=true, or keep both with another output_root=…"
+    )
+
+
+def test_a_child_stands_on_its_own_when_its_parent_is_deleted():
+    finished_run(DENSE)
+    start("task=mrpc prune=topk")
+    clear(DENSE)
+    check_same(plan_of("task=mrpc prune=topk"))
+
+
+# -- overwrite -----------------------------------------------------------------------------------------------
+
+
+def test_overwrite_starts_afresh():
+    run = start("task=mrpc")
+    (run.directory / "checkpoints").mkdir()
+    (run.directory / "checkpoints" / "last.ckpt").touch()
+    (run.directory / "metrics.jsonl").touch()
+    write_results(run.directory, {})
+    start("task=mrpc epochs=1 overwrite=true")
+    assert sorted(path.name for path in run.directory.iterdir()) == ["config.yaml"]
+    check_same(plan_of("task=mrpc epochs=1"))  # and what follows need not overwrite again
+
+
+def test_clearing_removes_what_the_run_wrote_and_nothing_else():
+    finished_run(DENSE)
+    (DENSE / "config.yaml").touch()
+    (DENSE / "checkpoints").mkdir()
+    (DENSE / "metrics.jsonl").touch()
+    (DENSE / "notes.txt").touch()
+    finished_run(DENSE / "hard" / "lr_2e-05")
+    clear(DENSE)
+    assert sorted(path.name for path in DENSE.iterdir()) == ["hard", "notes.txt"]
+    assert is_finished(DENSE / "hard" / "lr_2e-05")
+    clear(DENSE)
+
+
+def test_results_are_removed_first(monkeypatch):
+    finished_run(DENSE)
+    monkeypatch.setattr("ltp.runs.directory.shutil.rmtree", lambda path: (_ for _ in ()).throw(OSError("stopped")))
+    with pytest.raises(OSError, match="stopped"):
+        clear(DENSE)
+    assert not is_finished(DENSE)
+    assert (DENSE / "model").is_dir()
+
+
+# -- the log -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "kept"),
+    [
+        (18, "one\ntwo\nthree\n"),  # as long as the file: only the half line goes
+        (None, "one\ntwo\nthree\n"),
+        (8, "one\ntwo\n"),
+        (6, "one\n"),  # a power cut lost some of what the checkpoint knew of
+        (0, None),
+    ],
+)
+def test_the_log_is_cut_after_whole_lines(tmp_path, size, kept):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("one\ntwo\nthree\nfour")
+    assert metrics_size(tmp_path) == 18
+    cut_metrics(tmp_path, size)
+    assert (path.read_text() if path.exists() else None) == kept
+    cut_metrics(tmp_path / "none", size)
+    assert metrics_size(tmp_path / "none") == 0
+
+
+# -- results -------------------------------------------------------------------------------------------------
+
+
+def test_results_get_an_id_of_their_own(tmp_path):
+    ids = set()
+    for _ in range(2):
+        write_results(tmp_path, {"metric": {"value": 0.5}, "name": "é"})
+        results = read_results(tmp_path)
+        ids.add(results.pop("run_id"))
+        assert results == {"metric": {"value": 0.5}, "name": "é"}
+    assert len(ids) == 2
+    assert is_finished(tmp_path)
+
+
+def test_results_end_the_need_for_other_checkpoints(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("best.ckpt", "last.ckpt", "last.ckpt.damaged", "previous.ckpt"):
+        (tmp_path / "checkpoints" / name).touch()
+    write_results(tmp_path, {})
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["last.ckpt", "last.ckpt.damaged"]
+
+
+def test_results_come_after_the_model_is_on_the_disk(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").touch()
+    flushed, flush = [], os.fsync
+
+    def watched(descriptor):
+        flushed.append((Path(os.readlink(f"/proc/self/fd/{descriptor}")).name, is_finished(tmp_path)))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    write_results(tmp_path, {})
+    assert flushed[0] == ("model.safetensors", False)
+    assert flushed[-1] == (tmp_path.name, True)
+
+
+def test_results_are_whole_or_absent(tmp_path, monkeypatch):
+    with pytest.raises(TypeError):
+        write_results(tmp_path, {"fine": 1, "not": object()})
+    assert list(tmp_path.iterdir()) == []
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_results(tmp_path, {"fine": 1})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_results_replace_older_ones_at_once(tmp_path, monkeypatch):
+    write_results(tmp_path, {"round": 1})
+    seen = []
+    replace = os.replace
+
+    def watched(source, target):
+        seen.append((json.loads(Path(source).read_text())["round"], read_results(tmp_path)["round"]))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watched)
+    write_results(tmp_path, {"round": 2})
+    assert seen == [(2, 1)]  # the new file was whole while the old one still stood
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
