@@ -16,10 +16,10 @@ from omegaconf import MISSING
 
 from ltp.command.cli import Command, command_line
 from ltp.command.output import check_writable
-from ltp.errors import UserError, check_option, require
+from ltp.errors import UserError, check_choice, check_range
 from ltp.evaluation.samples import Sequences, validation_sequences
 from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint
-from ltp.runs.loading import check_budget, load_model, load_tokenizer, quiet_libraries, stored_task
+from ltp.runs.loading import check_budget, load_model, load_tokenizer, silence_libraries, stored_task
 from ltp.runs.settings import TaskSettings
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, and a mistake should not
@@ -125,27 +125,27 @@ def check(settings: BenchSettings) -> None:
 
     options = settings.bench
 
-    check_option("bench.shape", options.shape, list(SHAPES))
-    check_option("bench.lengths", options.lengths, list(LENGTHS))
-    check_option("bench.order", options.order, ("random", "sorted"))
-    check_option("bench.clock", options.clock, ("wall", "processor"))
-    check_option("bench.device", options.device, ("auto", "cpu", "cuda"))
+    check_choice("bench.shape", options.shape, list(SHAPES))
+    check_choice("bench.lengths", options.lengths, list(LENGTHS))
+    check_choice("bench.order", options.order, ("random", "sorted"))
+    check_choice("bench.clock", options.clock, ("wall", "processor"))
+    check_choice("bench.device", options.device, ("auto", "cpu", "cuda"))
     for engine in options.engines or ():
-        check_option("bench.engines", engine, list(ENGINES))
+        check_choice("bench.engines", engine, list(ENGINES))
     for dtype in options.dtype:
-        check_option("bench.dtype", dtype, DTYPES)
-    check_option("bench.baseline", options.baseline, list(ENGINES))
+        check_choice("bench.dtype", dtype, DTYPES)
+    check_choice("bench.baseline", options.baseline, list(ENGINES))
     cost = options.relative_flops
-    require(cost is None or 0 < cost <= 1, "bench.relative_flops", cost, "above 0 and at most 1")
-    require(options.sequences >= 1, "bench.sequences", options.sequences, "1 or more")
+    check_range(cost is None or 0 < cost <= 1, "bench.relative_flops", cost, "above 0 and at most 1")
+    check_range(options.sequences >= 1, "bench.sequences", options.sequences, "1 or more")
     sizes = options.batch_size
     whole = all(isinstance(size, int) and size >= 1 for size in sizes)
-    require(bool(sizes) and whole, "bench.batch_size", sizes, "one or more whole numbers from 1 on, as [1,32]")
-    require(bool(options.dtype), "bench.dtype", options.dtype, f"one or more of {', '.join(DTYPES)}")
-    require(options.engines != [], "bench.engines", options.engines, "one or more engines, or null for all")
-    require(options.rounds >= 1, "bench.rounds", options.rounds, "1 or more")
-    require(options.threads is None or options.threads >= 1, "bench.threads", options.threads, "1 or more, or null")
-    require(0 <= settings.seed < 2**32, "seed", settings.seed, "in [0, 2^32)")
+    check_range(bool(sizes) and whole, "bench.batch_size", sizes, "one or more whole numbers from 1 on, as [1,32]")
+    check_range(bool(options.dtype), "bench.dtype", options.dtype, f"one or more of {', '.join(DTYPES)}")
+    check_range(options.engines != [], "bench.engines", options.engines, "one or more engines, or null for all")
+    check_range(options.rounds >= 1, "bench.rounds", options.rounds, "1 or more")
+    check_range(options.threads is None or options.threads >= 1, "bench.threads", options.threads, "1 or more, or null")
+    check_range(0 <= settings.seed < 2**32, "seed", settings.seed, "in [0, 2^32)")
 
     if options.clock == "processor" and options.threads != 1:
         raise UserError(
@@ -204,7 +204,7 @@ def measure(settings: BenchSettings, checkpoint: Checkpoint | None) -> dict[str,
     from ltp.benchmark.engines import ENGINES
     from ltp.data.sequences import make_batches
 
-    quiet_libraries()
+    silence_libraries()
     options = settings.bench
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("bench.device=cuda: no GPU found; use bench.device=cpu")
@@ -250,10 +250,10 @@ def measure(settings: BenchSettings, checkpoint: Checkpoint | None) -> dict[str,
 
 
 def _calibrate(model: "LTPForSequenceClassification", batch: dict[str, Any], wanted: float) -> None:
-    from ltp.benchmark.profiles import calibrate
+    from ltp.benchmark.profiles import set_profile_thresholds
 
     try:
-        calibrate(model, batch, wanted)
+        set_profile_thresholds(model, batch, wanted)
     except ValueError as error:
         raise UserError(f"bench.relative_flops={wanted} cannot be had here: {error}") from error
 
@@ -266,10 +266,10 @@ def _with_progress(model: Any, batches: Any, plan: "Plan", run: Any) -> dict[str
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("", total=None)
 
-        def tell(done: int, total: int, what: str) -> None:
+        def show_progress(done: int, total: int, what: str) -> None:
             progress.update(bar, completed=done, total=total, description=what)
 
-        return run(model, batches, plan, tell)
+        return run(model, batches, plan, show_progress)
 
 
 @contextmanager
@@ -335,7 +335,7 @@ def print_report(report: dict[str, Any]) -> None:
     from rich.console import Console
 
     from ltp.benchmark.table import comparison, left_out
-    from ltp.runs.summary import tokens_text
+    from ltp.runs.summary import format_tokens
 
     console = Console()
     console.width = max(console.width, 130)  # a narrower terminal wraps lines, which is better than cut columns
@@ -346,7 +346,7 @@ def print_report(report: dict[str, Any]) -> None:
         f"{hardware['device']}, {hardware['instructions']}, {hardware['threads']} of {hardware['cores']} cores, "
         f"{report['plan']['clock']} time · "
         f"torch {report['versions']['torch']} · relative FLOPs {report['relative_flops']:.3f} "
-        f"({tokens_text(report['tokens_per_layer'])})",
+        f"({format_tokens(report['tokens_per_layer'])})",
         highlight=False,
         soft_wrap=True,
     )

@@ -9,11 +9,11 @@ import math
 import sys
 
 from ltp.calibration.directory import check_directory, new_directory
-from ltp.calibration.request import BUDGETS, OF_LATENCY, CalibrateSettings, Request
+from ltp.calibration.request import BUDGETS, LATENCY_DEFAULTS, CalibrateSettings, Request
 from ltp.calibration.summary import print_summary
 from ltp.command.cli import Command
 from ltp.command.output import progress
-from ltp.errors import UserError, check_option, require, written
+from ltp.errors import UserError, check_choice, check_range, format_value
 from ltp.pruning import RATE_MODES
 from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint
 from ltp.runs.directory import is_finished, read_results
@@ -57,19 +57,19 @@ def resolve(settings: CalibrateSettings) -> Request:
     if settings.budgets is not None:
         settings.budgets = sorted(settings.budgets)
     if settings.target_latency_ms is not None:
-        for key, default in OF_LATENCY.items():
+        for key, default in LATENCY_DEFAULTS.items():
             if getattr(settings, key) is None:
                 setattr(settings, key, default)
     checkpoint = inspect_checkpoint(settings.restore)
     check_method(settings, checkpoint)
     stored = stored_task(checkpoint)
-    is_own = settings.task is None and settings.data_dir is None and stored is not None
+    is_own_task = settings.task is None and settings.data_dir is None and stored is not None
     if settings.task is None:
         if stored is None:
             raise UserError(f"restore={settings.restore} is no run that names its task: give task=… (and data_dir=…)")
         settings.task = stored.task
         settings.data_dir = settings.data_dir or stored.data_dir
-    request = Request(settings, checkpoint, stored, is_own, new_directory(settings, checkpoint))
+    request = Request(settings, checkpoint, stored, is_own_task, new_directory(settings, checkpoint))
     check_directory(request)
     return request
 
@@ -80,21 +80,21 @@ def check(settings: CalibrateSettings) -> None:
     Raises:
         UserError: names the key, its value and its range, or the keys of which one must be given.
     """
-    given = [f"{key}={written(getattr(settings, key))}" for key in BUDGETS if getattr(settings, key) is not None]
+    given = [f"{key}={format_value(getattr(settings, key))}" for key in BUDGETS if getattr(settings, key) is not None]
     if len(given) != 1:
         what = f"{' and '.join(given)} are given" if given else "no budget is given"
         raise UserError(f"{what}: give exactly one of {', '.join(BUDGETS.values())}")
     check_shares("target_flops", settings.target_flops)
     check_shares("budgets", settings.budgets)
     latency = settings.target_latency_ms
-    require(latency is None or 0 < latency < math.inf, "target_latency_ms", latency, "above 0 (milliseconds)")
-    check_option("execution", settings.execution, EXECUTIONS)
-    check_option("dtype", settings.dtype, DTYPES)
-    check_option("device", settings.device, ("auto", "cpu", "cuda"))
-    require(settings.batch_size is None or settings.batch_size >= 1, "batch_size", settings.batch_size, "1 or more")
-    require(settings.examples >= 1, "examples", settings.examples, "1 or more")
-    require(settings.threads is None or settings.threads >= 1, "threads", settings.threads, "1 or more")
-    for key in OF_LATENCY:
+    check_range(latency is None or 0 < latency < math.inf, "target_latency_ms", latency, "above 0 (milliseconds)")
+    check_choice("execution", settings.execution, EXECUTIONS)
+    check_choice("dtype", settings.dtype, DTYPES)
+    check_choice("device", settings.device, ("auto", "cpu", "cuda"))
+    check_range(settings.batch_size is None or settings.batch_size >= 1, "batch_size", settings.batch_size, "1 or more")
+    check_range(settings.examples >= 1, "examples", settings.examples, "1 or more")
+    check_range(settings.threads is None or settings.threads >= 1, "threads", settings.threads, "1 or more")
+    for key in LATENCY_DEFAULTS:
         if latency is None and getattr(settings, key) is not None:
             raise UserError(
                 f"{key}={getattr(settings, key)} goes with target_latency_ms, not with {given[0]}: FLOPs are counted, "
@@ -125,8 +125,8 @@ def check_method(settings: CalibrateSettings, checkpoint: Checkpoint) -> None:
         )
     if settings.budgets is not None and mode in RATE_MODES:
         raise UserError(
-            f"budgets={written(settings.budgets)}: restore={settings.restore} prunes by one keep rate ({mode}), and "
-            "several budgets are several thresholds a layer. Use target_flops=…, once for each"
+            f"budgets={format_value(settings.budgets)}: restore={settings.restore} prunes by one keep rate ({mode}), "
+            "and several budgets are several thresholds a layer. Use target_flops=…, once for each"
         )
 
 

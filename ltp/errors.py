@@ -29,21 +29,21 @@ class TerminatedError(SystemExit):
         super().__init__(143)
 
 
-def number(value: float | None) -> str:
+def format_number(value: float | None) -> str:
     """A number as run directories write it: ``2e-05``, ``0.01``, ``-0.2``."""
     assert value is not None
     short = f"{value:g}"
     return short if float(short) == value else repr(value)
 
 
-def written(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as a command line has it: lists as ``[0.3,0.5]``."""
     if isinstance(value, list):
-        return f"[{','.join(map(written, value))}]"
-    return number(value) if isinstance(value, float) and math.isfinite(value) else str(value)
+        return f"[{','.join(map(format_value, value))}]"
+    return format_number(value) if isinstance(value, float) and math.isfinite(value) else str(value)
 
 
-def require(ok: bool, key: str, value: Any, range_: str) -> None:
+def check_range(ok: bool, key: str, value: Any, range_: str) -> None:
     """Check a value's range.
 
     Args:
@@ -54,25 +54,25 @@ def require(ok: bool, key: str, value: Any, range_: str) -> None:
         UserError: it is not.
     """
     if not ok:
-        raise UserError(f"{key}={written(value)} is out of range: it must be {range_}")
+        raise UserError(f"{key}={format_value(value)} is out of range: it must be {range_}")
 
 
-def check_option(key: str, value: Any, options: Collection[str]) -> None:
+def check_choice(key: str, value: Any, options: Collection[str]) -> None:
     """Check that a value is one of a few, or None.
 
     Raises:
         UserError: it is another; names those that are spelled alike, and all.
     """
     if value is not None and value not in options:
-        raise UserError(no_such_option(key, value, options))
+        raise UserError(unknown_option(key, value, options))
 
 
-def no_such_option(key: str, value: Any, options: Collection[str]) -> str:
+def unknown_option(key: str, value: Any, options: Collection[str]) -> str:
     """The message of a value that is none of a few."""
-    return f"{key}={value}: no such option.{near_names(value, options)} Options: {', '.join(options)}"
+    return f"{key}={value}: no such option.{suggest(value, options)} Options: {', '.join(options)}"
 
 
-def near_names(name: Any, known: Collection[str]) -> str:
+def suggest(name: Any, known: Collection[str]) -> str:
     """`` Did you mean …?`` with at most two names that are spelled alike; empty where there is none."""
     near = difflib.get_close_matches(str(name), known, n=2)
     return f" Did you mean {' or '.join(near)}?" if near else ""

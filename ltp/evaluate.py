@@ -14,7 +14,7 @@ from omegaconf import MISSING
 
 from ltp.command.cli import Command, command_line
 from ltp.command.output import check_writable, progress
-from ltp.errors import UserError, check_option, require, written
+from ltp.errors import UserError, check_choice, check_range, format_value
 from ltp.runs.checkpoints import PREDICTIONS_FILE, Checkpoint, inspect_checkpoint
 from ltp.runs.loading import (
     StoredTask,
@@ -22,9 +22,9 @@ from ltp.runs.loading import (
     check_length,
     load_model,
     load_tokenizer,
-    on_device,
-    on_threads,
-    quiet_libraries,
+    select_device,
+    set_threads,
+    silence_libraries,
     stored_task,
 )
 from ltp.runs.settings import TaskSettings
@@ -117,14 +117,14 @@ def resolve(settings: EvaluateSettings) -> Request:
     checkpoint = inspect_checkpoint(settings.restore)
     check_budget(checkpoint, settings.budget)
     stored = stored_task(checkpoint)
-    is_own = settings.task is None and settings.data_dir is None
+    is_own_task = settings.task is None and settings.data_dir is None
     if settings.task is None:
         if stored is None:
             raise UserError(f"restore={settings.restore} is no run that names its task: give task=… (and data_dir=…)")
         settings.task = stored.task
         settings.data_dir = settings.data_dir or stored.data_dir
-    is_own = is_own and settings.split == "validation" and settings.execution == "packed" and settings.dtype is None
-    is_own = is_own and settings.budget is None
+    is_default = settings.split == "validation" and settings.execution == "packed"
+    is_default = is_default and settings.dtype is None and settings.budget is None
     if settings.dtype is None:
         settings.dtype = _own_dtype(settings, stored)
     scales = settings.threshold_scale
@@ -133,7 +133,7 @@ def resolve(settings: EvaluateSettings) -> Request:
     if len(scales) > 1 and settings.to is not None:
         raise UserError(f"to={settings.to} holds the predictions of one threshold_scale, not of {len(scales)}")
     predictions = Path(settings.to).expanduser() if settings.to is not None else None
-    if predictions is None and is_own and scales == [1] and checkpoint.run_dir is not None:
+    if predictions is None and is_own_task and is_default and scales == [1] and checkpoint.run_dir is not None:
         predictions = checkpoint.run_dir / PREDICTIONS_FILE
     return Request(settings, checkpoint, predictions)
 
@@ -144,7 +144,7 @@ def _own_dtype(settings: EvaluateSettings, stored: StoredTask | None) -> str:
 
 
 def _no_thresholds(settings: EvaluateSettings, checkpoint: Checkpoint) -> str:
-    scales = written(_given(settings.threshold_scale))
+    scales = format_value(_given(settings.threshold_scale))
     if checkpoint.pruning.get("prune_mode") == "topk":
         return (
             f"threshold_scale={scales}: restore={settings.restore} prunes by top-k, which keeps a given share of the "
@@ -164,16 +164,16 @@ def check(settings: EvaluateSettings) -> None:
     Raises:
         UserError: names the key, its value and its range.
     """
-    check_option("execution", settings.execution, EXECUTIONS)
-    check_option("dtype", settings.dtype, DTYPES)
-    check_option("device", settings.device, ("auto", "cpu", "cuda"))
-    require(settings.threads is None or settings.threads >= 1, "threads", settings.threads, "1 or more")
+    check_choice("execution", settings.execution, EXECUTIONS)
+    check_choice("dtype", settings.dtype, DTYPES)
+    check_choice("device", settings.device, ("auto", "cpu", "cuda"))
+    check_range(settings.threads is None or settings.threads >= 1, "threads", settings.threads, "1 or more")
     groups = settings.by_length
-    require(groups is None or groups >= 1, "by_length", groups, "1 or more (groups)")
-    require(settings.batch_size >= 1, "batch_size", settings.batch_size, "1 or more")
+    check_range(groups is None or groups >= 1, "by_length", groups, "1 or more (groups)")
+    check_range(settings.batch_size >= 1, "batch_size", settings.batch_size, "1 or more")
     scales = settings.threshold_scale
     numbers = all(type(scale) in (int, float) and 0 <= scale < math.inf for scale in scales)
-    require(
+    check_range(
         bool(scales) and numbers, "threshold_scale", _given(scales), "one or more numbers from 0 on, as [0.8,1,1.2]"
     )
     if settings.dtype == "int8" and settings.execution != "deployed":
@@ -198,11 +198,11 @@ def measure(request: Request) -> dict[str, Any]:
     from ltp.pruning.flops import DEFINITION
     from ltp.runs.summary import describe
 
-    quiet_libraries()
+    silence_libraries()
     settings, checkpoint = request.settings, request.checkpoint
     assert settings.task is not None and settings.dtype is not None  # resolve filled them
-    on_threads(settings.threads)
-    device = on_device("cpu" if settings.execution == "deployed" else settings.device)
+    set_threads(settings.threads)
+    device = select_device("cpu" if settings.execution == "deployed" else settings.device)
     model = load_model(checkpoint, settings.budget)
     data = read_data(request, model)
     examples = len(data.splits.validation[settings.split])
@@ -308,7 +308,7 @@ def report_table(report: dict[str, Any]) -> "Table":
     from rich.markup import escape
     from rich.table import Table
 
-    from ltp.runs.summary import tokens_text
+    from ltp.runs.summary import format_tokens
 
     results = report["results"]
     computed = f"{report['execution']} {report['dtype']}"
@@ -327,7 +327,7 @@ def report_table(report: dict[str, Any]) -> "Table":
         metrics = ("–" if value is None else f"{value:.4f}" for value in result["metrics"].values())
         cells = [f"× {scale:g}"] * is_scaled + [tokens] * is_grouped + [str(result["examples"]), *metrics]
         costs = (f"{result['relative_flops']:.3f}", f"{result['gflops']:.4g}")
-        table.add_row(*cells, *costs, tokens_text(result["tokens_per_layer"], arrow="→"), **style)
+        table.add_row(*cells, *costs, format_tokens(result["tokens_per_layer"], arrow="→"), **style)
 
     for result in results:
         scale = result["threshold_scale"]

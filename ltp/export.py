@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import MISSING
 
 from ltp.command.cli import Command
-from ltp.errors import UserError, near_names, require
+from ltp.errors import UserError, check_range, suggest
 from ltp.evaluation.samples import Sequences, validation_sequences
 from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint
-from ltp.runs.loading import check_budget, load_model, load_tokenizer, quiet_libraries, stored_task
+from ltp.runs.loading import check_budget, load_model, load_tokenizer, silence_libraries, stored_task
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, and a mistake should not
     from ltp.model.classifier import LTPForSequenceClassification
@@ -43,7 +43,7 @@ def main(settings: ExportSettings) -> None:
     from ltp.exporting.run import export_huggingface
 
     settings, checkpoint = resolve(settings)
-    quiet_libraries()
+    silence_libraries()
     target = Path(settings.to).expanduser()
     if settings.format == "onnx":
         to_onnx(settings, checkpoint, target)
@@ -89,13 +89,13 @@ def check(settings: ExportSettings) -> None:
         UserError: names the key, its value and its range, or the packages that are missing.
     """
     if settings.format not in FORMATS:
-        hint = near_names(settings.format, FORMATS)
+        hint = suggest(settings.format, FORMATS)
         raise UserError(f"format={settings.format}: no such format.{hint} Formats: {', '.join(FORMATS)}")
     sizes = settings.batch_size
     whole = all(isinstance(size, int) and size >= 1 for size in sizes)
-    require(bool(sizes) and whole, "batch_size", sizes, "one or more whole numbers from 1 on, as [1,32]")
-    require(settings.sequences >= 1, "sequences", settings.sequences, "1 or more")
-    require(settings.rounds >= 0, "rounds", settings.rounds, "0 or more")
+    check_range(bool(sizes) and whole, "batch_size", sizes, "one or more whole numbers from 1 on, as [1,32]")
+    check_range(settings.sequences >= 1, "sequences", settings.sequences, "1 or more")
+    check_range(settings.rounds >= 0, "rounds", settings.rounds, "0 or more")
     if settings.format == "onnx":
         from ltp.deploy.onnx import missing_packages
 
@@ -118,8 +118,8 @@ def to_onnx(settings: ExportSettings, checkpoint: Checkpoint, target: Path) -> N
     }
     checked = itertools.chain.from_iterable(batches.values())
     agreement = export_onnx(checkpoint, target, checked, model=model, overwrite=settings.overwrite)
-    excused = f"; {agreement.excused} decided otherwise by rounding" if agreement.excused else ""
-    print(f"checked on {sequences.source}: logits differ from the model's by {agreement.difference:.1g}{excused}")
+    tolerated = f"; {agreement.tolerated} decided otherwise by rounding" if agreement.tolerated else ""
+    print(f"checked on {sequences.source}: logits differ from the model's by {agreement.difference:.1g}{tolerated}")
     if settings.rounds:
         for size, speed in compare_speed(model, graph_engine(target / GRAPH_FILE), batches, settings.rounds).items():
             print(
@@ -149,7 +149,7 @@ def read_sequences(
         if settings.data_dir is not None:
             raise
         print(f"the run's own validation split is out of reach: {error}")
-    longest = model.config.longest_input
+    longest = model.config.max_input_tokens
     lengths = [min(length, longest) for length in synthetic_lengths("sst2", settings.sequences)]
     return Sequences("random tokens", random_sequences(lengths, model.config.vocab_size))
 

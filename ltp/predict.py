@@ -14,8 +14,8 @@ from omegaconf import MISSING
 
 from ltp.command.cli import Command
 from ltp.command.output import check_writable, progress
-from ltp.data.texts import Texts, present, read_texts
-from ltp.errors import UserError, check_option, require, written
+from ltp.data.texts import Texts, keep_nonempty, read_texts
+from ltp.errors import UserError, check_choice, check_range, format_value
 from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint
 from ltp.runs.loading import (
     StoredTask,
@@ -23,10 +23,10 @@ from ltp.runs.loading import (
     check_length,
     load_model,
     load_tokenizer,
-    longest_input,
-    on_device,
-    on_threads,
-    quiet_libraries,
+    max_input_tokens,
+    select_device,
+    set_threads,
+    silence_libraries,
     stored_task,
 )
 
@@ -60,14 +60,14 @@ class PredictSettings:
 def main(settings: PredictSettings) -> None:
     """Classify the texts that a configuration names; print or write what comes out."""
     settings, checkpoint = resolve(settings)
-    texts = read(settings)
+    texts = read_inputs(settings)
     for key in ("output", "html"):
         if (path := getattr(settings, key)) is not None:
             check_writable(f"{key}={path}", Path(path))
-    predictions, thresholds = compute(settings, checkpoint, texts)
-    tell(texts, predictions)
+    predictions, thresholds = predict_texts(settings, checkpoint, texts)
+    print_notes(texts, predictions)
     if settings.output is not None:
-        write(Path(settings.output), texts, predictions)
+        write_predictions(Path(settings.output), texts, predictions)
     if settings.html is not None:
         write_page(Path(settings.html), _title(settings, checkpoint), texts, predictions, thresholds)
     if settings.show:
@@ -141,22 +141,22 @@ def check(settings: PredictSettings) -> None:
     if settings.text is None and settings.text_pair is not None:
         raise UserError("text_pair=… goes with text=…; of a file, name two columns: columns=[first,second]")
     if settings.columns is not None and settings.input is None:
-        raise UserError(f"columns={written(settings.columns)} goes with input=FILE")
+        raise UserError(f"columns={format_value(settings.columns)} goes with input=FILE")
     if settings.columns is not None:
         distinct = 1 <= len(set(settings.columns)) == len(settings.columns) <= 2
-        require(distinct, "columns", settings.columns, "one or two column names")
+        check_range(distinct, "columns", settings.columns, "one or two column names")
     if settings.output is not None and Path(settings.output).suffix not in SUFFIXES:
         raise UserError(f"output={settings.output}: unknown format; use one of {', '.join(SUFFIXES)}")
     if settings.html is not None and Path(settings.html).suffix not in (".html", ".htm"):
         raise UserError(f"html={settings.html} is a page: its name must end in .html")
     longest = settings.max_length
-    require(longest is None or longest >= 4, "max_length", longest, "4 or more (tokens)")
-    require(settings.batch_size >= 1, "batch_size", settings.batch_size, "1 or more")
-    require(settings.threads is None or settings.threads >= 1, "threads", settings.threads, "1 or more")
-    check_option("device", settings.device, ("auto", "cpu", "cuda"))
+    check_range(longest is None or longest >= 4, "max_length", longest, "4 or more (tokens)")
+    check_range(settings.batch_size >= 1, "batch_size", settings.batch_size, "1 or more")
+    check_range(settings.threads is None or settings.threads >= 1, "threads", settings.threads, "1 or more")
+    check_choice("device", settings.device, ("auto", "cpu", "cuda"))
 
 
-def read(settings: PredictSettings) -> Texts:
+def read_inputs(settings: PredictSettings) -> Texts:
     """The texts that the settings name.
 
     Raises:
@@ -166,10 +166,10 @@ def read(settings: PredictSettings) -> Texts:
         assert settings.input is not None and settings.columns is not None
         return read_texts(settings.input, settings.columns)
     pair = () if settings.text_pair is None else (settings.text_pair,)
-    return present([(settings.text, *pair)], "text=…")
+    return keep_nonempty([(settings.text, *pair)], "text=…")
 
 
-def compute(
+def predict_texts(
     settings: PredictSettings, checkpoint: Checkpoint, texts: Texts
 ) -> tuple[list["Prediction"], list[float] | None]:
     """Load the model and classify the texts.
@@ -182,9 +182,9 @@ def compute(
     """
     from ltp.evaluation.prediction import predict
 
-    quiet_libraries()
-    on_threads(settings.threads)
-    device = on_device(settings.device)
+    silence_libraries()
+    set_threads(settings.threads)
+    device = select_device(settings.device)
     model = load_model(checkpoint, settings.budget)
     tokenizer = load_tokenizer(checkpoint)
     if settings.max_length is not None:
@@ -195,7 +195,7 @@ def compute(
             model,
             tokenizer,
             texts.texts,
-            max_length=settings.max_length or longest_input(model, tokenizer),
+            max_length=settings.max_length or max_input_tokens(model, tokenizer),
             batch_size=settings.batch_size,
             trace=settings.show or settings.html is not None,
             advance=advance,
@@ -203,7 +203,7 @@ def compute(
     return predictions, None if model.thresholds is None else model.thresholds.tolist()
 
 
-def tell(texts: Texts, predictions: Sequence["Prediction"]) -> None:
+def print_notes(texts: Texts, predictions: Sequence["Prediction"]) -> None:
     """Say on standard error which rows were skipped, truncated, or hold no word."""
     kinds: dict[str, list[str]] = {}
     for row in texts.skipped:
@@ -230,7 +230,7 @@ def records(texts: Texts, predictions: Sequence["Prediction"]) -> list[dict[str,
     return found
 
 
-def write(path: Path, texts: Texts, predictions: Sequence["Prediction"]) -> None:
+def write_predictions(path: Path, texts: Texts, predictions: Sequence["Prediction"]) -> None:
     """Write the predictions as CSV or JSONL, by the file's suffix, whole or not at all."""
     from ltp.runs.directory import write_atomically
 
@@ -257,7 +257,7 @@ def write_page(
     from ltp.runs.directory import write_atomically
 
     examples = [
-        Example(row, result_text(prediction), prediction.note, prediction.cost, prediction.pieces)
+        Example(row, result_text(prediction), prediction.note, prediction.cost, prediction.traces)
         for row, prediction in zip(texts.rows, predictions, strict=True)
     ]
     write_atomically(path, render_page(title, examples, thresholds))
@@ -311,13 +311,13 @@ def print_layers(texts: Texts, predictions: Sequence["Prediction"]) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from ltp.model.tracing import layer_by_layer, printable
+    from ltp.model.tracing import format_layers, printable
 
     console = Console(highlight=False)
     for row, prediction in zip(texts.rows, predictions, strict=True):
         cost = f"{100 * prediction.cost:.0f} % of the dense FLOPs"
         console.print(Text(f"{row}: {printable(result_text(prediction))}", style="bold"), Text(f"· {cost}"))
-        console.print(layer_by_layer(prediction.pieces, plain=not console.is_terminal))
+        console.print(format_layers(prediction.traces, plain=not console.is_terminal))
 
 
 def quoted(word: str) -> str:

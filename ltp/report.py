@@ -121,12 +121,12 @@ def write_files(folder: Path, files: dict[str, bytes]) -> None:
     Raises:
         UserError: nothing can be written there.
     """
-    from ltp.runs.directory import replacing
+    from ltp.runs.directory import open_atomically
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            with replacing(folder / name) as file:
+            with open_atomically(folder / name) as file:
                 file.write(content)
     except OSError as error:
         raise UserError(f"to={folder}: cannot write: {error.strerror}") from error
@@ -134,23 +134,23 @@ def write_files(folder: Path, files: dict[str, bytes]) -> None:
 
 def print_report(groups: "Sequence[Group]", entries: "Sequence[LeftOut]") -> None:
     """Print a table a group with its summary, and what is in none."""
-    from ltp.reporting.table import comparison, left_out, shown
+    from ltp.reporting.table import comparison, left_out, shown_rows
     from ltp.reporting.text import DEFINITIONS, summary
 
     console = Console()
     console.width = max(console.width, 130)  # a narrower terminal wraps lines, which is better than cut columns
 
-    def say(words: str) -> None:
+    def print_line(words: str) -> None:
         console.print(words, highlight=False, markup=False, soft_wrap=True)
 
     for group in groups:
         console.print(comparison(group))
-        hidden = len(group.rows) - len(shown(group))
+        hidden = len(group.rows) - len(shown_rows(group))
         if hidden:
-            say(f"{hidden} more rows, on no method's Pareto front: see summary.md")
-        say(f"{summary(group)}\n")
+            print_line(f"{hidden} more rows, on no method's Pareto front: see summary.md")
+        print_line(f"{summary(group)}\n")
     for line in (*DEFINITIONS, *left_out(entries)):
-        say(line)
+        print_line(line)
 
 
 def folders_as_key(arguments: Sequence[str]) -> list[str]:

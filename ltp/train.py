@@ -11,13 +11,13 @@ from hydra.core.hydra_config import HydraConfig
 
 from ltp.command import cli
 from ltp.errors import LTPError, RunError
-from ltp.runs.directory import check_same, is_finished, read_results
+from ltp.runs.directory import check_same_settings, is_finished, read_results
 from ltp.runs.plan import Run, plan_run
 from ltp.runs.settings import TrainSettings
 from ltp.runs.summary import print_results
-from ltp.sweeps.gpus import gpus_wanted, lock_folder, own_gpus
+from ltp.sweeps.gpus import gpus_wanted, lock_folder, reserve_gpus
 from ltp.sweeps.objective import objective
-from ltp.sweeps.processes import follow_starter, is_first_task, start_run
+from ltp.sweeps.processes import exit_with_parent, is_first_task, start_run
 from ltp.sweeps.record import DONE, FAILED, SKIPPED, Job, SweepRecord
 
 log = logging.getLogger("ltp")
@@ -44,12 +44,12 @@ def train_run(given: TrainSettings) -> float:
     if is_finished(run.directory) and not given.overwrite:
         results = read_results(run.directory)
         if training.is_main_process():
-            check_same(run)
+            check_same_settings(run)
             log.info("finished already, skipped: %s (overwrite=true starts it afresh)", run.directory)
             print_results(results, run.directory)
         return float(results["metric"]["value"])
     if training.is_main_process():
-        check_same(run)
+        check_same_settings(run)
         if run.missing is not None:
             building.check_sources(run)  # a mistake should show before the parent's hours
             log.info("parent missing, training it first: %s", run.missing.directory)
@@ -62,7 +62,7 @@ def train_run(given: TrainSettings) -> float:
                 raise RunError(
                     f"the parent run was trained, but not into {run.missing.directory}: this is a bug of ltp"
                 )
-            check_same(run)
+            check_same_settings(run)
     while run.missing is not None:  # a rank that was started together with the main process
         time.sleep(_POLL_SECONDS)
         run = plan(given)
@@ -80,19 +80,19 @@ def sweep_job(given: TrainSettings) -> float | None:
     """
     record = SweepRecord.current()
     assert record is not None
-    if not record.is_leaders:
-        follow_starter()
+    if not record.is_sweep_process:
+        exit_with_parent()
     job = Job(" ".join(cli.task_overrides()), DONE)
     try:
         run = plan(given)
         job = dataclasses.replace(job, directory=str(run.directory))
-        check_same(run)
+        check_same_settings(run)
         if is_finished(run.directory) and not given.overwrite:
             job = dataclasses.replace(job, status=SKIPPED)
             log.info("finished already, skipped: %s", run.directory)
         else:
             wanted = gpus_wanted(given.trainer) if cli.shares_machine() else 0
-            with own_gpus(wanted, lock_folder()) as gpus:
+            with reserve_gpus(wanted, lock_folder()) as gpus:
                 start_run(cli.task_overrides(), gpus, as_rank=True)
         value = objective(read_results(plan(given).directory), given.flops_budget)
     except LTPError as error:

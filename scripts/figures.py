@@ -13,28 +13,28 @@ from rich.text import Text
 
 from ltp.data.demo import demo_rows
 from ltp.evaluation.prediction import predict
-from ltp.model.tracing import layer_by_layer
+from ltp.model.tracing import format_layers
 from ltp.reporting.collect import collect
 from ltp.reporting.figures import draw
 from ltp.reporting.rows import compare
 from ltp.reporting.table import comparison
 from ltp.runs.checkpoints import inspect_checkpoint
-from ltp.runs.loading import load_model, load_tokenizer, longest_input, quiet_libraries
+from ltp.runs.loading import load_model, load_tokenizer, max_input_tokens, silence_libraries
 
 
 def sentence_layer_by_layer(run: Path, sentence: str) -> Text:
     """A sentence once a layer, its pruned tokens dimmed, and its label."""
-    quiet_libraries()
+    silence_libraries()
     checkpoint = inspect_checkpoint(str(run))
     model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
     (prediction,) = predict(
         *(model, tokenizer, [(sentence,)]),
-        max_length=longest_input(model, tokenizer),
+        max_length=max_input_tokens(model, tokenizer),
         batch_size=1,
         trace=True,
         advance=lambda count: None,
     )
-    return layer_by_layer(prediction.pieces).append(f"label    {prediction.label}", style="bold")
+    return format_layers(prediction.traces).append(f"label    {prediction.label}", style="bold")
 
 
 def main(folder: Path, to: Path) -> int:

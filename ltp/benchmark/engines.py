@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ltp.benchmark.models import in_type, twin, without_pruning
+from ltp.benchmark.models import in_type, shared_copy, without_pruning
 from ltp.data.sequences import Batch
 from ltp.deploy.linears import DTYPES as LINEAR_DTYPES
 from ltp.deploy.linears import PlainLinear, linear_type
@@ -55,13 +55,13 @@ class Models:
             else:
                 model = without_pruning(self.ltp(dtype, pruned=True))
             self._copies[dtype, pruned] = model.eval()
-        model = twin(self._copies[dtype, pruned])
+        model = shared_copy(self._copies[dtype, pruned])
         model.execution = execution
         return model
 
     def hugging_face(self, dtype: str, attention: str) -> Any:
         """The dense Hugging Face classifier with an attention implementation."""
-        model = twin(self.ltp(dtype, pruned=True).dense)
+        model = shared_copy(self.ltp(dtype, pruned=True).dense)
         model.set_attn_implementation(attention)
         return model
 
@@ -179,7 +179,7 @@ ENGINES: dict[str, Engine] = {
 #: reference, since a token whose score is close to the threshold may fall the other way.
 ALLOWED = {"float32": 1e-4, "bfloat16": 0.15, "int8": 0.3}
 #: Share of the sequences that may differ in float32: tokens whose score is the threshold but for rounding.
-_EXCUSED = 0.02
+_TOLERATED_SHARE = 0.02
 
 
 def check_logits(name: str, dtype: str, logits: Sequence[Tensor], reference: Tensor, against: str) -> float:
@@ -204,7 +204,7 @@ def check_logits(name: str, dtype: str, logits: Sequence[Tensor], reference: Ten
         differences = (found - wanted).abs().amax(dim=1) / max(1.0, float(wanted.abs().max()))
         wrong = int((~(differences <= allowed)).sum())  # NaN is wrong
         difference = float(differences.max())
-        ok = wrong <= _EXCUSED * len(wanted)
+        ok = wrong <= _TOLERATED_SHARE * len(wanted)
     else:
         difference = float((found - wanted).square().mean().sqrt() / wanted.square().mean().sqrt())
         wrong = len(wanted)

@@ -53,7 +53,7 @@ def random_classifier(shape: str, seed: int = 0) -> PreTrainedModel:
     return model.eval()
 
 
-def twin(model: nn.Module) -> Any:
+def shared_copy(model: nn.Module) -> Any:
     """A copy of a model that shares its tensors, so that its settings can differ and no memory is spent."""
     tensors = (*model.parameters(), *model.buffers())
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
@@ -62,7 +62,7 @@ def twin(model: nn.Module) -> Any:
 def in_type(model: LTPForSequenceClassification, dtype: torch.dtype) -> LTPForSequenceClassification:
     """A copy whose dense weights have another type; thresholds stay float32. Shares what it can."""
     if model.dense.dtype == dtype:
-        return twin(model)
+        return shared_copy(model)
     copied = copy.deepcopy(model)
     copied.dense.to(dtype)
     return copied
@@ -70,4 +70,4 @@ def in_type(model: LTPForSequenceClassification, dtype: torch.dtype) -> LTPForSe
 
 def without_pruning(model: LTPForSequenceClassification) -> LTPForSequenceClassification:
     """The dense form of a pruned classifier: the same tensors, and every token stays."""
-    return LTPForSequenceClassification.from_dense(twin(model.dense), prune_mode="none").eval()
+    return LTPForSequenceClassification.from_dense(shared_copy(model.dense), prune_mode="none").eval()

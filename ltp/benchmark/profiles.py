@@ -74,7 +74,7 @@ def split_point(scores: Tensor, keep: int) -> float:
     return float((ordered[place - 1] + ordered[place]) / 2)
 
 
-def reach(model: LTPForSequenceClassification, lengths: Tensor) -> float:
+def lowest_reachable_flops(model: LTPForSequenceClassification, lengths: Tensor) -> float:
     """The smallest relative FLOPs that a profile can have on sequences of these lengths, (B,)."""
     config = model.config
     fewest = profile_lengths(lengths, _SMALLEST, config.num_hidden_layers)
@@ -82,13 +82,13 @@ def reach(model: LTPForSequenceClassification, lengths: Tensor) -> float:
 
 
 @torch.no_grad()
-def calibrate(model: LTPForSequenceClassification, sequences: Batch, relative_flops: float) -> float:
+def set_profile_thresholds(model: LTPForSequenceClassification, sequences: Batch, relative_flops: float) -> float:
     """Give a model thresholds with which these sequences cost a wished share of their dense FLOPs.
 
     Args:
         model: any pruned classifier, in evaluation mode; its pruner is replaced by thresholds.
         sequences: all of them in one batch.
-        relative_flops: the wished cost, between :func:`reach` and 1.
+        relative_flops: the wished cost, between :func:`lowest_reachable_flops` and 1.
 
     Returns:
         The relative FLOPs that was reached: within 0.02 for a hundred sequences.
@@ -99,8 +99,10 @@ def calibrate(model: LTPForSequenceClassification, sequences: Batch, relative_fl
     config = model.config
     lengths = sequences["attention_mask"].sum(dim=1).cpu()
     sizes = (config.hidden_size, config.intermediate_size)
-    if not reach(model, lengths) <= relative_flops <= 1:
-        raise ValueError(f"relative_flops is {relative_flops}; it must be in [{reach(model, lengths):.3f}, 1]")
+    if not lowest_reachable_flops(model, lengths) <= relative_flops <= 1:
+        raise ValueError(
+            f"relative_flops is {relative_flops}; it must be in [{lowest_reachable_flops(model, lengths):.3f}, 1]"
+        )
 
     def solve(wanted: float) -> float:
         low, high = _SMALLEST, 1.0

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ltp.calibration.request import BUDGETS, OF_LATENCY, CalibrateSettings, Request
-from ltp.errors import UserError, number
+from ltp.calibration.request import BUDGETS, LATENCY_DEFAULTS, CalibrateSettings, Request
+from ltp.errors import UserError, format_number
 from ltp.runs.checkpoints import CONFIG_FILE, MODEL_FOLDER, Checkpoint, run_config
-from ltp.runs.directory import clear, is_finished, write_atomically, write_results
+from ltp.runs.directory import is_finished, remove_run_files, write_atomically, write_results
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, and a mistake should not
     from transformers import PreTrainedTokenizerBase
@@ -47,11 +47,11 @@ def new_directory(settings: CalibrateSettings, checkpoint: Checkpoint) -> Path:
 
 def _leaf(settings: CalibrateSettings) -> str:
     if settings.target_flops is not None:
-        return f"target_{number(settings.target_flops)}"
+        return f"target_{format_number(settings.target_flops)}"
     if settings.budgets is not None:
-        return "_".join(["budgets", *map(number, settings.budgets)])
+        return "_".join(["budgets", *map(format_number, settings.budgets)])
     served = f"batch_{settings.batch_size}_{settings.execution}_{settings.dtype}"
-    return f"latency_{number(settings.target_latency_ms)}ms_{served}"
+    return f"latency_{format_number(settings.target_latency_ms)}ms_{served}"
 
 
 def check_directory(request: Request) -> None:
@@ -105,7 +105,7 @@ def new_config(request: Request) -> dict[str, Any]:
     results = checkpoint.results or {}
     calibrated: dict[str, Any] = {key: getattr(settings, key) for key in (*BUDGETS, "examples")}
     if request.kind == "target_latency_ms":
-        calibrated |= {key: getattr(settings, key) for key in (*OF_LATENCY, "threads", "device")}
+        calibrated |= {key: getattr(settings, key) for key in (*LATENCY_DEFAULTS, "threads", "device")}
     return {
         **inherited,
         "task": dataclasses.asdict(settings.task),
@@ -116,7 +116,7 @@ def new_config(request: Request) -> dict[str, Any]:
     }
 
 
-def check_room(request: Request) -> None:
+def check_can_write(request: Request) -> None:
     """Check that the run can be written, without making anything: who stops a calibration leaves nothing behind.
 
     Raises:
@@ -129,7 +129,7 @@ def check_room(request: Request) -> None:
         raise UserError(f"cannot write {request.directory}: {why}; name another place with to=DIR")
 
 
-def write(
+def write_run(
     request: Request,
     model: "LTPForSequenceClassification",
     tokenizer: "PreTrainedTokenizerBase",
@@ -138,7 +138,7 @@ def write(
     """Write the run, its results last. An earlier one that stood there is removed, and after an error this one, too."""
     directory = request.directory
     try:
-        clear(directory)
+        remove_run_files(directory)
         config = yaml.safe_dump(new_config(request), sort_keys=False, allow_unicode=True)
         write_atomically(directory / CONFIG_FILE, config)
         model.save_pretrained(directory / MODEL_FOLDER)
@@ -146,5 +146,5 @@ def write(
         write_results(directory, results)
     except BaseException:
         with contextlib.suppress(OSError):
-            clear(directory)
+            remove_run_files(directory)
         raise

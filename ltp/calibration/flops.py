@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ltp.calibration.search import TOLERANCE, TYPICAL_SLOPE, Calibrated, calibrate, dial, measured_flops
+from ltp.calibration.search import TOLERANCE, TYPICAL_SLOPE, Calibrated, calibrate, measured_flops, strength_control
 from ltp.data.sequences import Batch
 from ltp.model.classifier import LTPForSequenceClassification
 
@@ -62,19 +62,19 @@ def calibrate_flops(
     Raises:
         UnreachableError: see :func:`ltp.calibration.search.calibrate`.
     """
-    pressure, slope = 1.0, TYPICAL_SLOPE
+    strength, slope = 1.0, TYPICAL_SLOPE
     if rough is not None and abs(cost() - target) > TOLERANCE:
-        turned = dial(model)
+        control = strength_control(model)
         near = calibrate(model, rough, target, tolerance=_ROUGH, reached=math.inf)
-        pressure, slope = near.pressure, near.slope
-        if turned.stood == 0 or pressure == 0:  # to begin at 0 would forget the thresholds' ratios
-            turned.undo()
-            pressure = 1.0
+        strength, slope = near.strength, near.slope
+        if control.initial == 0 or strength == 0:  # to begin at 0 would forget the thresholds' ratios
+            control.reset_to_start()
+            strength = 1.0
     found = calibrate(model, cost, target, slope=slope)
-    return dataclasses.replace(found, pressure=pressure * found.pressure)
+    return dataclasses.replace(found, strength=strength * found.strength)
 
 
-def hold(model: LTPForSequenceClassification, budgets: Sequence[float]) -> None:
+def prepare_budgets(model: LTPForSequenceClassification, budgets: Sequence[float]) -> None:
     """Let a model of thresholds hold other budgets than it does.
 
     Each starts from the thresholds of the nearest one that was held; without any, from those in use.
@@ -89,7 +89,7 @@ def hold(model: LTPForSequenceClassification, budgets: Sequence[float]) -> None:
     for budget in model.config.budgets if budgets else ():
         model.use_budget(budget)
         held[budget] = thresholds.detach().clone()
-    model.hold_budgets(budgets)
+    model.set_budgets(budgets)
     for budget in budgets if held else ():
         model.use_budget(budget)
         in_use = model.thresholds

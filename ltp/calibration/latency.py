@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ltp.calibration.search import AboveDenseError, UnreachableError, calibrate, dial
+from ltp.calibration.search import AboveDenseError, UnreachableError, calibrate, strength_control
 from ltp.data.sequences import Batch
 from ltp.deploy.classifier import DeployedClassifier
 from ltp.errors import RunError, UserError
@@ -23,7 +23,7 @@ _ATTEMPTS = 3  # searches, where the machine changes its pace between a search a
 _SHORT, _LONG = (1.0, 4.0), (3.0, 12.0)  # seconds that a measurement takes, of a search and at its end: see Stopwatch
 
 
-class Served:
+class ServedModel:
     """The model as it would be served, pruning as hard as the model does.
 
     Args:
@@ -44,7 +44,7 @@ class Served:
         except RuntimeError as error:
             raise UserError(f"dtype={dtype}: {error}") from error
 
-    def follow(self) -> None:
+    def update_pruning(self) -> None:
         """Prune as the model does now."""
         deployed = self._engine.forward
         if isinstance(deployed, DeployedClassifier):  # its weights stay: to prepack them for each trial would cost most
@@ -69,7 +69,7 @@ class Stopwatch:
 
     def __init__(
         self,
-        served: Served,
+        served: ServedModel,
         batches: Sequence[Batch],
         clock: Callable[[], float] = time.perf_counter,
         tick: Callable[[], None] = lambda: None,
@@ -83,7 +83,7 @@ class Stopwatch:
             seconds: rounds through all batches go on until there are three of them that took so long together; none
                 begins after the second number.
         """
-        self.served.follow()
+        self.served.update_pruning()
         for batch in self.batches:  # oneDNN makes code for shapes that it has not seen yet
             self.served(batch)
         least, most = seconds
@@ -106,7 +106,7 @@ class Latency:
     Attributes:
         reached: milliseconds a batch, measured afresh after the search.
         before, dense, lowest: as the model stood, without pruning, and with the hardest, in milliseconds a batch.
-        pressure: see :class:`~ltp.calibration.search.Calibrated`.
+        strength: see :class:`~ltp.calibration.search.Calibrated`.
         trials: how often it was measured while searching.
     """
 
@@ -114,7 +114,7 @@ class Latency:
     before: float
     dense: float
     lowest: float
-    pressure: float
+    strength: float
     trials: int
 
 
@@ -130,14 +130,14 @@ def calibrate_latency(model: LTPForSequenceClassification, stopwatch: Stopwatch,
         UserError: the target is out of what pruning can reach.
         RunError: the measurements contradict each other. The model is as it was then, too.
     """
-    turned = dial(model)
+    control = strength_control(model)
     try:
-        turned.turn(0.0)
+        control.apply(0.0)
         dense = stopwatch(_SHORT)
-        turned.turn(turned.most)
+        control.apply(control.strongest)
         lowest = stopwatch(_SHORT)
     finally:
-        turned.undo()
+        control.reset_to_start()
     given = f"target_latency_ms={target:g}"
     if target > dense * (1 + ACCEPTED):
         raise UserError(
@@ -149,7 +149,7 @@ def calibrate_latency(model: LTPForSequenceClassification, stopwatch: Stopwatch,
             f"{given} cannot be reached: on this machine a batch takes {lowest:.3g} ms with the hardest pruning, and "
             f"{dense:.3g} ms without. Give something between, or serve in another way (dtype=…, threads=…)."
         )
-    pressure = 1.0
+    strength = 1.0
     measured: list[float] = []
 
     def share() -> float:
@@ -160,17 +160,17 @@ def calibrate_latency(model: LTPForSequenceClassification, stopwatch: Stopwatch,
         for _ in range(_ATTEMPTS):
             wanted = target / dense
             found = calibrate(model, share, wanted, tolerance=_SEARCHED * wanted, reached=ACCEPTED * wanted)
-            pressure *= found.pressure
+            strength *= found.strength
             reached = stopwatch(_LONG)
             if abs(reached - target) <= ACCEPTED * target:
-                return Latency(reached, measured[0], dense, lowest, pressure, len(measured))
+                return Latency(reached, measured[0], dense, lowest, strength, len(measured))
         why = f"what the search found took {reached:.3g} ms when it was measured again"
-    except (UnreachableError, AboveDenseError) as error:  # at one end but for the noise, or between two pressures
+    except (UnreachableError, AboveDenseError) as error:  # at one end but for the noise, or between two strengths
         why = _contradiction(error, dense)
     except BaseException:
-        turned.undo()
+        control.reset_to_start()
         raise
-    turned.undo()
+    control.reset_to_start()
     raise RunError(
         f"{given}: {why}. Measurements are this unsteady where the machine is busy with other things: try again when "
         "it is not, or with fewer threads (threads=1)."

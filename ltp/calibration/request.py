@@ -17,7 +17,7 @@ BUDGETS = {
     "budgets": "budgets=[0.3,0.5,0.7] (several in one checkpoint)",
 }
 #: The keys that go with a latency, and what they are where nothing is said.
-OF_LATENCY = {"batch_size": 1, "execution": "deployed", "dtype": "float32"}
+LATENCY_DEFAULTS = {"batch_size": 1, "execution": "deployed", "dtype": "float32"}
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Request:
     settings: CalibrateSettings
     checkpoint: Checkpoint
     stored: StoredTask | None
-    is_own: bool
+    is_own_task: bool
     directory: Path
 
     @property

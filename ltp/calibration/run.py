@@ -13,21 +13,21 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ltp.calibration.directory import check_directory, check_room, new_config, write
-from ltp.calibration.flops import Tick, calibrate_flops, flops_of, hold
-from ltp.calibration.latency import Served, Stopwatch, calibrate_latency
-from ltp.calibration.request import OF_LATENCY, CalibrateSettings, Request
+from ltp.calibration.directory import check_can_write, check_directory, new_config, write_run
+from ltp.calibration.flops import Tick, calibrate_flops, flops_of, prepare_budgets
+from ltp.calibration.latency import ServedModel, Stopwatch, calibrate_latency
+from ltp.calibration.request import LATENCY_DEFAULTS, CalibrateSettings, Request
 from ltp.calibration.sample import EVALUATION_BATCH, Sample, read_data
-from ltp.calibration.search import UnreachableError, keep_schedule
+from ltp.calibration.search import UnreachableError, update_final_threshold
 from ltp.data.datamodule import GLUEDataModule
-from ltp.errors import RunError, UserError, written
+from ltp.errors import RunError, UserError, format_value
 from ltp.evaluation.scoring import Engine, evaluate, summarise
 from ltp.model.classifier import LTPForSequenceClassification
 from ltp.pruning import RATE_MODES
 from ltp.pruning.flops import DEFINITION
 from ltp.runs.directory import is_finished, read_results
-from ltp.runs.loading import load_model, load_tokenizer, on_device, on_threads, quiet_libraries
-from ltp.runs.locks import only_writer
+from ltp.runs.loading import load_model, load_tokenizer, select_device, set_threads, silence_libraries
+from ltp.runs.locks import run_lock
 from ltp.runs.provenance import GIT_STATE, device_name, hardware, versions
 
 log = logging.getLogger("ltp")
@@ -35,8 +35,8 @@ log = logging.getLogger("ltp")
 Progress = Callable[[int], AbstractContextManager[Tick]]  #: a progress bar of so many examples
 
 _TYPICAL_TRIALS = 7
-_MANY = 256  # examples from which on a search begins on a part of them, every _MANIETH
-_MANIETH = 8
+_SUBSAMPLE_FROM = 256  # examples from which on a search begins on a part of them, every _MANIETH
+_SUBSAMPLE_STEP = 8
 
 
 def run(request: Request, progress: Progress) -> dict[str, Any]:
@@ -50,21 +50,21 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
         RunError: a latency could not be measured, or the run not be written.
     """
     started = time.monotonic()
-    quiet_libraries()
+    silence_libraries()
     settings, directory = request.settings, request.directory
-    on_threads(settings.threads)
-    check_room(request)
+    set_threads(settings.threads)
+    check_can_write(request)
     model, tokenizer = load_model(request.checkpoint), load_tokenizer(request.checkpoint)
     measured = measure(request, model, tokenizer, progress)
     results = {**describe(request, model), **measured, "duration_seconds": round(time.monotonic() - started, 1)}
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with only_writer(directory):
+        with run_lock(directory):
             if is_finished(directory) and not settings.overwrite:
                 log.info("another process has calibrated it meanwhile: %s", directory)
                 check_directory(request)
             else:
-                write(request, model, tokenizer, results)
+                write_run(request, model, tokenizer, results)
     except OSError as error:
         raise RunError(f"cannot write {directory}: {error.strerror or error}") from error
     return read_results(directory)
@@ -83,27 +83,27 @@ def measure(
     """
     settings, results = request.settings, request.checkpoint.results or {}
     assert settings.task is not None
-    device = on_device(settings.device)
+    device = select_device(settings.device)
     dtype = request.stored.evaluation_dtype if request.stored is not None else "float32"
     data = read_data(request.checkpoint, settings.task, settings.data_dir, tokenizer, model)
     split, main_data = next(iter(data.items()))
     sample = Sample.of(main_data, settings.examples, model)
-    of_latency = {key: getattr(settings, key) for key in OF_LATENCY if getattr(settings, key) is not None}
-    wish = Wish(request.targets, settings.target_latency_ms, **of_latency)
+    latency_settings = {key: getattr(settings, key) for key in LATENCY_DEFAULTS if getattr(settings, key) is not None}
+    goal = Goal(request.targets, settings.target_latency_ms, **latency_settings)
     try:
-        measured = meet(wish, model, data, sample, dtype=dtype, device=device, progress=progress)
+        measured = calibrate_to_goal(goal, model, data, sample, dtype=dtype, device=device, progress=progress)
     except UnreachableError as error:
         raise UserError(_unreachable(settings, error, len(sample))) from error
     calibrated = measured["calibrated"]
     if request.kind != "budgets":
         calibrated |= {key: value[0] for key, value in calibrated.items() if isinstance(value, list)}
-    own = results if request.is_own else {}
+    own = results if request.is_own_task else {}
     calibrated["before"] |= {key: own[key] for key in ("relative_flops", "metric") if key in own}
     if request.method == "manual":
-        keep_schedule(model)
+        update_final_threshold(model)
     return {
         **measured,
-        "calibrated": {request.kind: getattr(settings, request.kind), **of_latency, **calibrated},
+        "calibrated": {request.kind: getattr(settings, request.kind), **latency_settings, **calibrated},
         "flops_definition": DEFINITION,
         "train_examples": results.get("train_examples"),
         "validation_examples": len(main_data.splits.validation[split]),
@@ -115,7 +115,7 @@ def measure(
 
 def _unreachable(settings: CalibrateSettings, error: Any, examples: int) -> str:
     key = "target_flops" if settings.target_flops is not None else "budgets"
-    given = f"{key}={written(getattr(settings, key))}"
+    given = f"{key}={format_value(getattr(settings, key))}"
     if settings.budgets is not None:
         given += f": {error.target:g}"
     if error.highest is not None:
@@ -142,9 +142,9 @@ def describe(request: Request, model: LTPForSequenceClassification) -> dict[str,
         hyperparameters["trained_for"] = trained_for
     hyperparameters |= {"target_flops": settings.target_flops, "budgets": settings.budgets}
     hyperparameters["max_length"] = settings.task.max_length
-    of_latency = {"target_latency_ms": settings.target_latency_ms}
-    of_latency |= {f"latency_{key}": getattr(settings, key) for key in OF_LATENCY}
-    for key, value in of_latency.items():
+    latency_settings = {"target_latency_ms": settings.target_latency_ms}
+    latency_settings |= {f"latency_{key}": getattr(settings, key) for key in LATENCY_DEFAULTS}
+    for key, value in latency_settings.items():
         hyperparameters.pop(key, None)  # an earlier calibration's
         if value is not None:
             hyperparameters[key] = value
@@ -165,7 +165,7 @@ def describe(request: Request, model: LTPForSequenceClassification) -> dict[str,
 
 
 @dataclass(frozen=True)
-class Wish:
+class Goal:
     """What is to be met: shares of the dense FLOPs, ascending, or milliseconds of a batch as it is served."""
 
     flops: Sequence[float] = ()
@@ -175,8 +175,8 @@ class Wish:
     dtype: str = "float32"
 
 
-def meet(
-    wish: Wish,
+def calibrate_to_goal(
+    goal: Goal,
     model: LTPForSequenceClassification,
     data: dict[str, GLUEDataModule],
     sample: Sample,
@@ -199,48 +199,48 @@ def meet(
 
     Returns:
         What ``results.json`` says: the keys of :func:`score`, ``budgets`` (the same of each) and ``calibrated``, where
-        ``reached``, ``relative_flops`` (of the ``examples`` that were measured), ``pressure`` and ``trials`` are
+        ``reached``, ``relative_flops`` (of the ``examples`` that were measured), ``strength`` and ``trials`` are
         lists, one a budget.
 
     Raises:
         UnreachableError, UserError, RunError: it cannot be met.
     """
     served, timed = None, []
-    if wish.milliseconds is not None:
-        timed = sample.timed_batches(wish.batch_size)
-        served = Served(model, wish.execution, wish.dtype, device)
+    if goal.milliseconds is not None:
+        timed = sample.timed_batches(goal.batch_size)
+        served = ServedModel(model, goal.execution, goal.dtype, device)
     model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides self from mypy
     has_thresholds = model.thresholds is not None
-    used = len(sample) if served is None else len(timed) * wish.batch_size
+    used = len(sample) if served is None else len(timed) * goal.batch_size
     searching = _TYPICAL_TRIALS * used
     scoring = sum(len(next(iter(module.splits.validation.values()))) for module in data.values())
-    scores, reached, costs, pressures, trials = [], [], [], [], []
+    scores, reached, costs, strengths, trials = [], [], [], [], []
     extra: dict[str, Any] = {}
-    with progress(max(len(wish.flops), 1) * (searching + scoring)) as advance:
-        tick = _Ticks(advance)
+    with progress(max(len(goal.flops), 1) * (searching + scoring)) as advance:
+        tick = _PhasedProgress(advance)
         cost = flops_of(model, timed or sample.batches(EVALUATION_BATCH), dtype, tick)
         rough = None
-        if len(sample) >= _MANY:
-            rough = flops_of(model, sample.batches(EVALUATION_BATCH, every=_MANIETH), dtype, tick)
+        if len(sample) >= _SUBSAMPLE_FROM:
+            rough = flops_of(model, sample.batches(EVALUATION_BATCH, every=_SUBSAMPLE_STEP), dtype, tick)
         before = {"sample_relative_flops": cost()}
         if has_thresholds:
-            hold(model, wish.flops)
-        for target in wish.flops:
+            prepare_budgets(model, goal.flops)
+        for target in goal.flops:
             tick.begin(searching)
             if has_thresholds:
                 model.use_budget(target)
             found = calibrate_flops(model, cost, rough, target)
             reached.append(found.cost)
             costs.append(found.cost)
-            pressures.append(found.pressure)
+            strengths.append(found.strength)
             trials.append(found.trials)
             tick.begin(scoring)
             scores.append(score(model, data, dtype, device, tick))
-        if served is not None and wish.milliseconds is not None:
+        if served is not None and goal.milliseconds is not None:
             tick.begin(searching)
             stopwatch = Stopwatch(served, timed, tick=lambda: tick(used))
-            latency = calibrate_latency(model, stopwatch, wish.milliseconds)
-            reached, pressures, trials = [latency.reached], [latency.pressure], [latency.trials]
+            latency = calibrate_latency(model, stopwatch, goal.milliseconds)
+            reached, strengths, trials = [latency.reached], [latency.strength], [latency.trials]
             before["latency_ms"] = latency.before
             extra = {"dense_ms": latency.dense, "lowest_ms": latency.lowest}
             extra |= _timed_on(served.device)
@@ -252,11 +252,11 @@ def meet(
         extra["token_keep_rate"] = model.config.token_keep_rate
     return {
         **scores[-1],
-        "budgets": [{"budget": target, **one} for target, one in zip(wish.flops, scores, strict=False)],
+        "budgets": [{"budget": target, **one} for target, one in zip(goal.flops, scores, strict=False)],
         "calibrated": {
             "reached": reached,
             "relative_flops": costs,
-            "pressure": pressures,
+            "strength": strengths,
             "trials": trials,
             "examples": used,
             "before": before,
@@ -295,7 +295,7 @@ def score(
     return {**result, "thresholds": None if thresholds is None else thresholds.tolist()}
 
 
-class _Ticks:
+class _PhasedProgress:
     """Shares a progress bar out between phases whose lengths are not known before."""
 
     def __init__(self, advance: Tick) -> None:

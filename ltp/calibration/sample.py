@@ -14,7 +14,7 @@ from ltp.data.sequences import Batch, make_batches
 from ltp.errors import UserError
 from ltp.model.classifier import LTPForSequenceClassification
 from ltp.runs.checkpoints import Checkpoint
-from ltp.runs.loading import check_length, check_tokens, read_splits
+from ltp.runs.loading import check_length, check_token_ids, read_splits
 from ltp.runs.plan import check_labels
 from ltp.runs.settings import TaskSettings
 
@@ -74,7 +74,7 @@ class Sample:
         """
         found: dict[str, list[list[int]]] = {"input_ids": [], "token_type_ids": []}
         for batch in data.calibration_batches(examples):
-            check_tokens(int(batch["input_ids"].max()), model)
+            check_token_ids(int(batch["input_ids"].max()), model)
             lengths = batch["attention_mask"].sum(dim=1).tolist()
             for name in found.keys() & batch.keys():
                 found[name] += [row[:length] for row, length in zip(batch[name].tolist(), lengths, strict=True)]

@@ -21,12 +21,12 @@ TOLERANCE = 0.002
 #: Of relative FLOPs: a budget that is missed by more cannot be met.
 REACHED = 0.01
 _MOST_TRIALS = 40
-#: Of the relative FLOPs over the pressure's logarithm: a search's first guess. A trained MiniLM had −0.16 to −0.46.
+#: Of the relative FLOPs over the strength's logarithm: a search's first guess. A trained MiniLM had −0.16 to −0.46.
 TYPICAL_SLOPE = -0.3
 
 
 class UnreachableError(ValueError):
-    """No pressure gives the wished cost.
+    """No strength gives the wished cost.
 
     Attributes:
         target: the wished cost.
@@ -60,25 +60,25 @@ class AboveDenseError(ValueError):
 SUBSTITUTE = 0.05
 
 
-class Dial(ABC):
-    """Turns how hard a model prunes, by one number: the pressure."""
+class StrengthControl(ABC):
+    """Turns how hard a model prunes, by one number: the strength."""
 
     #: where the model stood: 1, or 0 where its thresholds prune nothing
-    stood: float = 1.0
-    #: the pressures between which something changes: below the first everything is kept
-    least: float
-    most: float
+    initial: float = 1.0
+    #: the strengths between which something changes: below the first everything is kept
+    weakest: float
+    strongest: float
 
     @abstractmethod
-    def turn(self, pressure: float) -> None:
-        """Set the pressure; 0 keeps every token."""
+    def apply(self, strength: float) -> None:
+        """Set the strength; 0 keeps every token."""
 
     @abstractmethod
-    def undo(self) -> None:
+    def reset_to_start(self) -> None:
         """Put the model back to where it stood, to the bit."""
 
 
-class ThresholdDial(Dial):
+class ThresholdControl(StrengthControl):
     """Multiplies the thresholds. Where none prunes, the schedule of the published ones is taken.
 
     Learned thresholds of 0 or below, which multiplied would stay so, are taken for a small share of the smallest of the
@@ -91,51 +91,51 @@ class ThresholdDial(Dial):
         start = thresholds.detach().clone()
         self.thresholds, self.original = thresholds, start
         if not bool((start > 0).any()):
-            self.stood = 0.0
+            self.initial = 0.0
             start = threshold_schedule(0.01, len(start)).to(start.device)
         smallest = start[start > 0].min()
         self.start = torch.where(start > 0, start, SUBSTITUTE * smallest)
         # importance is at most N/Z, so that this leaves nothing but the classification token
         highest = max(1.0, model.config.max_position_embeddings / model.config.score_length)
-        self.most = 2 * highest / float(self.start.min())
-        self.least = 1e-9 / float(self.start.max())
+        self.strongest = 2 * highest / float(self.start.min())
+        self.weakest = 1e-9 / float(self.start.max())
 
-    def turn(self, pressure: float) -> None:
+    def apply(self, strength: float) -> None:
         with torch.no_grad():
-            self.thresholds.copy_(self.start * pressure)
+            self.thresholds.copy_(self.start * strength)
 
-    def undo(self) -> None:
+    def reset_to_start(self) -> None:
         with torch.no_grad():
             self.thresholds.copy_(self.original)
 
 
-class RateDial(Dial):
+class KeepRateControl(StrengthControl):
     """Moves ``token_keep_rate`` away from 1."""
 
     def __init__(self, model: LTPForSequenceClassification) -> None:
         self.model = model
         self.original = model.config.token_keep_rate
         self.start = max(1.0 - self.original, 1e-3)
-        self.least, self.most = 1e-5 / self.start, 11 / self.start  # shares of a token, and −10
+        self.weakest, self.strongest = 1e-5 / self.start, 11 / self.start  # shares of a token, and −10
 
-    def turn(self, pressure: float) -> None:
-        self.model.set_pruning(token_keep_rate=max(1.0 - self.start * pressure, -10.0))
+    def apply(self, strength: float) -> None:
+        self.model.set_pruning(token_keep_rate=max(1.0 - self.start * strength, -10.0))
 
-    def undo(self) -> None:
+    def reset_to_start(self) -> None:
         self.model.set_pruning(token_keep_rate=self.original)
 
 
-def dial(model: LTPForSequenceClassification) -> Dial:
+def strength_control(model: LTPForSequenceClassification) -> StrengthControl:
     """The dial of a model's pruning method.
 
     Raises:
         ValueError: the model does not prune.
     """
     if model.thresholds is not None:
-        return ThresholdDial(model)
+        return ThresholdControl(model)
     if model.config.prune_mode == "none":
         raise ValueError("prune_mode is none: a model that does not prune has nothing to calibrate")
-    return RateDial(model)
+    return KeepRateControl(model)
 
 
 @torch.no_grad()
@@ -166,14 +166,14 @@ class Calibrated:
 
     Attributes:
         cost: what the examples cost now.
-        pressure: what the model's pruning was turned to. 1 is where it stood; where its thresholds pruned nothing, it
+        strength: what the model's pruning was turned to. 1 is where it stood; where its thresholds pruned nothing, it
             stood at 0, and 1 is the published schedule.
         trials: how often the cost was measured.
-        slope: of the cost over the pressure's logarithm, near the end of the search.
+        slope: of the cost over the strength's logarithm, near the end of the search.
     """
 
     cost: float
-    pressure: float
+    strength: float
     trials: int
     slope: float
 
@@ -202,9 +202,9 @@ def calibrate(
         AboveDenseError: even without pruning it costs less.
         ValueError: the model does not prune. After any error, also of ``cost``, the model is as it was.
     """
-    turned = dial(model)
+    control = strength_control(model)
     try:
-        search = _search(turned, cost, target, tolerance, slope)
+        search = _search(control, cost, target, tolerance, slope)
         best = search.best
         if abs(best.cost - target) > reached:
             if search.under is None:
@@ -213,12 +213,12 @@ def calibrate(
                 raise AboveDenseError(target, best.cost)
             raise UnreachableError(target, search.under, search.over)
     except BaseException:
-        turned.undo()
+        control.reset_to_start()
         raise
-    if best.pressure == turned.stood:
-        turned.undo()
+    if best.strength == control.initial:
+        control.reset_to_start()
     else:
-        turned.turn(best.pressure)
+        control.apply(best.strength)
     return best
 
 
@@ -237,26 +237,26 @@ class _Search:
 
 
 def _search(
-    turned: Dial, cost: Callable[[], float], target: float, tolerance: float, slope: float = TYPICAL_SLOPE
+    control: StrengthControl, cost: Callable[[], float], target: float, tolerance: float, slope: float = TYPICAL_SLOPE
 ) -> _Search:
-    """The pressure whose cost is nearest to the target: secants within a bracket, in the pressure's logarithm.
+    """The strength whose cost is nearest to the target: secants within a bracket, in the strength's logarithm.
 
-    The dial is left at the last pressure that was tried.
+    The dial is left at the last strength that was tried.
     """
-    lowest, highest = math.log(turned.least), math.log(turned.most)
-    place, step = (0.0 if turned.stood else lowest), 0.5
+    lowest, highest = math.log(control.weakest), math.log(control.strongest)
+    place, step = (0.0 if control.initial else lowest), 0.5
     over: tuple[float, float] | None = None  # (place, cost) of the hardest pruning known to cost too much
     under: tuple[float, float] | None = None  # and of the softest known to cost too little
     last: tuple[float, float] | None = None  # and of the trial before
     sides: list[bool] = []  # whether each trial cost too much
-    nearest, nearest_pressure, trial = math.inf, 1.0, 0
+    nearest, nearest_strength, trial = math.inf, 1.0, 0
     for trial in range(1, _MOST_TRIALS + 1):
-        pressure = math.exp(place) if place > lowest else 0.0
+        strength = math.exp(place) if place > lowest else 0.0
         if trial > 1:
-            turned.turn(pressure)
+            control.apply(strength)
         now = cost()
         if abs(now - target) <= abs(nearest - target):  # of equal costs the one that is nearer to the other side
-            nearest, nearest_pressure = now, pressure
+            nearest, nearest_strength = now, strength
         sides.append(now > target)
         if last is not None and place != last[0]:
             slope = (now - last[1]) / (place - last[0])
@@ -283,11 +283,11 @@ def _search(
             far = min(max(abs((now - target) / slope), 0.02), step) if slope < 0 else step
             place = min(max(place + math.copysign(far, now - target), lowest), highest)
             step *= 2
-    best = Calibrated(nearest, nearest_pressure, trial, slope)
+    best = Calibrated(nearest, nearest_strength, trial, slope)
     return _Search(best, None if over is None else over[1], None if under is None else under[1])
 
 
-def keep_schedule(model: LTPForSequenceClassification) -> None:
+def update_final_threshold(model: LTPForSequenceClassification) -> None:
     """Let given thresholds be given from now on as a budget left them: training starts them again from this number."""
     thresholds = model.thresholds
     assert thresholds is not None

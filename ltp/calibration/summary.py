@@ -13,7 +13,9 @@ def print_summary(results: dict[str, Any], directory: Path) -> None:
 
     console = Console()
     calibrated = results["calibrated"]
-    title = f"{results['task']} · {results['model']} · {results['method']}, {results['stage']} · {_wish(calibrated)}"
+    title = (
+        f"{results['task']} · {results['model']} · {results['method']}, {results['stage']} · {_goal_text(calibrated)}"
+    )
     console.print(title, soft_wrap=True, highlight=False, markup=False, style="italic")
     console.print(summary_table(results))
     lines = [
@@ -56,7 +58,7 @@ def summary_table(results: dict[str, Any]) -> "Table":
     return table
 
 
-def _wish(calibrated: dict[str, Any]) -> str:
+def _goal_text(calibrated: dict[str, Any]) -> str:
     if "target_latency_ms" in calibrated:
         return f"calibrated to {calibrated['target_latency_ms']:g} ms"
     targets = calibrated["budgets"] if "budgets" in calibrated else [calibrated["target_flops"]]

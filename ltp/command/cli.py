@@ -21,10 +21,10 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from ltp import __version__
-from ltp.errors import LTPError, RunError, TerminatedError, UserError, no_such_option
+from ltp.errors import LTPError, RunError, TerminatedError, UserError, unknown_option
 from ltp.pruning import RATE_MODES
 from ltp.runs.settings import typed_as, unknown_key
-from ltp.sweeps.processes import belongs_to_another, follow_starter, hand_over
+from ltp.sweeps.processes import exit_with_parent, has_parent_process, report_to_parent
 from ltp.sweeps.record import SweepRecord
 
 #: Hydra's plugins by their names there: the option that chooses each, and the extra that installs it.
@@ -39,14 +39,14 @@ _PLUGINS = {
 def config_dir() -> str:
     """The folder of configurations: ``$LTP_CONF``, the repository's ``conf/``, or the installed copy."""
     package = Path(__file__).resolve().parents[1]
-    places = [package.parent / "conf", package / "conf"]
+    indices = [package.parent / "conf", package / "conf"]
     if "LTP_CONF" in os.environ:
-        places.insert(0, Path(os.environ["LTP_CONF"]))
-    for place in places:
+        indices.insert(0, Path(os.environ["LTP_CONF"]))
+    for place in indices:
         if (place / "train.yaml").is_file():
             return str(place.resolve())
     raise UserError(
-        f"no configuration found in {', '.join(map(str, places))}; set LTP_CONF to the folder of train.yaml"
+        f"no configuration found in {', '.join(map(str, indices))}; set LTP_CONF to the folder of train.yaml"
     )
 
 
@@ -155,8 +155,8 @@ def _run_under_hydra(
             failures.append(error)
             return None
 
-    if belongs_to_another():
-        follow_starter()
+    if has_parent_process():
+        exit_with_parent()
     SweepRecord.forget()
     try:
         hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(guarded)()
@@ -182,13 +182,13 @@ def _run_under_hydra(
             return _fail(RunError(f"launcher=slurm: {str(error).strip()}"))
         if isinstance(error, ValueError) and not composed:  # so Hydra rejects some overrides
             return _fail(UserError(explain(error, overrides, unknown)))
-        hand_over(error)
+        report_to_parent(error)
         raise
     return 0
 
 
 def _fail(error: LTPError) -> int:
-    if hand_over(error):
+    if report_to_parent(error):
         return error.exit_code
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     console.print("error:", style="bold red", end=" ")
@@ -235,7 +235,7 @@ def _options(group: str) -> list[str]:
 
 
 def _no_such_option(group: str, option: str) -> str:
-    return no_such_option(group, option, _options(group))
+    return unknown_option(group, option, _options(group))
 
 
 def is_sweep() -> bool:

@@ -125,8 +125,8 @@ class TrainBatches(Sampler[list[int]]):
         start = resume[1] if resume is not None and resume[0] == self.epoch else 0
         batches = global_batches(self.lengths, self.batch_size, self.seed, self.epoch)
         for index in range(start, len(self)):
-            step, turn = divmod(index, self.accumulate)
-            yield batches[step][turn * self.world_size + self.rank :: self.parts].tolist()
+            step, apply = divmod(index, self.accumulate)
+            yield batches[step][apply * self.world_size + self.rank :: self.parts].tolist()
 
     def loss_weight(self, batch_idx: int, rows: int) -> float:
         """Weight of a micro-batch's mean loss, such that averages over micro-batches are means over rows.

@@ -125,8 +125,8 @@ def demo_tokenizer() -> PreTrainedTokenizerFast:
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     characters = string.ascii_lowercase + string.digits + string.punctuation + "“”‘’–—…£€°"
-    pieces = [*special, *characters, *(f"##{c}" for c in characters), *demo_vocabulary()]
-    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
+    traces = [*special, *characters, *(f"##{c}" for c in characters), *demo_vocabulary()]
+    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(traces))}
 
     tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=1_000))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ltp.errors import UserError, near_names
+from ltp.errors import UserError, suggest
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
@@ -104,7 +104,7 @@ def get_task(name: str) -> Task:
     """
     if name in TASKS:
         return TASKS[name]
-    hint = near_names(str(name).lower().replace("-", ""), TASKS)
+    hint = suggest(str(name).lower().replace("-", ""), TASKS)
     raise UserError(f"task={name}: no such task.{hint} Tasks: {', '.join(TASKS)}, custom.")
 
 

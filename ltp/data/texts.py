@@ -54,10 +54,10 @@ def read_texts(source: str, columns: Sequence[str]) -> Texts:
         found = [(line,) for line in lines(_bytes(path), str(path))]
     else:
         found = _rows(path, columns)
-    return present(found, what)
+    return keep_nonempty(found, what)
 
 
-def present(found: Sequence[tuple[str, ...]], what: str) -> Texts:
+def keep_nonempty(found: Sequence[tuple[str, ...]], what: str) -> Texts:
     """The rows that hold text.
 
     Raises:

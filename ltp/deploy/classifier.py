@@ -102,8 +102,8 @@ class DeployedClassifier:
                 "position 0 of an example is padding, or it has no real token; the classification token must stand "
                 "there: pad on the right (tokenizer.padding_side = 'right')"
             )
-        places = alive.flatten().nonzero().squeeze(1)
-        hidden = self._backbone.embed_tokens(self._surroundings, input_ids, places, token_type_ids, position_ids)
+        indices = alive.flatten().nonzero().squeeze(1)
+        hidden = self._backbone.embed_tokens(self._surroundings, input_ids, indices, token_type_ids, position_ids)
         class_token, token_lengths = self._encode(hidden.to(self._hidden_type), alive.sum(dim=1))
         logits = self._backbone.classify(self._surroundings, class_token.float())
         return LTPOutput(logits=logits, token_lengths=token_lengths)
@@ -114,7 +114,7 @@ class DeployedClassifier:
         Hidden states are (R, D) with R ≥ T: rows from T on are filling without a meaning, see ``row_count``.
         """
         rows = Rows(real_lengths.numpy())
-        hidden = self._fill(hidden, rows)
+        hidden = self._fill_nulls(hidden, rows)
         token_lengths = [rows.lengths]
         for number, layer in enumerate(self._layers, start=1):
             last = number == len(self._layers)  # nothing but the classification tokens is read behind its attention
@@ -142,7 +142,7 @@ class DeployedClassifier:
             if last:
                 hidden = hidden.index_select(0, torch.from_numpy(before.first))
             elif kept is None:
-                context = self._fill(context, rows)
+                context = self._fill_nulls(context, rows)
             else:
                 index = np.zeros(self.back_end.row_count(rows.total), dtype=np.int64)  # filled up with copies of row 0
                 index[: rows.total] = kept
@@ -151,7 +151,7 @@ class DeployedClassifier:
             hidden = layer.finish(context, hidden)
         return hidden, torch.from_numpy(np.stack(token_lengths, axis=1))
 
-    def _fill(self, packed: Tensor, rows: "Rows") -> Tensor:
+    def _fill_nulls(self, packed: Tensor, rows: "Rows") -> Tensor:
         """Append rows to (T, D) up to the number that the linear layers want."""
         missing = self.back_end.row_count(rows.total) - rows.total
         return functional.pad(packed, (0, 0, 0, missing)) if missing else packed

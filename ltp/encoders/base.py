@@ -45,7 +45,7 @@ class EncoderFamily(ABC):
     classifier_class: ClassVar[Any]  #: a subclass of ``PreTrainedModel``
 
     @classmethod
-    def longest_input(cls, config: Any) -> int:
+    def max_input_tokens(cls, config: Any) -> int:
         """Tokens that a model of this configuration can read at once, special ones included."""
         return int(config.max_position_embeddings)
 
@@ -75,7 +75,7 @@ class EncoderFamily(ABC):
         cls,
         model: Any,
         input_ids: Tensor,
-        places: Tensor,
+        indices: Tensor,
         token_type_ids: Tensor | None,
         position_ids: Tensor | None,
     ) -> Tensor:
@@ -95,7 +95,7 @@ class EncoderFamily(ABC):
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
         ids, types, positions = (
-            x.expand_as(input_ids).flatten()[places][None] for x in (input_ids, token_type_ids, position_ids)
+            x.expand_as(input_ids).flatten()[indices][None] for x in (input_ids, token_type_ids, position_ids)
         )  # one long sequence, (1, T), that brings its own positions
         return cls.embed(model, ids, types, positions, None).squeeze(0)
 

@@ -15,7 +15,7 @@ class RobertaFamily(BertFamily):
     classifier_class: ClassVar[Any] = RobertaForSequenceClassification
 
     @classmethod
-    def longest_input(cls, config: Any) -> int:
+    def max_input_tokens(cls, config: Any) -> int:
         return int(config.max_position_embeddings - config.pad_token_id - 1)  # positions start after the padding's
 
     @staticmethod

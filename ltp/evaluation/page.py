@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 
-from ltp.model.tracing import Piece
+from ltp.model.tracing import TokenTrace
 
 _TEMPLATE = "page.html"
 
@@ -27,7 +27,7 @@ class Example:
     result: str
     note: str
     cost: float
-    pieces: list[Piece]
+    traces: list[TokenTrace]
 
 
 def render_page(title: str, examples: Sequence[Example], thresholds: Sequence[float] | None) -> str:
@@ -39,7 +39,7 @@ def render_page(title: str, examples: Sequence[Example], thresholds: Sequence[fl
         thresholds: of layers 1..L; None where the method has none.
     """
     data = {
-        "layers": len(examples[0].pieces[0].scores),
+        "layers": len(examples[0].traces[0].scores),
         "thresholds": None if thresholds is None else [_short(threshold) for threshold in thresholds],
         "examples": [
             {
@@ -49,7 +49,7 @@ def render_page(title: str, examples: Sequence[Example], thresholds: Sequence[fl
                 "cost": round(example.cost, 4),
                 "tokens": [
                     [piece.text, piece.token, int(piece.joined), piece.left, [_short(score) for score in piece.scores]]
-                    for piece in example.pieces
+                    for piece in example.traces
                 ],
             }
             for example in examples

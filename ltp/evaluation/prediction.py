@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ltp.model.classifier import LTPForSequenceClassification
-from ltp.model.tracing import Piece, pieces, readable_tokens, recording
+from ltp.model.tracing import TokenTrace, readable_tokens, recording, traces
 from ltp.pruning.flops import relative_flops
-from ltp.runs.loading import check_tokens
+from ltp.runs.loading import check_token_ids
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Prediction:
     value: float
     note: str
     cost: float
-    pieces: list[Piece]
+    traces: list[TokenTrace]
 
 
 def predict(
@@ -65,8 +65,8 @@ def predict(
     encoded = tokenizer(*columns, truncation=True, max_length=max_length)
     whole = [len(ids) for ids in tokenizer(*columns, verbose=False)["input_ids"]]
     ids, types = encoded["input_ids"], encoded.get("token_type_ids")
-    notes = [note(row, length, max_length, tokenizer) for row, length in zip(ids, whole, strict=True)]
-    check_tokens(max(max(row) for row in ids), model)
+    notes = [reading_note(row, length, max_length, tokenizer) for row, length in zip(ids, whole, strict=True)]
+    check_token_ids(max(max(row) for row in ids), model)
     order = np.argsort([-len(row) for row in ids], kind="stable")  # little is padded then
     found: dict[int, Prediction] = {}
     with torch.inference_mode(), recording(model) if trace else contextlib.nullcontext() as recorder:
@@ -81,18 +81,18 @@ def predict(
             sizes = (model.config.hidden_size, model.config.intermediate_size)
             costs = relative_flops(output.token_lengths, *sizes).tolist()
             for place, row in enumerate(rows):
-                way = []
+                traced = []
                 if recorder is not None:
-                    way = pieces(recorder, place, readable_tokens(tokenizer, encoded.encodings[row], texts[row]))
-                label, value = decide(logits[place], model)
-                found[row] = Prediction(label, value, notes[row], costs[place], way)
+                    traced = traces(recorder, place, readable_tokens(tokenizer, encoded.encodings[row], texts[row]))
+                label, value = label_and_score(logits[place], model)
+                found[row] = Prediction(label, value, notes[row], costs[place], traced)
             if recorder is not None:
                 recorder.layers.clear()
             advance(len(rows))
     return [found[row] for row in range(len(texts))]
 
 
-def decide(logits: Tensor, model: LTPForSequenceClassification) -> tuple[str | None, float]:
+def label_and_score(logits: Tensor, model: LTPForSequenceClassification) -> tuple[str | None, float]:
     """A text's label and its probability; of a regression None and the score.
 
     Args:
@@ -106,7 +106,7 @@ def decide(logits: Tensor, model: LTPForSequenceClassification) -> tuple[str | N
     return str(names[label]), logits.softmax(dim=0)[label].item()
 
 
-def note(ids: Sequence[int], length: int, max_length: int, tokenizer: Any) -> str:
+def reading_note(ids: Sequence[int], length: int, max_length: int, tokenizer: Any) -> str:
     """What there is to say about how a text was read, or nothing.
 
     Args:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ltp.runs.loading import check_tokens
+from ltp.runs.loading import check_token_ids
 from ltp.runs.settings import TaskSettings
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and a mistake should not
@@ -57,6 +57,6 @@ def validation_sequences(
     chosen = split[rows.tolist()]
     texts = [list(chosen[column]) for column in splits.task.text_columns]
     encoded = tokenizer(*texts, truncation=True, max_length=task.max_length)
-    check_tokens(max(max(row) for row in encoded["input_ids"]), model)
+    check_token_ids(max(max(row) for row in encoded["input_ids"]), model)
     source = f"{task.name}, validation split, {len(rows)} of {len(split)} rows"
     return Sequences(source, encoded["input_ids"], encoded.get("token_type_ids"))

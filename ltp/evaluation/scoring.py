@@ -18,8 +18,8 @@ from ltp.data.tasks import Task, build_metrics
 from ltp.deploy.classifier import DeployedClassifier
 from ltp.evaluation.cost import CostMetric
 from ltp.model.classifier import LTPForSequenceClassification
-from ltp.runs.directory import replacing
-from ltp.runs.loading import check_tokens
+from ltp.runs.directory import open_atomically
+from ltp.runs.loading import check_token_ids
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def evaluate(
     rows: list[int] = []
     labels, logits, token_lengths = [], [], []
     for batch, numbers in zip(loader, batches, strict=True):
-        check_tokens(int(batch["input_ids"].max()), model)
+        check_token_ids(int(batch["input_ids"].max()), model)
         labels.append(batch.pop("labels"))
         output = engine(batch)
         logits.append(output.logits.float().cpu())
@@ -173,5 +173,5 @@ def write_predictions(path: Path, outcome: Outcome) -> None:
     if outcome.logits.shape[1] > 1:
         columns["probability"] = pa.array(outcome.logits.softmax(dim=1).amax(dim=1).numpy())
     columns["token_lengths"] = pa.array(outcome.token_lengths.tolist(), pa.list_(pa.int32()))
-    with replacing(path) as file:
+    with open_atomically(path) as file:
         pyarrow.parquet.write_table(pa.table(columns), file)

@@ -78,9 +78,9 @@ def packed_encoder(
         else:
             survivors = pruner.survivors(number, scores, packing.alive, real_lengths[packing.order])
             if survivors is not packing.alive:
-                kept, places = packing.keep(survivors)
+                kept, indices = packing.keep(survivors)
                 if kept.total < packing.total:
-                    context, hidden = context[places], hidden[places]
+                    context, hidden = context[indices], hidden[indices]
                     packing = kept
         token_lengths.append(packing.by_example(packing.counts))
         if last:

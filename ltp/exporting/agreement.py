@@ -13,7 +13,7 @@ from ltp.model.classifier import LTPForSequenceClassification
 #: How far logits may be apart.
 ALLOWED = 1e-4
 #: Share of the sequences that may differ: a token whose score is the threshold but for rounding may go either way.
-EXCUSED = 0.01
+TOLERATED_SHARE = 0.01
 
 Infer = Callable[[Batch], tuple[Tensor, Tensor]]  #: logits and token lengths of a batch
 
@@ -34,7 +34,7 @@ class Agreement:
 
     sequences: int
     difference: float
-    excused: int
+    tolerated: int
 
 
 def compare_results(model: LTPForSequenceClassification, graph: Infer, batches: Iterable[Batch]) -> Agreement:
@@ -53,7 +53,7 @@ def compare_results(model: LTPForSequenceClassification, graph: Infer, batches: 
     difference = torch.cat(differences)
     agree = torch.cat(same_lengths) & (difference <= ALLOWED)  # NaN is no agreement
     wrong = int((~agree).sum())
-    if wrong > EXCUSED * len(agree):
+    if wrong > TOLERATED_SHARE * len(agree):
         raise DisagreementError(
             f"the ONNX graph is wrong for {wrong} of {len(agree)} sequences: logits differ from the model's by up to "
             f"{float(difference.max()):.2g} (allowed: {ALLOWED:g}). Nothing was exported; please report this."

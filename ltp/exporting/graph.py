@@ -68,9 +68,9 @@ class GraphForm(nn.Module):
             if number == len(layers):  # nothing but the classification tokens is read behind its attention
                 context, hidden = context[:, 0], hidden.index_select(0, starts)
             else:
-                places = _places(survivors)
-                context = context.flatten(0, 1).index_select(0, places)
-                hidden = hidden.index_select(0, slots.index_select(0, places))
+                indices = _places(survivors)
+                context = context.flatten(0, 1).index_select(0, indices)
+                hidden = hidden.index_select(0, slots.index_select(0, indices))
             hidden = family.feed_forward(layer, family.attention_output(layer, context, hidden))
         return family.classify(model.dense, hidden), torch.stack(token_lengths, dim=1)
 

@@ -152,7 +152,7 @@ class LTPForSequenceClassification(PreTrainedModel):
             log.warning("thresholds start again from final_token_threshold=%g", after["final_token_threshold"])
         self.pruner = pruner.train(self.training)
 
-    def hold_budgets(self, budgets: Sequence[float]) -> None:
+    def set_budgets(self, budgets: Sequence[float]) -> None:
         """Hold thresholds for several budgets, all of them those of now until others are set.
 
         Args:
@@ -254,12 +254,12 @@ class LTPForSequenceClassification(PreTrainedModel):
         }
         layers = self.family.layers(self.dense)
         if self.execution == "packed" and not (output_attentions or output_hidden_states):
-            packing, places = Packing.of(alive)
+            packing, indices = Packing.of(alive)
             if input_ids is not None:
-                hidden = self.family.embed_tokens(self.dense, input_ids, places, token_type_ids, position_ids)
+                hidden = self.family.embed_tokens(self.dense, input_ids, indices, token_type_ids, position_ids)
             else:
                 hidden = self.family.embed(self.dense, None, token_type_ids, position_ids, inputs_embeds)
-                hidden = hidden.flatten(0, 1)[places]
+                hidden = hidden.flatten(0, 1)[indices]
             encoded = packed_encoder(self.family, layers, self.pruner, hidden, packing, **common)
         else:
             hidden = self.family.embed(self.dense, input_ids, token_type_ids, position_ids, inputs_embeds)

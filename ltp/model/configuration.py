@@ -77,14 +77,14 @@ class LTPConfig(PreTrainedConfig):
             dense: its configuration; pruning keys it carries are honoured.
             pruning: any of this class's arguments; they win over what ``dense`` carries.
         """
-        carried = {key: getattr(dense, key) for key in PRUNING_KEYS if getattr(dense, key, None) is not None}
+        inherited = {key: getattr(dense, key) for key in PRUNING_KEYS if getattr(dense, key, None) is not None}
         content = {key: value for key, value in dense.to_dict().items() if key not in PRUNING_KEYS + _OUTER_KEYS}
         return cls(
             dense_config=content,
             id2label=dense.id2label,
             label2id=dense.label2id,
             problem_type=dense.problem_type,
-            **{**carried, **pruning},
+            **{**inherited, **pruning},
         )
 
     def build_dense_config(self) -> PreTrainedConfig:
@@ -123,9 +123,9 @@ class LTPConfig(PreTrainedConfig):
         return self._dense_size("max_position_embeddings")
 
     @property
-    def longest_input(self) -> int:
+    def max_input_tokens(self) -> int:
         """Tokens that the model can read at once, special ones included."""
-        return encoder_family(self.dense_model_type).longest_input(self.build_dense_config())
+        return encoder_family(self.dense_model_type).max_input_tokens(self.build_dense_config())
 
     def _dense_size(self, key: str) -> int:
         default = encoder_family(self.dense_model_type).config_class
@@ -161,7 +161,7 @@ def check_pruning(
         ValueError: names the key, its value and its range.
     """
 
-    def require(ok: bool, key: str, value: Any, range_: str) -> None:
+    def check_range(ok: bool, key: str, value: Any, range_: str) -> None:
         if not ok:
             raise ValueError(f"{key} is {value!r}; it must be {range_}")
 
@@ -173,19 +173,21 @@ def check_pruning(
         "lambda_threshold": lambda_threshold,
     }
     for key, value in numbers.items():  # a config.json edited by hand may hold "0.01"
-        require(isinstance(value, int | float), key, value, "a number")
-    require(prune_mode in METHODS, "prune_mode", prune_mode, f"one of {', '.join(METHODS)}")
-    require(scoring_mode in SCORING_MODES, "scoring_mode", scoring_mode, f"one of {', '.join(SCORING_MODES)}")
-    require(score_length >= 1, "score_length", score_length, "at least 1 (tokens)")
-    require(0 <= final_token_threshold < 1, "final_token_threshold", final_token_threshold, "in [0, 1)")
-    require(-10 <= token_keep_rate <= 1, "token_keep_rate", token_keep_rate, "in [-10, 1]")
-    require(masking_mode in MASKING_MODES, "masking_mode", masking_mode, f"one of {', '.join(MASKING_MODES)}")
+        check_range(isinstance(value, int | float), key, value, "a number")
+    check_range(prune_mode in METHODS, "prune_mode", prune_mode, f"one of {', '.join(METHODS)}")
+    check_range(scoring_mode in SCORING_MODES, "scoring_mode", scoring_mode, f"one of {', '.join(SCORING_MODES)}")
+    check_range(score_length >= 1, "score_length", score_length, "at least 1 (tokens)")
+    check_range(0 <= final_token_threshold < 1, "final_token_threshold", final_token_threshold, "in [0, 1)")
+    check_range(-10 <= token_keep_rate <= 1, "token_keep_rate", token_keep_rate, "in [-10, 1]")
+    check_range(masking_mode in MASKING_MODES, "masking_mode", masking_mode, f"one of {', '.join(MASKING_MODES)}")
     learnable = masking_mode == "hard" or pruner_class(prune_mode).learnable
-    require(learnable, "masking_mode", masking_mode, f"hard with prune_mode {prune_mode}, which has nothing to learn")
-    require(
+    check_range(
+        learnable, "masking_mode", masking_mode, f"hard with prune_mode {prune_mode}, which has nothing to learn"
+    )
+    check_range(
         0 < threshold_temperature <= 1,
         "threshold_temperature",
         threshold_temperature,
         "in (0, 1]; published values are 1e-5 to 2e-3",
     )
-    require(0 <= lambda_threshold < float("inf"), "lambda_threshold", lambda_threshold, "0 or more")
+    check_range(0 <= lambda_threshold < float("inf"), "lambda_threshold", lambda_threshold, "0 or more")

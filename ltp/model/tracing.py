@@ -13,7 +13,7 @@ from ltp.pruning.base import Pruner
 
 
 @dataclass(frozen=True)
-class Piece:
+class TokenTrace:
     """A token's way through the encoder.
 
     Attributes:
@@ -70,20 +70,20 @@ def recording(model: LTPForSequenceClassification) -> Iterator[RecordingPruner]:
         model.pruner, model.execution = pruner, execution
 
 
-def pieces(recorder: RecordingPruner, row: int, tokens: Sequence[tuple[str, str, bool]]) -> list[Piece]:
+def traces(recorder: RecordingPruner, row: int, tokens: Sequence[tuple[str, str, bool]]) -> list[TokenTrace]:
     """The tokens of one example of the last batch.
 
     Args:
         recorder: what was recorded of that batch.
         row: the example's place in it.
-        tokens: ``text``, ``token`` and ``joined`` of each real token, see :class:`Piece`.
+        tokens: ``text``, ``token`` and ``joined`` of each real token, see :class:`TokenTrace`.
     """
     scores = [[layer[0][row].tolist(), layer[1][row].tolist(), layer[2][row].tolist()] for layer in recorder.layers]
     found = []
     for place, (text, token, joined) in enumerate(tokens):
         seen = tuple(score[place] if before[place] else None for score, before, _ in scores)
         left = next((number for number, (_, _, after) in enumerate(scores, start=1) if not after[place]), None)
-        found.append(Piece(text, token, joined, seen, left))
+        found.append(TokenTrace(text, token, joined, seen, left))
     return found
 
 
@@ -96,7 +96,7 @@ def readable_tokens(tokenizer: Any, encoding: Any, texts: Sequence[str]) -> list
         texts: the example's one or two texts.
 
     Returns:
-        ``text``, ``token`` and ``joined`` of each token, see :class:`Piece`.
+        ``text``, ``token`` and ``joined`` of each token, see :class:`TokenTrace`.
     """
     found = []
     previous: tuple[int | None, int] = (None, 0)  # text and end of the token before
@@ -118,7 +118,7 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
-def layer_by_layer(example: Sequence[Piece], *, plain: bool = False) -> Text:
+def format_layers(example: Sequence[TokenTrace], *, plain: bool = False) -> Text:
     """A text once a layer for the terminal, the tokens that have left dimmed.
 
     Args:

@@ -113,7 +113,7 @@ class Run:
         return self.hyperparameters.get("target_flops")
 
     @property
-    def led_to(self) -> list[float]:
+    def all_budgets(self) -> list[float]:
         """The budgets of the whole run, whichever of them these results are about; empty without one."""
         return self.budgets or ([self.target] if self.target is not None else [])
 
@@ -240,9 +240,9 @@ def _read(folder: Path, found: Collection) -> None:
 def _newer_version(results: Any) -> str | None:
     """The version that wrote the results, where it may have changed what a key means: not a mere patch."""
     match results:
-        case {"versions": {"ltp": str() as written}}:
+        case {"versions": {"ltp": str() as format_value}}:
             try:
-                return written if Version(written).release[:2] > Version(__version__).release[:2] else None
+                return format_value if Version(format_value).release[:2] > Version(__version__).release[:2] else None
             except InvalidVersion:
                 return None
     return None

@@ -43,7 +43,7 @@ _LINE_HEIGHT = 0.15  # inches, of a legend's line
 
 
 @dataclass(frozen=True)
-class Look:
+class Style:
     """How a method looks: told apart by shape and lightness too, for prints in black and white."""
 
     color: str
@@ -51,12 +51,17 @@ class Look:
     line: str
 
 
-_LOOKS = {
-    "learned": Look("#0072B2", "o", "-"),
-    "manual": Look("#D55E00", "s", "--"),
-    "topk": Look("#009E73", "^", "-."),
+_METHOD_STYLES = {
+    "learned": Style("#0072B2", "o", "-"),
+    "manual": Style("#D55E00", "s", "--"),
+    "topk": Style("#009E73", "^", "-."),
 }
-_OTHERS = (Look("#CC79A7", "D", ":"), Look("#E69F00", "v", "-"), Look("#56B4E9", "P", "--"), Look("#000000", "X", "-."))
+_OTHERS = (
+    Style("#CC79A7", "D", ":"),
+    Style("#E69F00", "v", "-"),
+    Style("#56B4E9", "P", "--"),
+    Style("#000000", "X", "-."),
+)
 #: Variants of a method keep its colour, darker and lighter in turn.
 _VARIANTS = (("D", "-"), ("v", "--"), ("P", "-."), ("X", ":"), ("p", "-"), ("<", "--"), (">", "-."), ("h", ":"))
 #: Curves of one method, from the cheapest on: darker is dearer.
@@ -112,15 +117,17 @@ def tradeoff(group: Group) -> Figure:
         axes.axhspan(dense - group.points, dense, color="0.92", linewidth=0, zorder=0, label=within)
     others = 0
     heights = [] if group.dense is None else [100 * group.dense.metric.mean]
-    for (method, variant), look in _variant_looks(group):
+    for (method, variant), style in _variant_styles(group):
         front = group.front_of(method, variant)
         heights += [100 * row.metric.mean for row in front]
         if front:
-            _curve(axes, front, look, label=text.method_title(method, variant))
+            _curve(axes, front, style, label=text.method_title(method, variant))
         alike = [row for row in group.rows if (row.method, row.variant) == (method, variant)]
         rest = [row for row in alike if row not in front]
         others += len(rest)
-        axes.plot(*_points(rest), look.marker, color=look.color, fillstyle="none", markersize=3.5, alpha=0.6, zorder=2)
+        axes.plot(
+            *_points(rest), style.marker, color=style.color, fillstyle="none", markersize=3.5, alpha=0.6, zorder=2
+        )
     if others:
         axes.plot([], [], "o", color="0.4", fillstyle="none", markersize=3.5, label="off its curve")
     _widen(axes)
@@ -130,16 +137,16 @@ def tradeoff(group: Group) -> Figure:
     return figure
 
 
-def _curve(axes: Axes, rows: Sequence[Row], look: Look, label: str) -> None:
+def _curve(axes: Axes, rows: Sequence[Row], style: Style, label: str) -> None:
     xs, ys = _points(rows)
-    axes.plot(xs, ys, color=look.color, marker=look.marker, linestyle=look.line, zorder=3, label=label)
+    axes.plot(xs, ys, color=style.color, marker=style.marker, linestyle=style.line, zorder=3, label=label)
     axes.errorbar(
         xs,
         ys,
         xerr=[row.relative_flops.deviation or 0 for row in rows],
         yerr=[100 * (row.metric.deviation or 0) for row in rows],
         fmt="none",
-        ecolor=look.color,
+        ecolor=style.color,
         elinewidth=0.8,
         alpha=0.5,
         zorder=2,
@@ -228,9 +235,9 @@ def kept_lengths(group: Group, lengths: dict[str, tuple[Row, np.ndarray]]) -> Fi
     figure, panels = _panels(len(lengths))
     top = max(matrix[:, 0].max() for _, matrix in lengths.values())
     for axes, (method, (row, matrix)) in zip(panels, lengths.items(), strict=True):
-        look = dict(_looks(group))[method]
+        style = dict(_styles(group))[method]
         axes.plot([0, top], [0, top], color="0.5", linewidth=0.8, zorder=1)
-        axes.plot(matrix[:, 0], matrix[:, 1:].mean(axis=1), ".", color=look.color, markersize=3, alpha=0.4)
+        axes.plot(matrix[:, 0], matrix[:, 1:].mean(axis=1), ".", color=style.color, markersize=3, alpha=0.4)
         axes.set(xlabel="input tokens", title=_example_title(row))
     panels[0].set_ylabel("tokens kept, mean over layers")
     figure.suptitle(_title(group), fontsize=8)
@@ -242,8 +249,8 @@ def trajectories(group: Group, lengths: dict[str, tuple[Row, np.ndarray]]) -> Fi
     figure, panels = _panels(len(lengths))
     for axes, (row, matrix) in zip(panels, lengths.values(), strict=True):
         by_length = np.argsort(matrix[:, 0], kind="stable")
-        places = np.unique(np.linspace(0, len(by_length) - 1, num=_LINES).round().astype(int))
-        for example, style in zip(matrix[by_length[places]], _shades(len(places)), strict=True):
+        indices = np.unique(np.linspace(0, len(by_length) - 1, num=_LINES).round().astype(int))
+        for example, style in zip(matrix[by_length[indices]], _shades(len(indices)), strict=True):
             axes.plot(range(1, len(example) + 1), example, label=f"{example[0]:.0f}", **style)
         _layers(axes, matrix.shape[1], after_last=True)
         axes.set(title=_example_title(row))
@@ -274,22 +281,22 @@ def _example_title(row: Row) -> str:
     return f"{text.method_title(row.method)}, FLOPs {row.relative_flops.mean:.2f}"
 
 
-def _looks(group: Group) -> list[tuple[str, Look]]:
+def _styles(group: Group) -> list[tuple[str, Style]]:
     others = [name for name in group.methods if name not in METHODS]
     own = {name: _OTHERS[index % len(_OTHERS)] for index, name in enumerate(others)}
-    return [(name, (_LOOKS | own)[name]) for name in group.methods]
+    return [(name, (_METHOD_STYLES | own)[name]) for name in group.methods]
 
 
-def _variant_looks(group: Group) -> list[tuple[tuple[str, tuple[str, ...]], Look]]:
-    looks, found = dict(_looks(group)), []
+def _variant_styles(group: Group) -> list[tuple[tuple[str, tuple[str, ...]], Style]]:
+    styles, found = dict(_styles(group)), []
     others = [pair for pair in group.variants if pair[1]]
     for method, variant in group.variants:
-        look = looks[method]
+        style = styles[method]
         if variant:
             number = others.index((method, variant))
             marker, line = _VARIANTS[number % len(_VARIANTS)]
-            look = Look(_mixed(look.color, "white" if number % 2 else "black"), marker, line)
-        found.append(((method, variant), look))
+            style = Style(_mixed(style.color, "white" if number % 2 else "black"), marker, line)
+        found.append(((method, variant), style))
     return found
 
 
@@ -305,8 +312,8 @@ def _panels(count: int) -> tuple[Figure, Sequence[Axes]]:
 
 def _sample(rows: Sequence[Row]) -> list[Row]:
     """Some of the rows, from the first to the last, as many as can be told apart."""
-    places = np.unique(np.linspace(0, len(rows) - 1, num=min(_LINES, len(rows))).round().astype(int))
-    return [rows[place] for place in places]
+    indices = np.unique(np.linspace(0, len(rows) - 1, num=min(_LINES, len(rows))).round().astype(int))
+    return [rows[place] for place in indices]
 
 
 def _shades(count: int) -> Iterator[dict[str, Any]]:

@@ -16,9 +16,9 @@ from ltp.reporting.collect import Run
 METHODS = ("dense", "learned", "manual", "topk")
 _STAGES = ("finetune", "soft", "hard")
 #: What sets a method's cost: said even where it does not vary.
-_ALWAYS_SAID = {"topk": ("token_keep_rate",), "manual": ("final_token_threshold",)}
+_ALWAYS_SHOWN = {"topk": ("token_keep_rate",), "manual": ("final_token_threshold",)}
 #: The same of any method: what it was brought to, and how.
-_SAID_OF_ALL = ("target_flops", "budgets", "target_latency_ms", "distill_mode", "calibrated")
+_SHOWN_OF_ALL = ("target_flops", "budgets", "target_latency_ms", "distill_mode", "calibrated")
 #: What a budget replaces or brings its own default of: compared only among rows that were led to one, or to none.
 _OF_NO_BUDGET = ("final_token_threshold", "lr_threshold", "temperature")
 #: What a budget's search finds, other for every seed, rather than what somebody set.
@@ -88,14 +88,14 @@ class Row:
     stage: str
     runs: tuple[Run, ...]
     settings: dict[str, Any]
-    said: tuple[str, ...]
+    shown_settings: tuple[str, ...]
     metric: Spread
     relative_flops: Spread
     difference: Spread | None
     speedup: Spread | None
     tokens: list[float] | None
     thresholds: list[float] | None
-    is_passed: bool = False
+    is_superseded: bool = False
     on_front: bool = False
 
 
@@ -135,7 +135,7 @@ class Group:
             row
             for row in self.rows
             if row.method != "dense"
-            and not row.is_passed
+            and not row.is_superseded
             and method in (None, row.method)
             and row.difference is not None
             and 100 * row.difference.mean >= -self.points - _ROUNDING
@@ -145,7 +145,9 @@ class Group:
     def front_of(self, method: str, variant: tuple[str, ...] | None = None) -> list[Row]:
         """The Pareto front among the rows of a method, or of one of its variants; the cheap ones first."""
         front = pareto_front(
-            row for row in self.rows if row.method == method and variant in (None, row.variant) and not row.is_passed
+            row
+            for row in self.rows
+            if row.method == method and variant in (None, row.variant) and not row.is_superseded
         )
         return sorted(front, key=lambda row: row.relative_flops.mean)
 
@@ -210,7 +212,7 @@ class Ancestry:
         found = self._by_path.get(Path(name).resolve()) or (self._by_tail.get(tail) if tail is not None else None)
         return found if found is None or found.directory != run.directory else None
 
-    def is_passed(self, run: Run) -> bool:
+    def is_superseded(self, run: Run) -> bool:
         """Whether a run is a soft stage that a finished hard one started from."""
         return run.stage == "soft" and run.directory in self._parents
 
@@ -232,7 +234,7 @@ class Ancestry:
         oldest = trained
         for oldest in line:
             above = _own_settings(oldest)
-            if oldest.led_to == trained.led_to:  # held where it was led
+            if oldest.all_budgets == trained.all_budgets:  # held where it was led
                 above = {name: value for name, value in above.items() if name not in ("target_flops", "budgets")}
             settings |= {f"{oldest.stage} {name}": value for name, value in above.items()}
         if isinstance(name := oldest.results.get("parent"), str):
@@ -357,13 +359,13 @@ def _group(split: Split, slug: str, runs: Sequence[Run], ancestry: Ancestry, poi
     }
     best = max(dense_metrics, key=lambda identity: dense_metrics[identity].mean, default=None)
     fallback = members[best] if best is not None else ()
-    said = _said({identity: (same[0], settings[identity]) for identity, same in members.items()})
+    shown_settings = _settings_to_show({identity: (same[0], settings[identity]) for identity, same in members.items()})
     here = {run.directory for run in runs}
     rows = []
     for identity, same in members.items():
         difference = _difference(same, ancestry, here, fallback)
-        rows.append(_row(same, settings[identity], said[identity], difference, ancestry))
-    front = {id(row) for row in pareto_front(row for row in rows if not row.is_passed)}
+        rows.append(_row(same, settings[identity], shown_settings[identity], difference, ancestry))
+    front = {id(row) for row in pareto_front(row for row in rows if not row.is_superseded)}
     rows = [dataclasses.replace(row, on_front=id(row) in front) for row in rows]
     rows.sort(key=_order)
     dense = max((row for row in rows if row.method == "dense"), key=lambda row: row.metric.mean, default=None)
@@ -392,7 +394,7 @@ def _difference(runs: Sequence[Run], ancestry: Ancestry, here: set[Path], dense:
 def _row(
     runs: tuple[Run, ...],
     settings: dict[str, Any],
-    said: tuple[str, ...],
+    shown_settings: tuple[str, ...],
     difference: Spread | None,
     ancestry: Ancestry,
 ) -> Row:
@@ -404,14 +406,14 @@ def _row(
         stage=first.stage,
         runs=runs,
         settings=settings,
-        said=said,
+        shown_settings=shown_settings,
         metric=Spread.of([run.metric for run in runs]),
         relative_flops=Spread.of([run.relative_flops for run in runs]),
         difference=difference,
         speedup=Spread.of(speedups) if speedups else None,
         tokens=_means([run.tokens for run in runs]),
         thresholds=_means([run.thresholds for run in runs]),
-        is_passed=all(map(ancestry.is_passed, runs)),
+        is_superseded=all(map(ancestry.is_superseded, runs)),
     )
 
 
@@ -422,7 +424,7 @@ def _means(lists: Sequence[list[float] | None]) -> list[float] | None:
     return [statistics.fmean(column) for column in zip(*known, strict=True)]
 
 
-def _said(rows: dict[str, tuple[Run, dict[str, Any]]]) -> dict[str, tuple[str, ...]]:
+def _settings_to_show(rows: dict[str, tuple[Run, dict[str, Any]]]) -> dict[str, tuple[str, ...]]:
     """The names of the settings that vary among the rows of a method and stage, for each row."""
     kinds: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for run, settings in rows.values():
@@ -441,7 +443,7 @@ def _said(rows: dict[str, tuple[Run, dict[str, Any]]]) -> dict[str, tuple[str, .
         identity: tuple(
             name
             for name in settings
-            if name in varying[run.method, run.stage] or name in (*_SAID_OF_ALL, *_ALWAYS_SAID.get(run.method, ()))
+            if name in varying[run.method, run.stage] or name in (*_SHOWN_OF_ALL, *_ALWAYS_SHOWN.get(run.method, ()))
         )
         for identity, (run, settings) in rows.items()
     }

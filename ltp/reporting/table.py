@@ -22,7 +22,7 @@ def comparison(group: Group) -> Table:
     columns = text.columns(group)
     for column in columns:
         table.add_column(column.title, justify="right" if column.right else "left", no_wrap=column.title != "settings")
-    rows, previous = shown(group), None
+    rows, previous = shown_rows(group), None
     for row in rows:
         if previous not in (None, row.method):
             table.add_section()
@@ -32,7 +32,7 @@ def comparison(group: Group) -> Table:
     return table
 
 
-def shown(group: Group) -> Sequence[Row]:
+def shown_rows(group: Group) -> Sequence[Row]:
     """All rows, or where they are many the dense one, the Pareto fronts and the summary's."""
     if len(group.rows) <= LONG:
         return group.rows

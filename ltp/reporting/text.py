@@ -101,7 +101,7 @@ def method_title(name: str, variant: Sequence[str] = ()) -> str:
 
 def settings(row: Row) -> str:
     """What tells a row from others of its method."""
-    return ", ".join(_setting(name, row.settings[name]) for name in row.said)
+    return ", ".join(_setting(name, row.settings[name]) for name in row.shown_settings)
 
 
 def _setting(name: str, content: Any) -> str:

@@ -32,10 +32,10 @@ PREVIOUS_CHECKPOINT = "previous.ckpt"
 BEST_CHECKPOINT = "best.ckpt"
 METRICS_FILE = "metrics.jsonl"
 _PARTIAL = ".partial"  # how the name of a file ends that is being written
-_OWN = (CONFIG_FILE, CHECKPOINT_FOLDER, METRICS_FILE, MODEL_FOLDER, PREDICTIONS_FILE, RESULTS_FILE)
+_RUN_FILES = (CONFIG_FILE, CHECKPOINT_FOLDER, METRICS_FILE, MODEL_FOLDER, PREDICTIONS_FILE, RESULTS_FILE)
 
 #: Keys that may differ when a run is started again: they decide neither what is learned nor from what.
-_FREE = (
+_FREE_KEYS = (
     *("output_root", "overwrite", "restore", "recipe", "logger", "flops_budget"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
     *("trainer.num_threads", "trainer.num_workers"),
@@ -63,7 +63,7 @@ def stored_config(run: Run) -> dict[str, Any]:
     }
 
 
-def check_same(run: Run) -> None:
+def check_same_settings(run: Run) -> None:
     """Check that a run directory was not written by another configuration.
 
     Raises:
@@ -80,7 +80,7 @@ def check_same(run: Run) -> None:
     elif stored.get("parent.run_id") == wanted["parent.run_id"]:
         stored.pop("parent.name", None)  # the same run, perhaps under another path
     # a parent brings its model, however the command names it
-    free = (*_FREE, "model") if run.parent is not None or run.missing is not None else _FREE
+    free = (*_FREE_KEYS, "model") if run.parent is not None or run.missing is not None else _FREE_KEYS
     differing = [
         f"  {key}: {stored[key]} there, {wanted[key]} now"
         for key in sorted(stored.keys() & wanted.keys())
@@ -98,7 +98,7 @@ def check_same(run: Run) -> None:
 def open_directory(run: Run) -> None:
     """Make the run directory ready for training: afresh with ``overwrite``, and without what a kill left half."""
     if run.settings.overwrite:
-        clear(run.directory)
+        remove_run_files(run.directory)
     for folder in (run.directory, run.directory / CHECKPOINT_FOLDER):
         for partial in folder.glob(f".*{_PARTIAL}"):
             partial.unlink(missing_ok=True)
@@ -108,12 +108,12 @@ def open_directory(run: Run) -> None:
     )
 
 
-def clear(directory: Path) -> None:
+def remove_run_files(directory: Path) -> None:
     """Remove what a run wrote.
 
-    Runs inside (``hard/``) stay: their stored parent no longer matches, which :func:`check_same` reports.
+    Runs inside (``hard/``) stay: their stored parent no longer matches, which :func:`check_same_settings` reports.
     """
-    for name in reversed(_OWN):  # results first: what is half removed must not look finished
+    for name in reversed(_RUN_FILES):  # results first: what is half removed must not look finished
         path = directory / name
         if path.is_dir():
             shutil.rmtree(path)
@@ -143,7 +143,7 @@ def metrics_size(directory: Path) -> int:
     return path.stat().st_size
 
 
-def cut_metrics(directory: Path, size: int | None) -> None:
+def truncate_metrics(directory: Path, size: int | None) -> None:
     """Drop what a run logged after the checkpoint that it resumes from, and a line of which only a part was written.
 
     Args:
@@ -163,12 +163,12 @@ def cut_metrics(directory: Path, size: int | None) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that it is either whole or absent, also when the machine stops."""
-    with replacing(path) as file:
+    with open_atomically(path) as file:
         file.write(text.encode("utf-8"))
 
 
 @contextlib.contextmanager
-def replacing(path: Path, *, keep: Path | None = None) -> Iterator[BinaryIO]:
+def open_atomically(path: Path, *, keep: Path | None = None) -> Iterator[BinaryIO]:
     """A file to write into, which takes the place of ``path`` when it is whole and on the disk.
 
     Args:

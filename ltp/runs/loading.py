@@ -132,9 +132,9 @@ def load_tokenizer(checkpoint: Checkpoint) -> "PreTrainedTokenizerBase":
         return AutoTokenizer.from_pretrained(checkpoint.path)
 
 
-def longest_input(model: "LTPForSequenceClassification", tokenizer: "PreTrainedTokenizerBase") -> int:
+def max_input_tokens(model: "LTPForSequenceClassification", tokenizer: "PreTrainedTokenizerBase") -> int:
     """Tokens that a model can read at once and its tokenizer makes, special ones included."""
-    return min(model.config.longest_input, tokenizer.model_max_length)
+    return min(model.config.max_input_tokens, tokenizer.model_max_length)
 
 
 def check_length(
@@ -151,11 +151,11 @@ def check_length(
     Raises:
         UserError: they cannot; names the key and the limit.
     """
-    if wanted > (limit := longest_input(model, tokenizer)):
+    if wanted > (limit := max_input_tokens(model, tokenizer)):
         raise UserError(f"{key}={wanted}: the model reads at most {limit} tokens")
 
 
-def check_tokens(largest: int, model: "LTPForSequenceClassification") -> None:
+def check_token_ids(largest: int, model: "LTPForSequenceClassification") -> None:
     """Check that the tokenizer made no token that the model does not know.
 
     Args:
@@ -172,7 +172,7 @@ def check_tokens(largest: int, model: "LTPForSequenceClassification") -> None:
         )
 
 
-def quiet_libraries() -> None:
+def silence_libraries() -> None:
     """Keep what transformers says while loading out of a command's output."""
     from transformers.utils import logging as transformers_logging
 
@@ -180,7 +180,7 @@ def quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def on_threads(threads: int | None) -> None:
+def set_threads(threads: int | None) -> None:
     """Compute on so many threads of the processor from now on; None leaves the choice to PyTorch."""
     import torch
 
@@ -188,7 +188,7 @@ def on_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def on_device(key: str) -> Any:
+def select_device(key: str) -> Any:
     """The device that ``auto``, ``cpu`` or ``cuda`` names.
 
     Raises:

@@ -19,7 +19,7 @@ _POLL_SECONDS = 1.0
 
 
 @contextmanager
-def only_writer(directory: Path, *, wait: bool = True) -> Iterator[None]:
+def run_lock(directory: Path, *, wait: bool = True) -> Iterator[None]:
     """Be the only process that writes a run directory; wait for the one that does.
 
     The operating system lets go of the lock when its holder ends, however it ended.

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ltp.data.tasks import TASKS, Task, custom_task, get_task
-from ltp.errors import UserError, number
+from ltp.errors import UserError, format_number
 from ltp.pruning import RATE_MODES
 from ltp.runs.checkpoints import RESULTS_FILE, Checkpoint, inspect_checkpoint, read_config
 from ltp.runs.settings import PRUNE_VALUES, TaskSettings, TrainSettings, check_ranges
@@ -83,17 +83,17 @@ def plan_run(given: TrainSettings, *, model_is_chosen: bool = False) -> Run:
     task = task_of(settings.task)
     restored = None if settings.restore == "auto" else inspect_checkpoint(settings.restore)
     if restored is not None:
-        _fit_model(settings, restored, model_is_chosen)
+        _check_model_fits(settings, restored, model_is_chosen)
         check_labels_if_known(restored, task)
-    carried = restored.pruning if restored is not None else {}
+    inherited = restored.pruning if restored is not None else {}
 
     stage, mode = _stage_and_mode(settings, restored)
     settings.stage, settings.prune.mode = stage, mode
     method = _method(settings, stage, mode, restored)
     if mode != "absolute_threshold" and settings.prune.learned is not None:
-        raise UserError(_meaningless("learned", settings, method))
+        raise UserError(_irrelevant_key("learned", settings, method))
     settings.prune.learned = method == "learned" if mode == "absolute_threshold" else None
-    _fill(settings, task, method, carried)
+    _fill_nulls(settings, task, method, inherited)
 
     parent, missing = restored, None
     if restored is None and method != "dense":
@@ -146,7 +146,7 @@ def task_of(chosen: TaskSettings) -> Task:
     )
 
 
-def _fit_model(settings: TrainSettings, restored: Checkpoint, model_is_chosen: bool) -> None:
+def _check_model_fits(settings: TrainSettings, restored: Checkpoint, model_is_chosen: bool) -> None:
     model = settings.model
     if not model_is_chosen:
         model.name, model.name_or_path, model.architecture = restored.name, None, {}
@@ -167,7 +167,7 @@ def _fit_model(settings: TrainSettings, restored: Checkpoint, model_is_chosen: b
 def _stage_and_mode(settings: TrainSettings, restored: Checkpoint | None) -> tuple[str, str]:
     """The stage and the prune mode: what was given, else the checkpoint's, else what goes with the other."""
     stage, mode = settings.stage, settings.prune.mode
-    carried = restored.pruning if restored is not None else {}
+    inherited = restored.pruning if restored is not None else {}
     if stage == "finetune" and mode not in (None, "none"):
         raise UserError(
             f"stage=finetune trains the dense model, prune_mode={mode} prunes it: "
@@ -184,7 +184,7 @@ def _stage_and_mode(settings: TrainSettings, restored: Checkpoint | None) -> tup
         raise UserError("stage=soft learns thresholds, prune=manual gives them: use stage=hard, or prune=threshold.")
     if mode is None and stage != "finetune":
         # soft can only be thresholds; a finetune run's checkpoint says nothing
-        mode = "absolute_threshold" if stage == "soft" else carried.get("prune_mode")
+        mode = "absolute_threshold" if stage == "soft" else inherited.get("prune_mode")
         if mode is None and settings.prune.learned is not None:
             mode = "absolute_threshold"
         if mode is None:
@@ -222,7 +222,7 @@ def _method(settings: TrainSettings, stage: str, mode: str, restored: Checkpoint
     return "learned"
 
 
-def _fill(settings: TrainSettings, task: Task, method: str, carried: dict[str, Any]) -> None:
+def _fill_nulls(settings: TrainSettings, task: Task, method: str, inherited: dict[str, Any]) -> None:
     """Fill every null: the checkpoint's value, else the recipe's."""
     assert settings.stage is not None
     recipe, prune = settings.recipe.pruning, settings.prune
@@ -242,7 +242,7 @@ def _fill(settings: TrainSettings, task: Task, method: str, carried: dict[str, A
 
     learned = method == "learned"
     if learned and settings.stage == "hard" and not settings.targets:
-        _carry_budgets(settings, carried.get("budgets"))
+        _inherit_budgets(settings, inherited.get("budgets"))
     budgeted = bool(settings.targets)
     if settings.budgets is not None and method not in ("learned", "manual"):
         raise UserError(
@@ -269,24 +269,24 @@ def _fill(settings: TrainSettings, task: Task, method: str, carried: dict[str, A
         value = getattr(prune, key)
         if key not in relevant:
             if value is not None:
-                raise UserError(_meaningless(key, settings, method))
+                raise UserError(_irrelevant_key(key, settings, method))
             continue
         if value is None:
-            setattr(prune, key, carried.get(file_keys.get(key, key), relevant[key]))
+            setattr(prune, key, inherited.get(file_keys.get(key, key), relevant[key]))
 
 
-def _carry_budgets(settings: TrainSettings, carried: list[float] | None) -> None:
+def _inherit_budgets(settings: TrainSettings, inherited: list[float] | None) -> None:
     """Hold a hard run at the budget that its parent was led to."""
-    if carried and len(carried) == 1:
-        settings.prune.target_flops = carried[0]
-    elif carried:
-        settings.budgets = list(carried)
+    if inherited and len(inherited) == 1:
+        settings.prune.target_flops = inherited[0]
+    elif inherited:
+        settings.budgets = list(inherited)
 
 
 _BUDGETED = ("final_token_threshold", "lambda_threshold", "token_keep_rate")
 
 
-def _meaningless(key: str, settings: TrainSettings, method: str) -> str:
+def _irrelevant_key(key: str, settings: TrainSettings, method: str) -> str:
     if key in _BUDGETED and settings.targets and method != "dense":
         given = "prune.target_flops" if settings.budgets is None else "budgets"
         return f"prune.{key}={getattr(settings.prune, key)} is what {given} decides; leave one of them out"
@@ -362,13 +362,13 @@ def check_labels_if_known(checkpoint: Checkpoint, task: Task) -> None:
 
 def _directory(settings: TrainSettings, method: str, parent: Checkpoint | None, missing: MissingParent | None) -> Path:
     assert settings.lr is not None
-    taught = Path(_distilled(settings))
+    taught = Path(_distillation_folder(settings))
     leaf = taught / _lr(settings.lr) / _seed(settings)
     folder = _task_folder(settings)
     if method == "dense":
         return folder / "finetune" / leaf
     if method in RATE_MODES:
-        return folder / method / (_budget(settings) or f"rate_{number(settings.prune.token_keep_rate)}") / leaf
+        return folder / method / (_budget(settings) or f"rate_{format_number(settings.prune.token_keep_rate)}") / leaf
     if settings.stage == "soft":
         return _soft_folder(settings) / _lr(settings.lr) / _seed(settings)
     if method == "learned":
@@ -380,7 +380,7 @@ def _directory(settings: TrainSettings, method: str, parent: Checkpoint | None, 
             # held at the budget of its parent unless it has another
             own = "" if parent.pruning.get("budgets", []) == settings.targets else _budget(settings)
             return parent.run_dir / "hard" / own / (taught / _lr(settings.lr) if same_seed else leaf)
-    rate = _budget(settings) or f"rate_{number(settings.prune.final_token_threshold)}"
+    rate = _budget(settings) or f"rate_{format_number(settings.prune.final_token_threshold)}"
     return folder / "absolute_threshold" / rate / "hard" / leaf
 
 
@@ -390,27 +390,30 @@ def _task_folder(settings: TrainSettings) -> Path:
 
 def _soft_folder(settings: TrainSettings) -> Path:
     prune, folder = settings.prune, _task_folder(settings) / "absolute_threshold"
-    temperature = f"temperature_{number(prune.temperature)}"
+    temperature = f"temperature_{format_number(prune.temperature)}"
     if settings.targets:
-        return folder / _budget(settings) / temperature / _distilled(settings)
-    rate, lambda_ = f"rate_{number(prune.final_token_threshold)}", f"lambda_{number(prune.lambda_threshold)}"
-    return folder / rate / temperature / lambda_ / _distilled(settings)
+        return folder / _budget(settings) / temperature / _distillation_folder(settings)
+    rate, lambda_ = (
+        f"rate_{format_number(prune.final_token_threshold)}",
+        f"lambda_{format_number(prune.lambda_threshold)}",
+    )
+    return folder / rate / temperature / lambda_ / _distillation_folder(settings)
 
 
 def _budget(settings: TrainSettings) -> str:
     """The folder of a budget: ``target_0.5``, or ``budgets_0.3_0.5_0.7``; nothing without."""
     if settings.budgets is not None:
-        return "_".join(["budgets", *map(number, settings.targets)])
-    return f"target_{number(settings.prune.target_flops)}" if settings.targets else ""
+        return "_".join(["budgets", *map(format_number, settings.targets)])
+    return f"target_{format_number(settings.prune.target_flops)}" if settings.targets else ""
 
 
-def _distilled(settings: TrainSettings) -> str:
+def _distillation_folder(settings: TrainSettings) -> str:
     """The folder of what is distilled: ``distill_logits_0.5_temperature_2``; nothing without."""
     distill = settings.distill
     if distill.mode is None:
         return ""
-    hidden = f"_hidden_{number(distill.hidden_weight)}" if distill.hidden_weight else ""
-    return f"distill_logits_{number(distill.weight)}_temperature_{number(distill.temperature)}{hidden}"
+    hidden = f"_hidden_{format_number(distill.hidden_weight)}" if distill.hidden_weight else ""
+    return f"distill_logits_{format_number(distill.weight)}_temperature_{format_number(distill.temperature)}{hidden}"
 
 
 def model_name(settings: TrainSettings) -> str:
@@ -420,7 +423,7 @@ def model_name(settings: TrainSettings) -> str:
 
 
 def _lr(lr: float) -> str:
-    return f"lr_{number(lr)}"
+    return f"lr_{format_number(lr)}"
 
 
 def _seed(settings: TrainSettings) -> str:

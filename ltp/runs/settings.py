@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from ltp.errors import UserError, require
+from ltp.errors import UserError, check_range
 from ltp.pruning import METHODS, RATE_MODES
 
 STAGES = ("finetune", "soft", "hard")
@@ -265,10 +265,10 @@ def check_shares(key: str, given: float | list[float] | None) -> None:
         UserError: names the key, its value and its range.
     """
     shares = [] if given is None else given if isinstance(given, list) else [given]
-    require(all(0 < share <= 1 for share in shares), key, given, "in (0, 1] (of the dense FLOPs)")
+    check_range(all(0 < share <= 1 for share in shares), key, given, "in (0, 1] (of the dense FLOPs)")
     if isinstance(given, list):
         distinct = len(set(given)) == len(given) > 0
-        require(distinct, key, given, "one or more different shares of the dense FLOPs")
+        check_range(distinct, key, given, "one or more different shares of the dense FLOPs")
 
 
 def check_ranges(settings: TrainSettings) -> None:
@@ -278,34 +278,38 @@ def check_ranges(settings: TrainSettings) -> None:
         UserError: names the key, its value and its range.
     """
 
-    def require_if(key: str, value: Any, ok: bool, range_: str) -> None:
-        require(value is None or ok, key, value, range_)
+    def check_optional(key: str, value: Any, ok: bool, range_: str) -> None:
+        check_range(value is None or ok, key, value, range_)
 
     s, prune, trainer, task = settings, settings.prune, settings.trainer, settings.task
-    require_if("lr", s.lr, 0 < (s.lr or 0) < 1, "above 0 and below 1")
-    require_if("batch_size", s.batch_size, (s.batch_size or 0) >= 1, "1 or more")
-    require_if("epochs", s.epochs, 0 < (s.epochs or 0) < float("inf"), "above 0")
-    require_if("weight_decay", s.weight_decay, 0 <= (s.weight_decay or 0) < 1, "in [0, 1)")
-    require_if("warmup_ratio", s.warmup_ratio, 0 <= (s.warmup_ratio or 0) < 1, "in [0, 1)")
-    require_if("save_step", s.save_step, (s.save_step or 0) >= 0, "0 (every epoch) or more")
-    require(0 <= s.seed < 2**32, "seed", s.seed, "in [0, 2^32)")
+    check_optional("lr", s.lr, 0 < (s.lr or 0) < 1, "above 0 and below 1")
+    check_optional("batch_size", s.batch_size, (s.batch_size or 0) >= 1, "1 or more")
+    check_optional("epochs", s.epochs, 0 < (s.epochs or 0) < float("inf"), "above 0")
+    check_optional("weight_decay", s.weight_decay, 0 <= (s.weight_decay or 0) < 1, "in [0, 1)")
+    check_optional("warmup_ratio", s.warmup_ratio, 0 <= (s.warmup_ratio or 0) < 1, "in [0, 1)")
+    check_optional("save_step", s.save_step, (s.save_step or 0) >= 0, "0 (every epoch) or more")
+    check_range(0 <= s.seed < 2**32, "seed", s.seed, "in [0, 2^32)")
     check_shares("flops_budget", s.flops_budget)
-    require_if("stage", s.stage, s.stage in STAGES, f"one of {', '.join(STAGES)}")
-    require_if("prune.mode", prune.mode, prune.mode in METHODS, f"one of {', '.join(METHODS)}")
+    check_optional("stage", s.stage, s.stage in STAGES, f"one of {', '.join(STAGES)}")
+    check_optional("prune.mode", prune.mode, prune.mode in METHODS, f"one of {', '.join(METHODS)}")
     # the pruning keys once more, though the model checks them too: here with the command line's names
-    require_if(
+    check_optional(
         "prune.scoring_mode", prune.scoring_mode, prune.scoring_mode in ("mean", "mean_norm"), "mean or mean_norm"
     )
-    require_if("prune.score_length", prune.score_length, (prune.score_length or 0) >= 1, "1 or more (tokens)")
+    check_optional("prune.score_length", prune.score_length, (prune.score_length or 0) >= 1, "1 or more (tokens)")
     threshold = prune.final_token_threshold
-    require_if("prune.final_token_threshold", threshold, 0 <= (threshold or 0) < 1, "in [0, 1); published: 0.004–0.016")
+    check_optional(
+        "prune.final_token_threshold", threshold, 0 <= (threshold or 0) < 1, "in [0, 1); published: 0.004–0.016"
+    )
     rate = prune.token_keep_rate
-    require_if("prune.token_keep_rate", rate, -10 <= (rate or 0) <= 1, "in [-10, 1]; published: −0.4 to 0.4")
+    check_optional("prune.token_keep_rate", rate, -10 <= (rate or 0) <= 1, "in [-10, 1]; published: −0.4 to 0.4")
     temperature = prune.temperature
-    require_if("prune.temperature", temperature, 0 < (temperature or 0) <= 1, "in (0, 1]; published: 1e-5 to 2e-3")
+    check_optional("prune.temperature", temperature, 0 < (temperature or 0) <= 1, "in (0, 1]; published: 1e-5 to 2e-3")
     lambda_ = prune.lambda_threshold
-    require_if("prune.lambda_threshold", lambda_, 0 <= (lambda_ or 0) < float("inf"), "0 or more; published: 0.01–0.2")
-    require_if("prune.lr_threshold", prune.lr_threshold, 0 < (prune.lr_threshold or 0) < 1, "above 0 and below 1")
+    check_optional(
+        "prune.lambda_threshold", lambda_, 0 <= (lambda_ or 0) < float("inf"), "0 or more; published: 0.01–0.2"
+    )
+    check_optional("prune.lr_threshold", prune.lr_threshold, 0 < (prune.lr_threshold or 0) < 1, "above 0 and below 1")
     check_shares("prune.target_flops", prune.target_flops)
     check_shares("budgets", settings.budgets)
     if settings.budgets is not None and prune.target_flops is not None:
@@ -314,10 +318,10 @@ def check_ranges(settings: TrainSettings) -> None:
             "question: give one of them"
         )
     distill = settings.distill
-    require_if("distill.mode", distill.mode, distill.mode in DISTILL_MODES, f"one of {', '.join(DISTILL_MODES)}")
-    require(0 < distill.weight <= 1, "distill.weight", distill.weight, "above 0 and at most 1")
-    require(0 < distill.temperature < float("inf"), "distill.temperature", distill.temperature, "above 0")
-    require(0 <= distill.hidden_weight < float("inf"), "distill.hidden_weight", distill.hidden_weight, "0 or more")
+    check_optional("distill.mode", distill.mode, distill.mode in DISTILL_MODES, f"one of {', '.join(DISTILL_MODES)}")
+    check_range(0 < distill.weight <= 1, "distill.weight", distill.weight, "above 0 and at most 1")
+    check_range(0 < distill.temperature < float("inf"), "distill.temperature", distill.temperature, "above 0")
+    check_range(0 <= distill.hidden_weight < float("inf"), "distill.hidden_weight", distill.hidden_weight, "0 or more")
     if distill.mode is None and distill != DistillSettings():
         raise UserError("distill.… is given, but nothing is distilled: add distill=logits or distill=hidden")
     if (distill.mode == "hidden") != (distill.hidden_weight > 0):
@@ -325,25 +329,25 @@ def check_ranges(settings: TrainSettings) -> None:
             f"distill={distill.mode} with distill.hidden_weight={distill.hidden_weight}: "
             "hidden states are distilled by distill=hidden, with a weight above 0"
         )
-    require(task.max_length >= 8, "task.max_length", task.max_length, "8 or more (tokens)")
+    check_range(task.max_length >= 8, "task.max_length", task.max_length, "8 or more (tokens)")
     for key in ("max_train_samples", "max_validation_samples"):
         value = getattr(task, key)
-        require_if(f"task.{key}", value, (value or 0) >= 1, "1 or more (rows)")
-    require(task.size in ("small", "large"), "task.size", task.size, "small or large")
-    require(
+        check_optional(f"task.{key}", value, (value or 0) >= 1, "1 or more (rows)")
+    check_range(task.size in ("small", "large"), "task.size", task.size, "small or large")
+    check_range(
         trainer.precision in PRECISIONS,
         "trainer.precision",
         trainer.precision,
         f"one of {', '.join(PRECISIONS)} (weights and thresholds stay float32)",
     )
-    require(
+    check_range(
         trainer.accumulate_grad_batches >= 1,
         "trainer.accumulate_grad_batches",
         trainer.accumulate_grad_batches,
         "1 or more",
     )
-    require(trainer.eval_batch_size >= 1, "trainer.eval_batch_size", trainer.eval_batch_size, "1 or more")
-    require(trainer.gradient_clip_val >= 0, "trainer.gradient_clip_val", trainer.gradient_clip_val, "0 or more")
+    check_range(trainer.eval_batch_size >= 1, "trainer.eval_batch_size", trainer.eval_batch_size, "1 or more")
+    check_range(trainer.gradient_clip_val >= 0, "trainer.gradient_clip_val", trainer.gradient_clip_val, "0 or more")
     threads = trainer.num_threads
-    require_if("trainer.num_threads", threads, (threads or 0) >= 1, "1 or more")
-    require(trainer.num_workers >= 0, "trainer.num_workers", trainer.num_workers, "0 or more")
+    check_optional("trainer.num_threads", threads, (threads or 0) >= 1, "1 or more")
+    check_range(trainer.num_workers >= 0, "trainer.num_workers", trainer.num_workers, "0 or more")

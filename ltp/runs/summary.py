@@ -37,7 +37,7 @@ def print_results(results: dict[str, Any], directory: Path) -> None:
         measured = results["measured_speedup"]
         median = measured["speedup"]["median"]
         table.add_row("measured speed-up", f"{median:.2f}× over its dense form, batch {measured['batch_size']}")
-    table.add_row("tokens per layer", tokens_text(results["tokens_per_layer"]))
+    table.add_row("tokens per layer", format_tokens(results["tokens_per_layer"]))
     if results["thresholds"] is not None:
         table.add_row("thresholds", "  ".join(f"{value:.4f}" for value in results["thresholds"]))
     if hyper.get("distill_mode") is not None:
@@ -96,6 +96,6 @@ def at_budget(results: dict[str, Any], budget: float) -> dict[str, Any]:
     return {**rest, **found, "budget": budget, "hyperparameters": hyper}
 
 
-def tokens_text(tokens: list[float], arrow: str = " → ") -> str:
+def format_tokens(tokens: list[float], arrow: str = " → ") -> str:
     """Mean tokens alive entering each layer, and after the last: ``21.8 → 14.0 → 3.1``."""
     return arrow.join(f"{count:.1f}" for count in tokens)

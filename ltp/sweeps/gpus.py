@@ -40,7 +40,7 @@ def visible_gpus() -> list[str]:
 
 
 @contextmanager
-def own_gpus(wanted: int, folder: Path) -> Iterator[str | None]:
+def reserve_gpus(wanted: int, folder: Path) -> Iterator[str | None]:
     """GPUs for one job alone, until it ends; wait until as many are free.
 
     The operating system lets go of them when this process ends, however it ends.

@@ -24,7 +24,7 @@ _RANK_VARIABLES = (
 )
 #: Where a process started here leaves the message of its error for the one that started it.
 _ERROR_FILE = "LTP_ERROR_FILE"
-_FOLLOWER = "follow-starter"
+_WATCHER = "follow-starter"
 _GRACE_SECONDS = 30.0  # enough to write a checkpoint
 
 
@@ -119,7 +119,7 @@ def _ending(code: int) -> str:
     return f"was killed by signal {-code}"
 
 
-def hand_over(error: BaseException) -> bool:
+def report_to_parent(error: BaseException) -> bool:
     """Leave an error's message to the process that started this one.
 
     Returns:
@@ -134,22 +134,22 @@ def hand_over(error: BaseException) -> bool:
     return False
 
 
-def belongs_to_another() -> bool:
+def has_parent_process() -> bool:
     """Whether another process of ltp's or a launcher of ranks started this one."""
     return _ERROR_FILE in os.environ or "LOCAL_RANK" in os.environ
 
 
-def follow_starter() -> None:
+def exit_with_parent() -> None:
     """End after the process that started this one, however that ended: one that was killed cannot pass it on."""
-    if any(thread.name == _FOLLOWER for thread in threading.enumerate()):
+    if any(thread.name == _WATCHER for thread in threading.enumerate()):
         return
-    starter = os.getppid()
+    parent_process = os.getppid()
 
     def watch() -> None:
-        while os.getppid() == starter:
+        while os.getppid() == parent_process:
             time.sleep(1)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(_GRACE_SECONDS)
         os._exit(143)  # it hangs, waiting for ranks that are gone
 
-    threading.Thread(target=watch, name=_FOLLOWER, daemon=True).start()
+    threading.Thread(target=watch, name=_WATCHER, daemon=True).start()

@@ -84,7 +84,7 @@ class SweepRecord:
         os.environ.pop(_RECORD, None)
 
     @property
-    def is_leaders(self) -> bool:
+    def is_sweep_process(self) -> bool:
         """Whether this process is the one that started the sweep, rather than a launcher's worker."""
         return self._read()[0]["process"] == os.getpid()
 

@@ -80,12 +80,12 @@ def build_model(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> LTP
     else:
         model = LTPForSequenceClassification.from_dense(build_dense(run, task, tokenizer), **pruning)
     if run.method in ("learned", "manual") and settings.targets != model.config.budgets:
-        model.hold_budgets(settings.targets)
+        model.set_budgets(settings.targets)
     names = task.labels or tuple(f"LABEL_{index}" for index in range(task.num_labels))
     model.config.id2label = dict(enumerate(names))
     model.config.label2id = {name: index for index, name in enumerate(names)}
     model.config.problem_type = "regression" if task.is_regression else "single_label_classification"
-    if settings.task.max_length > (limit := model.config.longest_input):
+    if settings.task.max_length > (limit := model.config.max_input_tokens):
         raise UserError(f"task.max_length={settings.task.max_length}: the model reads at most {limit} tokens")
     return model
 

@@ -55,10 +55,10 @@ def build_loggers(chosen: dict[str, Any], directory: Path) -> list[Logger]:
         UserError: a logger's package is not installed.
     """
     loggers: list[Logger] = [MetricsFile(directory)]
-    places = {"{run_dir}": str(directory), "{run_name}": str(directory)}
+    indices = {"{run_dir}": str(directory), "{run_name}": str(directory)}
     for name, arguments in chosen.items():
         filled = {
-            key: places.get(value, value) if isinstance(value, str) else value for key, value in arguments.items()
+            key: indices.get(value, value) if isinstance(value, str) else value for key, value in arguments.items()
         }
         try:
             loggers.append(instantiate(filled))

@@ -38,7 +38,7 @@ RECALIBRATE_EVERY = 50
 
 
 @dataclass
-class Evaluated:
+class BudgetEvaluation:
     """What the last evaluation found, for one budget.
 
     Attributes:
@@ -118,7 +118,7 @@ class LTPModule(pl.LightningModule):
             assert dense_flops is not None
             self.multiplier = BudgetMultiplier(budgets[0], dense_flops=dense_flops, **sizes)
         self.distillation = distillation
-        self.evaluated = [Evaluated(budget) for budget in self.budgets or (None,)]
+        self.evaluated = [BudgetEvaluation(budget) for budget in self.budgets or (None,)]
         self.scores: Any = nn.ModuleList(
             nn.ModuleList(build_metrics(task) for _ in self.validation_splits) for _ in self.evaluated
         )
@@ -137,10 +137,10 @@ class LTPModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make dropout a function of (seed, step, rank), so that a resumed run draws the same masks."""
-        self._number_lines()
+        self._sync_logger_step()
         part = batch_idx % self.trainer.accumulate_grad_batches
         if self.budgets and part == 0:
-            self._hold_budget(self.global_step)
+            self._apply_budget(self.global_step)
         state = np.random.SeedSequence((self.seed, self.global_step, part, self.global_rank)).generate_state(1)
         torch.manual_seed(int(state[0]))
 
@@ -184,7 +184,7 @@ class LTPModule(pl.LightningModule):
                 counts.update(ready=done, started=done, processed=done, completed=done)
             progress["is_last_batch"] = False
 
-    def _number_lines(self) -> None:
+    def _sync_logger_step(self) -> None:
         """Number the loggers' lines by optimiser steps: after a resume Lightning only guesses."""
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
 
@@ -234,7 +234,7 @@ class LTPModule(pl.LightningModule):
 
     # ---------------------------------------------------------------------------------------------- the budget
 
-    def _hold_budget(self, step: int) -> None:
+    def _apply_budget(self, step: int) -> None:
         """Choose the budget that an optimiser step trains, and bring its cost there from time to time."""
         if self.multiplier is not None:
             if step == 0:
@@ -249,7 +249,7 @@ class LTPModule(pl.LightningModule):
         if self.model.thresholds is not None and step and step % RECALIBRATE_EVERY == 0:
             self.calibrate(numbers=[self._budget_in_use])
 
-    def _hold_budgets_evaluated(self) -> None:
+    def _calibrate_for_evaluation(self) -> None:
         """Bring budgets to their cost before an evaluation."""
         if self.multiplier is None:
             self.calibrate(rows=EVALUATION_ROWS)
@@ -314,9 +314,9 @@ class LTPModule(pl.LightningModule):
     def on_validation_start(self) -> None:
         """Number the evaluation after the training, which may have been over when this process began."""
         if self.trainer.state.fn == TrainerFn.VALIDATING:
-            self._number_lines()
+            self._sync_logger_step()
         if self.budgets:
-            self._hold_budgets_evaluated()
+            self._calibrate_for_evaluation()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch to the metrics of each budget, under the hard rule."""

@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from ltp.errors import RunError
-from ltp.runs.directory import CHECKPOINT_FOLDER, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, metrics_size, replacing
+from ltp.runs.directory import CHECKPOINT_FOLDER, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, metrics_size, open_atomically
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ _METRICS_SIZE = "metrics_size"
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedCheckpoint:
     """A checkpoint that is whole.
 
     Attributes:
@@ -38,7 +38,7 @@ class Saved:
     metrics_size: int | None
 
 
-def find_checkpoint(directory: Path, *, set_aside: bool) -> Saved | None:
+def find_checkpoint(directory: Path, *, set_aside: bool) -> SavedCheckpoint | None:
     """The newest whole checkpoint of an unfinished run.
 
     All processes of a run may look at the same time: they find the same, whether or not the one that sets
@@ -79,7 +79,7 @@ def is_whole(path: Path) -> bool:
     return _read(path) is not None
 
 
-def _read(path: Path) -> Saved | None:
+def _read(path: Path) -> SavedCheckpoint | None:
     """A checkpoint's facts; None where it is damaged."""
     with open(path, "rb") as file:
         try:
@@ -87,7 +87,7 @@ def _read(path: Path) -> Saved | None:
                 if archive.testzip() is not None:  # torch writes a checksum a record, but never looks at it
                     return None
             content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-            return Saved(path, int(content["global_step"]), content.get(_METRICS_SIZE))
+            return SavedCheckpoint(path, int(content["global_step"]), content.get(_METRICS_SIZE))
         except Exception:  # which one depends on the bytes that are wrong
             return None
 
@@ -120,7 +120,7 @@ class RunCheckpointIO(TorchCheckpointIO):
                 keep = path.with_name(PREVIOUS_CHECKPOINT)
             self._last_step = checkpoint["global_step"]
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path, keep=keep) as file:
+        with open_atomically(path, keep=keep) as file:
             torch.save(checkpoint, file)
 
     def load_checkpoint(
@@ -147,7 +147,7 @@ def _move(state: dict[str, Any], folder: str) -> None:
     state["best_k_models"] = {moved(path): score for path, score in state["best_k_models"].items()}
 
 
-class SameStart(Callback):
+class SameCheckpointCheck(Callback):
     """Checks that all processes of a run resume from the same step, as soon as they know each other.
 
     Each has looked for itself: on several machines a shared folder may show some of them an older checkpoint.
@@ -156,7 +156,7 @@ class SameStart(Callback):
         saved: what this process resumes from.
     """
 
-    def __init__(self, saved: Saved | None) -> None:
+    def __init__(self, saved: SavedCheckpoint | None) -> None:
         self.step = saved.step if saved is not None else 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from ltp.benchmark.compare import measured_speedup
-from ltp.calibration.search import keep_schedule
+from ltp.calibration.search import update_final_threshold
 from ltp.data.datamodule import GLUEDataModule
 from ltp.data.sources import Splits
 from ltp.data.tasks import Task
@@ -34,16 +34,16 @@ from ltp.runs.directory import (
     CHECKPOINT_FOLDER,
     LAST_CHECKPOINT,
     MODEL_FOLDER,
-    check_same,
-    cut_metrics,
+    check_same_settings,
     is_finished,
     open_directory,
     read_results,
     stored_config,
+    truncate_metrics,
     write_results,
 )
 from ltp.runs.loading import read_splits
-from ltp.runs.locks import only_writer
+from ltp.runs.locks import run_lock
 from ltp.runs.plan import Run, check_labels, model_name
 from ltp.runs.provenance import GIT_STATE, device_name, versions
 from ltp.runs.settings import PRUNE_VALUES
@@ -51,8 +51,8 @@ from ltp.training.building import build_model, build_teacher, build_tokenizer, c
 from ltp.training.distillation import Distillation
 from ltp.training.interruption import LastCheckpoint, StoppedError
 from ltp.training.loggers import build_loggers
-from ltp.training.module import CALIBRATION_ROWS, Evaluated, LTPModule
-from ltp.training.resuming import RunCheckpointIO, SameStart, Saved, find_checkpoint, is_whole
+from ltp.training.module import CALIBRATION_ROWS, BudgetEvaluation, LTPModule
+from ltp.training.resuming import RunCheckpointIO, SameCheckpointCheck, SavedCheckpoint, find_checkpoint, is_whole
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def train(run: Run) -> dict[str, Any]:
         RunError: the training failed.
     """
     started = time.monotonic()
-    quiet_libraries()
+    silence_libraries()
     settings = run.settings
     if settings.trainer.num_threads is not None:
         torch.set_num_threads(settings.trainer.num_threads)
@@ -87,16 +87,16 @@ def train(run: Run) -> dict[str, Any]:
     datamodule.setup("fit")  # a batch that the processes cannot share should show before anything is written
     check_budgets(run, model, datamodule)
     module = build_module(run, splits.task, model, datamodule, total_steps=trainer.max_steps)
-    with writer(run, trainer):
+    with locked_directory(run, trainer):
         if is_main_process() and is_finished(run.directory) and not settings.overwrite:
             log.info("another process has trained it meanwhile: %s", run.directory)
-            check_same(run)
+            check_same_settings(run)
             return read_results(run.directory)
         saved = start_directory(run)
-        trainer.callbacks.append(SameStart(saved))  # type: ignore[attr-defined]  # Lightning's own lists are not typed
+        trainer.callbacks.append(SameCheckpointCheck(saved))  # type: ignore[attr-defined]  # Lightning's own lists are not typed
         fit(trainer, module, datamodule, saved)
         trainer.save_checkpoint(run.directory / CHECKPOINT_FOLDER / LAST_CHECKPOINT)
-        keep_weights(run, trainer, module, datamodule)
+        select_weights(run, trainer, module, datamodule)
         evaluated = module.evaluated[-1]  # several budgets: a checkpoint is used at its largest unless told otherwise
         results = {
             **describe(run, splits.task, model),
@@ -123,7 +123,7 @@ def train(run: Run) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def writer(run: Run, trainer: pl.Trainer) -> Iterator[None]:
+def locked_directory(run: Run, trainer: pl.Trainer) -> Iterator[None]:
     """Make the run directory, and let this run's main process be the only one that writes it.
 
     Raises:
@@ -134,14 +134,14 @@ def writer(run: Run, trainer: pl.Trainer) -> Iterator[None]:
     together = environment is not None and environment.creates_processes_externally
     with contextlib.ExitStack() as stack:
         if is_main_process():
-            with writable(run):
+            with reporting_write_errors(run):
                 run.directory.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(only_writer(run.directory, wait=not together))
+                stack.enter_context(run_lock(run.directory, wait=not together))
         yield
 
 
 @contextlib.contextmanager
-def writable(run: Run) -> Iterator[None]:
+def reporting_write_errors(run: Run) -> Iterator[None]:
     """Tell of a folder that cannot be written as of the user's mistake that it is."""
     try:
         yield
@@ -151,7 +151,7 @@ def writable(run: Run) -> Iterator[None]:
         ) from error
 
 
-def quiet_libraries() -> None:
+def silence_libraries() -> None:
     """Leave the terminal to the run's own lines."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -227,7 +227,7 @@ def check_budgets(run: Run, model: LTPForSequenceClassification, datamodule: GLU
         )
 
 
-def outcome(task: Task, evaluated: Evaluated) -> dict[str, Any]:
+def outcome(task: Task, evaluated: BudgetEvaluation) -> dict[str, Any]:
     """What ``results.json`` says of an evaluation."""
     value = evaluated.scores[task.main_metric]
     metric = {"name": task.main_metric, "value": value}
@@ -292,7 +292,7 @@ def build_trainer(run: Run, datamodule: GLUEDataModule) -> pl.Trainer:
     return trainer
 
 
-def start_directory(run: Run) -> Saved | None:
+def start_directory(run: Run) -> SavedCheckpoint | None:
     """Make the run directory ready, as far as this process is the one that writes.
 
     Returns:
@@ -301,19 +301,19 @@ def start_directory(run: Run) -> Saved | None:
     if not is_main_process():
         # others may be here before the main process has removed what overwrite=true is about
         return None if run.settings.overwrite else find_checkpoint(run.directory, set_aside=False)
-    with writable(run):
+    with reporting_write_errors(run):
         open_directory(run)
         saved = find_checkpoint(run.directory, set_aside=True)
     if saved is None:
-        cut_metrics(run.directory, 0)
+        truncate_metrics(run.directory, 0)
         log.info("training %s", run.directory)
     else:
-        cut_metrics(run.directory, saved.metrics_size)
+        truncate_metrics(run.directory, saved.metrics_size)
         log.info("resuming %s from step %d", run.directory, saved.step)
     return saved
 
 
-def fit(trainer: pl.Trainer, module: LTPModule, datamodule: GLUEDataModule, saved: Saved | None) -> None:
+def fit(trainer: pl.Trainer, module: LTPModule, datamodule: GLUEDataModule, saved: SavedCheckpoint | None) -> None:
     """Train to the end.
 
     Raises:
@@ -332,7 +332,7 @@ def fit(trainer: pl.Trainer, module: LTPModule, datamodule: GLUEDataModule, save
         raise KeyboardInterrupt from exit_
 
 
-def keep_weights(run: Run, trainer: pl.Trainer, module: LTPModule, datamodule: GLUEDataModule) -> None:
+def select_weights(run: Run, trainer: pl.Trainer, module: LTPModule, datamodule: GLUEDataModule) -> None:
     """Leave the module with the weights to keep, and evaluate exactly these.
 
     The last weights compete too: a training need not end on an evaluation.
@@ -359,7 +359,7 @@ def keep_weights(run: Run, trainer: pl.Trainer, module: LTPModule, datamodule: G
     if run.settings.targets and module.model.config.budgets:
         module.model.use_budget(run.settings.targets[-1])
         if run.method == "manual":
-            keep_schedule(module.model)
+            update_final_threshold(module.model)
 
 
 def describe(run: Run, task: Task, model: LTPForSequenceClassification) -> dict[str, Any]:

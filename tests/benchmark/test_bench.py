@@ -13,7 +13,7 @@ from ltp.benchmark.compare import Plan, measured_speedup, run_benchmark
 from ltp.benchmark.engines import ENGINES, Engine, UnavailableError, WrongResultsError, check_logits
 from ltp.benchmark.models import SHAPES, random_classifier
 from ltp.benchmark.products import bare_products, linear_tokens
-from ltp.benchmark.profiles import calibrate, reach, split_point
+from ltp.benchmark.profiles import lowest_reachable_flops, set_profile_thresholds, split_point
 from ltp.benchmark.report import Check, Facts, Key, Limit, inference_rows, training_rows
 from ltp.benchmark.table import left_out
 from ltp.benchmark.timing import Spread, interleaved, peak_memory, ratio
@@ -37,7 +37,7 @@ def sequences():
 @pytest.fixture(scope="module")
 def model(sequences):
     pruned = LTPForSequenceClassification.from_dense(random_classifier("tiny"))
-    calibrate(pruned, make_batches(sequences, len(sequences))[0], 0.5)
+    set_profile_thresholds(pruned, make_batches(sequences, len(sequences))[0], 0.5)
     return pruned
 
 
@@ -90,7 +90,7 @@ def test_a_profile_has_the_wished_cost(wanted, prune_mode):
     ids = random_sequences(synthetic_lengths("mrpc", 60), 1000)
     pruned = LTPForSequenceClassification.from_dense(random_classifier("tiny"), prune_mode=prune_mode)
     batches = make_batches(ids, 20)
-    reached = calibrate(pruned, make_batches(ids, 60)[0], wanted)
+    reached = set_profile_thresholds(pruned, make_batches(ids, 60)[0], wanted)
     assert reached == pytest.approx(wanted, abs=0.02)
     with torch.no_grad():
         lengths = torch.cat([pruned(**batch).token_lengths for batch in batches])
@@ -101,10 +101,10 @@ def test_a_profile_has_the_wished_cost(wanted, prune_mode):
 def test_a_cost_that_no_profile_has_is_refused(sequences):
     pruned = LTPForSequenceClassification.from_dense(random_classifier("tiny"))
     batch = make_batches(sequences, 12)[0]
-    lowest = reach(pruned, batch["attention_mask"].sum(dim=1))
+    lowest = lowest_reachable_flops(pruned, batch["attention_mask"].sum(dim=1))
     assert 0 < lowest < 0.2
     with pytest.raises(ValueError, match=r"relative_flops is 0\.001; it must be in \[0\.\d+, 1\]"):
-        calibrate(pruned, batch, 0.001)
+        set_profile_thresholds(pruned, batch, 0.001)
 
 
 def test_a_split_point_stands_in_a_gap():
@@ -472,7 +472,7 @@ def test_a_checkpoint_is_measured_on_a_tasks_real_texts(here, make_demo_checkpoi
 def test_a_budget_of_a_checkpoint_is_measured(here, make_demo_checkpoint):
     run = make_demo_checkpoint(here)
     model = LTPForSequenceClassification.from_pretrained(run, prune_mode="absolute_threshold")
-    model.hold_budgets([0.2, 0.9])
+    model.set_budgets([0.2, 0.9])
     with torch.no_grad():
         model.thresholds.fill_(0.9)  # nothing but the classification tokens
     model.use_budget(0.9)

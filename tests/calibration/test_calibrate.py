@@ -17,18 +17,18 @@ from ltp import LTPForSequenceClassification, calibrate, evaluate
 from ltp.calibration import directory as folder
 from ltp.calibration import flops, latency
 from ltp.calibration import run as calibrating_run
-from ltp.calibration.flops import calibrate_flops, flops_of, hold
-from ltp.calibration.latency import Served, Stopwatch, calibrate_latency
+from ltp.calibration.flops import calibrate_flops, flops_of, prepare_budgets
+from ltp.calibration.latency import ServedModel, Stopwatch, calibrate_latency
 from ltp.calibration.sample import Sample
 from ltp.calibration.search import (
     AboveDenseError,
-    Dial,
-    RateDial,
-    ThresholdDial,
+    KeepRateControl,
+    StrengthControl,
+    ThresholdControl,
     UnreachableError,
     _search,
-    dial,
     measured_flops,
+    strength_control,
 )
 from ltp.calibration.search import calibrate as turn_to
 from ltp.data.batching import matched_rows
@@ -114,27 +114,27 @@ def closed_form(model, batches):
 # -- the search -------------------------------------------------------------------------------------------------
 
 
-class Plain(Dial):
-    """A dial on nothing: its cost is a function of the pressure."""
+class Plain(StrengthControl):
+    """Controls nothing: its cost is a function of the strength."""
 
-    def __init__(self, cost, *, least=1e-9, most=1e6, stood=1.0):
-        self.function, self.least, self.most, self.stood = cost, least, most, stood
-        self.pressure, self.tried = stood, []
+    def __init__(self, cost, *, weakest=1e-9, strongest=1e6, initial=1.0):
+        self.function, self.weakest, self.strongest, self.initial = cost, weakest, strongest, initial
+        self.strength, self.tried = initial, []
 
-    def turn(self, pressure):
-        assert 0 <= pressure <= self.most * (1 + 1e-9)
-        self.pressure = pressure
+    def apply(self, strength):
+        assert 0 <= strength <= self.strongest * (1 + 1e-9)
+        self.strength = strength
 
-    def undo(self):
-        self.pressure = self.stood
+    def reset_to_start(self):
+        self.strength = self.initial
 
     def cost(self):
-        self.tried.append(self.pressure)
-        return self.function(self.pressure)
+        self.tried.append(self.strength)
+        return self.function(self.strength)
 
 
 def smooth(middle, steepness):
-    return lambda pressure: 1 / (1 + (pressure / middle) ** steepness)
+    return lambda strength: 1 / (1 + (strength / middle) ** steepness)
 
 
 @pytest.mark.parametrize("middle", [1e-3, 0.3, 1.0, 7.0, 500.0])
@@ -144,16 +144,16 @@ def test_smooth_costs_are_met_in_few_trials(middle, steepness, target):
     plain = Plain(smooth(middle, steepness))
     found = _search(plain, plain.cost, target, 0.002)
     assert abs(found.best.cost - target) <= 0.002
-    assert plain.function(found.best.pressure) == found.best.cost
+    assert plain.function(found.best.strength) == found.best.cost
     assert found.best.trials == len(plain.tried) <= 20
     near = Plain(smooth(1.3, steepness))  # what training meets again and again: a little off
     assert _search(near, near.cost, 0.5, 0.002).best.trials <= 6
 
 
 def test_a_search_starts_where_the_model_stands_and_ends_there_if_it_can():
-    plain = Plain(lambda pressure: 0.501)
+    plain = Plain(lambda strength: 0.501)
     found = _search(plain, plain.cost, 0.5, 0.002)
-    assert (found.best.trials, found.best.pressure) == (1, 1.0)
+    assert (found.best.trials, found.best.strength) == (1, 1.0)
 
 
 @pytest.mark.parametrize("steepness", [0.3, 1.0, 6.0])
@@ -162,37 +162,37 @@ def test_a_slope_that_an_earlier_search_found_spares_trials(steepness, target):
     part = Plain(smooth(4.0, steepness))
     found = _search(part, part.cost, target, 0.01).best
     # all examples cost a little more than the part; the model stands where the search on the part ended
-    whole = Plain(lambda pressure: 0.008 + smooth(4.0, steepness)(pressure * found.pressure))
+    whole = Plain(lambda strength: 0.008 + smooth(4.0, steepness)(strength * found.strength))
     assert _search(whole, whole.cost, target, 0.002, found.slope).best.trials <= 3
 
 
-@pytest.mark.parametrize("stood", [0.0, 1.0])
+@pytest.mark.parametrize("initial", [0.0, 1.0])
 @pytest.mark.parametrize("at", [1e-4, 0.4, 3.0, 900.0])
-def test_of_a_step_both_sides_are_found(at, stood):
-    plain = Plain(lambda pressure: 0.9 if pressure < at else 0.2, stood=stood)
+def test_of_a_step_both_sides_are_found(at, initial):
+    plain = Plain(lambda strength: 0.9 if strength < at else 0.2, initial=initial)
     found = _search(plain, plain.cost, 0.5, 0.002)
     assert (found.over, found.under) == (0.9, 0.2)
     assert found.best.cost == 0.2
-    assert found.best.pressure == pytest.approx(at, rel=1e-3)
+    assert found.best.strength == pytest.approx(at, rel=1e-3)
     assert found.best.trials == len(plain.tried) <= 40
 
 
 def test_many_small_steps_are_met():
-    plain = Plain(lambda pressure: round(50 * smooth(2.0, 1.0)(pressure)) / 50)
+    plain = Plain(lambda strength: round(50 * smooth(2.0, 1.0)(strength)) / 50)
     found = _search(plain, plain.cost, 0.30, 0.002)
     assert found.best.cost == 0.30
 
 
 def test_the_ends_of_what_can_be_reached():
-    floor = Plain(lambda pressure: 0.3 + 0.7 * smooth(1.0, 2.0)(pressure))
+    floor = Plain(lambda strength: 0.3 + 0.7 * smooth(1.0, 2.0)(strength))
     found = _search(floor, floor.cost, 0.1, 0.002)
     assert found.under is None
     assert found.best.cost == pytest.approx(0.3, abs=1e-4)
-    assert max(floor.tried) == pytest.approx(floor.most)
-    ceiling = Plain(lambda pressure: 0.5 * smooth(1.0, 2.0)(pressure))
+    assert max(floor.tried) == pytest.approx(floor.strongest)
+    ceiling = Plain(lambda strength: 0.5 * smooth(1.0, 2.0)(strength))
     found = _search(ceiling, ceiling.cost, 0.8, 0.002)
     assert found.over is None
-    assert (found.best.cost, found.best.pressure) == (0.5, 0.0)
+    assert (found.best.cost, found.best.strength) == (0.5, 0.0)
 
 
 @pytest.fixture
@@ -256,7 +256,7 @@ def test_a_model_that_is_there_is_left_alone(model, start):
     before = model.thresholds.detach().clone()
     found = turn_to(model, lambda: 0.7, 0.7)
     assert torch.equal(model.thresholds, before)
-    assert (found.trials, found.pressure) == (1, 1.0 if any(value > 0 for value in start) else 0.0)
+    assert (found.trials, found.strength) == (1, 1.0 if any(value > 0 for value in start) else 0.0)
 
 
 def test_a_keep_rate_that_is_there_is_left_alone(make_dense):
@@ -290,25 +290,25 @@ def test_errors_leave_the_model_as_it_was(model):
 
 
 def test_dials(model, make_dense):
-    assert isinstance(dial(model), ThresholdDial)
+    assert isinstance(strength_control(model), ThresholdControl)
     with pytest.raises(ValueError, match="nothing to calibrate"):
-        dial(LTPForSequenceClassification.from_dense(make_dense("bert")))
+        strength_control(LTPForSequenceClassification.from_dense(make_dense("bert")))
     topk = LTPForSequenceClassification.from_dense(make_dense("bert"), prune_mode="topk", token_keep_rate=-0.5)
-    turned = dial(topk)
-    assert isinstance(turned, RateDial)
-    for pressure, rate in ((0, 1.0), (0.5, 0.25), (turned.most, -10.0)):
-        turned.turn(pressure)
+    control = strength_control(topk)
+    assert isinstance(control, KeepRateControl)
+    for strength, rate in ((0, 1.0), (0.5, 0.25), (control.strongest, -10.0)):
+        control.apply(strength)
         assert topk.config.token_keep_rate == pytest.approx(rate)
-    turned.undo()
+    control.reset_to_start()
     assert topk.config.token_keep_rate == -0.5
 
 
 def test_the_hardest_pruning_leaves_the_classification_token(model, sentences, make_batch):
-    turned = dial(model)
+    control = strength_control(model)
     batch = make_batch(model, sentences)
-    turned.turn(turned.most)
+    control.apply(control.strongest)
     assert model(**batch).token_lengths[:, 1:].unique().tolist() == [1]
-    turned.turn(0.0)
+    control.apply(0.0)
     assert model(**batch).token_lengths[:, -1].tolist() == [14, 9, 17, 3]
 
 
@@ -396,12 +396,12 @@ def test_a_search_on_few_examples_first_ends_like_one_on_all(small):
         found = calibrate_flops(small, cost, rough, target)
         assert abs(cost() - target) <= 0.002
         assert cost() == found.cost
-        assert torch.allclose(small.thresholds, start * found.pressure, rtol=1e-5)
+        assert torch.allclose(small.thresholds, start * found.strength, rtol=1e-5)
         assert asked.count(300) <= 5
         assert found.trials <= 4
     with torch.no_grad():
         small.thresholds.copy_(start)
-    assert calibrate_flops(small, cost, rough, cost()).pressure == 1.0
+    assert calibrate_flops(small, cost, rough, cost()).strength == 1.0
     assert torch.equal(small.thresholds, start)
     with torch.no_grad():
         small.thresholds.zero_()
@@ -426,18 +426,18 @@ def test_timed_batches_have_the_sample_s_lengths():
 
 
 def test_a_budget_begins_at_the_nearest_that_was_held(model):
-    hold(model, [0.3, 0.6])
+    prepare_budgets(model, [0.3, 0.6])
     for budget, value in ((0.3, 0.05), (0.6, 0.01)):
         model.use_budget(budget)
         with torch.no_grad():
             model.thresholds.fill_(value)
-    hold(model, [0.2, 0.5, 0.7])
+    prepare_budgets(model, [0.2, 0.5, 0.7])
     found = {}
     for budget in model.config.budgets:
         model.use_budget(budget)
         found[budget] = model.thresholds[0].item()
     assert found == pytest.approx({0.2: 0.05, 0.5: 0.01, 0.7: 0.01})
-    hold(model, [])
+    prepare_budgets(model, [])
     assert model.config.budgets == []
     assert model.thresholds[0].item() == pytest.approx(0.01)  # those in use
 
@@ -452,7 +452,7 @@ class Paced:
         self.model, self.noise, self.now, self.followed = model, noise, 0.0, 0
         self.tokens = {}
 
-    def follow(self):
+    def update_pruning(self):
         self.followed += 1
         self.tokens = {}  # rounds take no time but the clock's own
 
@@ -479,8 +479,8 @@ def paced(small):
 def test_the_stopwatch_takes_medians_in_rounds(small):
     batches = make_batches([[2, 7, 3], [2, 7, 8, 3], [2] * 11], 1)
     machine = Paced(small, noise=iter([50] * 3 + [1.0, 1.0, 9.0] * 99).__next__)  # the first round warms up
-    turned = dial(small)
-    turned.turn(0.0)
+    control = strength_control(small)
+    control.apply(0.0)
     ticks = []
     stopwatch = Stopwatch(machine, batches, clock=machine.clock, tick=lambda: ticks.append(1))
     middle = 1 + 0.1 * 6 * 4  # of 3, 4 and 11 tokens, whatever delays the last
@@ -501,7 +501,7 @@ def test_a_latency_is_met_on_a_machine_with_moods(small, paced, share, noise):
     assert found.lowest <= found.before <= found.dense * 1.05
     machine.noise = lambda: 1.0
     assert stopwatch((1.0, 1.0)) == pytest.approx(target, rel=0.1)
-    assert torch.allclose(small.thresholds, before * found.pressure)
+    assert torch.allclose(small.thresholds, before * found.strength)
     assert found.trials < 15
 
 
@@ -540,16 +540,16 @@ def test_a_search_is_repeated_where_a_fresh_measurement_differs(small, paced, mo
 def test_what_is_served_follows_the_model_without_being_made_again(small, sentences, make_batch):
     batch = make_batch(small, sentences)
     for execution, dtype in (("deployed", "float32"), ("deployed", "int8"), ("packed", "float32")):
-        served = Served(small, execution, dtype, torch.device("cpu"))
+        served = ServedModel(small, execution, dtype, torch.device("cpu"))
         forward = served._engine.forward
-        turned = dial(small)
-        for pressure in (0.0, turned.most):
-            turned.turn(pressure)
-            served.follow()
+        control = strength_control(small)
+        for strength in (0.0, control.strongest):
+            control.apply(strength)
+            served.update_pruning()
             served(batch)
             lengths = served._engine(batch).token_lengths
-            assert lengths[:, -1].tolist() == ([14, 9, 17, 3] if pressure == 0 else [1] * 4)
-        turned.undo()
+            assert lengths[:, -1].tolist() == ([14, 9, 17, 3] if strength == 0 else [1] * 4)
+        control.reset_to_start()
         assert served._engine.forward is forward
 
 
@@ -571,11 +571,11 @@ def test_a_run_meets_its_budget_on_its_own_sample(runs, method, target):
     assert details["examples"] == 96
     parent = LTPForSequenceClassification.from_pretrained(run)
     if method == "manual":
-        assert torch.allclose(model.thresholds, parent.thresholds * details["pressure"])
+        assert torch.allclose(model.thresholds, parent.thresholds * details["strength"])
         assert (model.config.budgets, model.budget) == ([target], target)
         assert model.config.final_token_threshold == pytest.approx(model.thresholds[-1].item())
     else:
-        assert 1 - model.config.token_keep_rate == pytest.approx(1.5 * details["pressure"])
+        assert 1 - model.config.token_keep_rate == pytest.approx(1.5 * details["strength"])
         assert details["token_keep_rate"] == model.config.token_keep_rate
         assert results["thresholds"] is None
     for name, value in parent.dense.state_dict().items():  # nothing else is touched
@@ -635,11 +635,11 @@ def test_several_budgets_are_stored_and_chosen(runs):
         sample = Sample.of(demo_data(), 512, model)
         assert closed_form(model, sample.batches(64)) == pytest.approx(one["budget"], abs=0.01)
     assert LTPForSequenceClassification.from_pretrained(directory).budget == 0.9
-    assert len(results["calibrated"]["pressure"]) == len(results["calibrated"]["trials"]) == 2
+    assert len(results["calibrated"]["strength"]) == len(results["calibrated"]["trials"]) == 2
     assert results["hyperparameters"]["budgets"] == [0.6, 0.9]
     _, results = calibrated(f"restore={directory} target_flops=0.6")  # thresholds in use are those of 0.9
     assert results["calibrated"]["before"]["sample_relative_flops"] == pytest.approx(0.9, abs=0.01)
-    assert (results["calibrated"]["pressure"], results["calibrated"]["trials"]) == (1.0, 1)  # from those of 0.6
+    assert (results["calibrated"]["strength"], results["calibrated"]["trials"]) == (1.0, 1)  # from those of 0.6
     assert results["hyperparameters"]["budgets"] is None
 
 

@@ -165,7 +165,7 @@ def several(runs, tmp_path_factory):
     run = shutil.copytree(runs["manual"], tmp_path_factory.mktemp("several") / "run")
     (run / "predictions.parquet").unlink(missing_ok=True)
     model = LTPForSequenceClassification.from_pretrained(run)
-    model.hold_budgets(COSTS)
+    model.set_budgets(COSTS)
     for budget, last in zip(COSTS, (0.04, 0.02, 0.01), strict=True):
         model.use_budget(budget)
         with torch.no_grad():

@@ -15,9 +15,9 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 
 from ltp import LTPForSequenceClassification, predict
 from ltp.data.demo import demo_rows, demo_tokenizer
-from ltp.data.texts import lines, present, read_texts
+from ltp.data.texts import keep_nonempty, lines, read_texts
 from ltp.evaluation.page import Example, render_page, script_json
-from ltp.model.tracing import Piece, RecordingPruner, layer_by_layer, printable, readable_tokens, recording
+from ltp.model.tracing import RecordingPruner, TokenTrace, format_layers, printable, readable_tokens, recording
 
 SENTENCES = [row["sentence"] for row in demo_rows("validation") if len(row["sentence"].split()) < 28][:12]
 
@@ -205,7 +205,7 @@ def several(tmp_path_factory):
     threshold = {"prune_mode": "absolute_threshold", "final_token_threshold": 0.005, "score_length": 32}
     folder = make_run(tmp_path_factory.mktemp("several"), **threshold)
     model = LTPForSequenceClassification.from_pretrained(folder)
-    model.hold_budgets([0.3, 0.6])
+    model.set_budgets([0.3, 0.6])
     with torch.no_grad():
         model.thresholds.fill_(0.9)
     model.use_budget(0.6)
@@ -330,21 +330,21 @@ def test_word_pieces_are_readable():
 
 
 PIECES = [
-    Piece("[CLS]", "[CLS]", False, (0.3, 0.3, 0.3), None),
-    Piece("un", "un", False, (0.1, 0.2, 0.1), 3),
-    Piece("like\x1b[2J", "##like", True, (0.05, None, None), 1),
+    TokenTrace("[CLS]", "[CLS]", False, (0.3, 0.3, 0.3), None),
+    TokenTrace("un", "un", False, (0.1, 0.2, 0.1), 3),
+    TokenTrace("like\x1b[2J", "##like", True, (0.05, None, None), 1),
 ]
 
 
 def test_layer_by_layer():
-    text = layer_by_layer(PIECES)
+    text = format_layers(PIECES)
     assert text.plain.splitlines() == [
         "input    [CLS] unlike [2J",
         "layer 1  [CLS] unlike [2J",
         "layer 2  [CLS] unlike [2J",
         "layer 3  [CLS] unlike [2J",
     ]
-    dotted = layer_by_layer(PIECES, plain=True).plain.splitlines()
+    dotted = format_layers(PIECES, plain=True).plain.splitlines()
     assert (dotted[1], dotted[3]) == ("layer 1  [CLS] un········", "layer 3  [CLS] ··········")
     struck = [text.plain[span.start : span.end] for span in text.spans if "strike" in str(span.style)]
     assert struck == ["like [2J", "like [2J", "un", "like [2J"]
@@ -380,7 +380,7 @@ def page_data(text):
 
 def page(title="title", thresholds=None):
     examples = [
-        Example(row, f"positive {row}", "", 0.5, [*PIECES, Piece(text, text, False, (0.01, 0.02, None), 2)])
+        Example(row, f"positive {row}", "", 0.5, [*PIECES, TokenTrace(text, text, False, (0.01, 0.02, None), 2)])
         for row, text in enumerate(HOSTILE, start=1)
     ]
     return render_page(title, examples, thresholds)
@@ -515,7 +515,7 @@ def test_lines():
 
 
 def test_rows_keep_their_numbers():
-    texts = present([("",), ("a",), (" \t",), ("b",)], "x")
+    texts = keep_nonempty([("",), ("a",), (" \t",), ("b",)], "x")
     assert (texts.rows, texts.texts, texts.skipped) == ([2, 4], [("a",), ("b",)], [1, 3])
 
 

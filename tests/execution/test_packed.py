@@ -81,19 +81,19 @@ def test_equals_the_masked_form_as_on_a_gpu(pruned, lengths, monkeypatch):
 
 def test_packing_by_hand():
     rows = torch.tensor([[1, 1, 1, 0], [1, 0, 1, 0], [1, 1, 0, 1]], dtype=torch.bool)
-    packing, places = Packing.of(rows)
+    packing, indices = Packing.of(rows)
     assert packing.lengths == [2, 3, 3]
     assert packing.order.tolist() == [1, 0, 2]
-    assert places.tolist() == [4, 6, 0, 1, 2, 8, 9, 11]
+    assert indices.tolist() == [4, 6, 0, 1, 2, 8, 9, 11]
     assert packing.starts.tolist() == [0, 2, 5]
     assert packing.groups == [(1, 2), (2, 3)]
     assert packing.pad(torch.arange(1, 9)).tolist() == [[1, 2, 0], [3, 4, 5], [6, 7, 8]]
     assert packing.pack(packing.pad(torch.arange(8))).tolist() == list(range(8))
     assert packing.by_example(torch.tensor([10, 20, 30])).tolist() == [20, 10, 30]
 
-    kept, places = packing.keep(torch.tensor([[1, 1, 0], [1, 0, 0], [1, 0, 1]], dtype=torch.bool))
+    kept, indices = packing.keep(torch.tensor([[1, 1, 0], [1, 0, 0], [1, 0, 1]], dtype=torch.bool))
     assert kept.lengths == [1, 2, 2]
-    assert places.tolist() == [2, 0, 1, 5, 7]
+    assert indices.tolist() == [2, 0, 1, 5, 7]
     assert kept.order.tolist() == [0, 1, 2]
 
 

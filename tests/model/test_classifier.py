@@ -814,7 +814,7 @@ def test_every_backbone_reads_its_own_head(make_dense):
 @pytest.mark.parametrize(("family", "settings"), [("bert", {}), ("roberta", {}), ("roberta", {"pad_token_id": 4})])
 def test_the_longest_input_is_read_and_no_longer_one(make_dense, family, settings):
     dense = make_dense(family, **settings)
-    longest = LTPConfig.from_dense(dense.config).longest_input
+    longest = LTPConfig.from_dense(dense.config).max_input_tokens
     tokens = torch.full((1, longest + 1), 7)
     dense(input_ids=tokens[:, 1:])
     with pytest.raises((IndexError, RuntimeError)):

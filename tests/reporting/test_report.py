@@ -20,7 +20,7 @@ from ltp.reporting.documents import latex, summary_markdown, summary_tex, table_
 from ltp.reporting.figures import _STYLE, draw, thresholds, tradeoff
 from ltp.reporting.predictions import UnreadableError, find_predictions, read_token_lengths
 from ltp.reporting.rows import Spread, compare
-from ltp.reporting.table import LONG, comparison, left_out, shown
+from ltp.reporting.table import LONG, comparison, left_out, shown_rows
 from ltp.reporting.text import number_of_runs, settings, spread, summary
 from ltp.runs.summary import at_budget, describe, print_results
 
@@ -301,8 +301,8 @@ def test_hard_runs_of_different_soft_runs_are_different_rows(tmp_path):
             write(tmp_path / "soft" / name, "learned", "soft", 0.8, 0.5, seed=seed, hyper={"lr": lr}, run_id=name)
             write(tmp_path / "hard" / name, "learned", "hard", 0.8, 0.5, seed=seed, parent_run_id=name)
     (group,) = groups_of(tmp_path)
-    said = {settings(row) for row in group.rows if row.stage == "hard"}
-    assert said == {"soft lr 1e-05", "soft lr 2e-05"}
+    shown_settings = {settings(row) for row in group.rows if row.stage == "hard"}
+    assert shown_settings == {"soft lr 1e-05", "soft lr 2e-05"}
     assert {len(row.runs) for row in group.rows} == {2}
 
 
@@ -516,10 +516,10 @@ def test_hard_runs_at_their_parents_budgets(tmp_path):
         write_target(at, 0.5, 0.8, seed=seed, run_id=f"onehard{seed}", parent_run_id=f"one{seed}")
     (group,) = groups_of(tmp_path)
     several = [f"target {budget}, of budgets 0.3/0.5/0.7" for budget in (0.7, 0.5, 0.3)]
-    for stage, is_passed in (("soft", True), ("hard", False)):
+    for stage, is_superseded in (("soft", True), ("hard", False)):
         rows = [row for row in group.rows if row.stage == stage]
         assert sorted(settings(row) for row in rows) == sorted([*several, "target 0.5"])
-        assert {row.is_passed for row in rows} == {is_passed}
+        assert {row.is_superseded for row in rows} == {is_superseded}
         assert {len(row.runs) for row in rows} == {2}
 
 
@@ -535,7 +535,7 @@ def write_calibrated(run, leaf, metric, **hyper):
     results |= {name: value for name, value in top.items() if name != "budget"}
     results["hyperparameters"] = {**given, "target_flops": None, "budgets": None, **hyper}
     # what was found is other for every seed
-    results |= {"budgets": entries, "calibrated": {"pressure": 1 + results["seed"] / 7}}
+    results |= {"budgets": entries, "calibrated": {"strength": 1 + results["seed"] / 7}}
     results |= {"parent": str(run), "parent_run_id": results["run_id"], "run_id": f"{results['run_id']}/{leaf}"}
     write_json(run / "calibrated" / leaf / "results.json", results)
     return run / "calibrated" / leaf
@@ -571,7 +571,7 @@ def test_calibrated_runs_are_found_inside_their_run_and_named(tmp_path):
         ("target 0.4, calibrated from rate -0.4", calibrated, 2),
         ("target 0.3, calibrated from rate -0.4", calibrated, 2),
     ]
-    assert not any(row.is_passed for row in group.rows)  # a calibration is no hard stage
+    assert not any(row.is_superseded for row in group.rows)  # a calibration is no hard stage
     write(tmp_path / "other", "learned", "soft", 0.89, 0.5, hyper={**fixed, "lambda_threshold": 0.2})
     (group,) = groups_of(tmp_path)
     assert {"lambda 0.1", "lambda 0.2", "target 0.5, lambda 0.1, calibrated"} <= {settings(row) for row in group.rows}
@@ -617,7 +617,7 @@ def test_a_calibrated_hard_run_descends_from_the_calibrated_runs_soft_run(tmp_pa
     assert row.settings["soft lr"] == 1e-5
     assert not [name for name in row.settings if name.startswith("hard ")]
     assert row.difference.mean == pytest.approx(-0.04)
-    assert [row.is_passed for row in group.rows if row.stage == "soft"] == [True]
+    assert [row.is_superseded for row in group.rows if row.stage == "soft"] == [True]
 
 
 def test_the_figures_tell_variants_apart(tmp_path):
@@ -627,7 +627,7 @@ def test_the_figures_tell_variants_apart(tmp_path):
     )
     write_several(tmp_path / "several", run_id="s")
     write_target(tmp_path / "one", 0.5, 0.89, hyper={"distill_mode": "logits"})
-    write_target(tmp_path / "calibrated", 0.4, 0.86, calibrated={"pressure": 2})
+    write_target(tmp_path / "calibrated", 0.4, 0.86, calibrated={"strength": 2})
     (group,) = groups_of(tmp_path)
     (axes,) = tradeoff(group).axes
     curves = {line.get_label(): line for line in axes.get_lines()}
@@ -675,7 +675,7 @@ def test_a_long_table_shows_the_fronts_only(tmp_path):
         write(tmp_path / str(number), "topk", None, 0.5, 0.3 + number / 100, hyper={"token_keep_rate": number / 100})
     (group,) = groups_of(tmp_path)
     assert len(group.rows) == LONG + 1
-    assert len(shown(group)) == 1
+    assert len(shown_rows(group)) == 1
 
 
 # -- one run ----------------------------------------------------------------------------------------------------
@@ -731,7 +731,7 @@ def test_a_run_in_words(method, hyper, words):
     run = results_of(method, hyper=hyper)
     assert describe(run) == words
     assert describe(run, 0.3) == words.replace("budgets", "budget 0.3 of")
-    assert describe(run | {"calibrated": {"pressure": 1}}) == f"{words}, calibrated"
+    assert describe(run | {"calibrated": {"strength": 1}}) == f"{words}, calibrated"
 
 
 def test_results_at_a_budget():

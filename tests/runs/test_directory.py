@@ -10,14 +10,14 @@ from helpers import finished_run, plan_of
 
 from ltp.errors import UserError
 from ltp.runs.directory import (
-    check_same,
-    clear,
-    cut_metrics,
+    check_same_settings,
     is_finished,
     metrics_size,
     open_directory,
     read_results,
+    remove_run_files,
     stored_config,
+    truncate_metrics,
     write_results,
 )
 
@@ -34,14 +34,14 @@ def root(tmp_path, monkeypatch):
 def start(command):
     """Start a run as far as its directory."""
     run = plan_of(command)
-    check_same(run)
+    check_same_settings(run)
     open_directory(run)
     return run
 
 
 def refusal(command):
     with pytest.raises(UserError) as caught:
-        check_same(plan_of(command))
+        check_same_settings(plan_of(command))
     return str(caught.value)
 
 
@@ -115,16 +115,16 @@ def test_another_configuration_is_refused_and_the_difference_shown(word, differe
 )
 def test_what_decides_nothing_may_differ(words):
     start("task=mrpc")
-    check_same(plan_of(f"task=mrpc {words}"))
+    check_same_settings(plan_of(f"task=mrpc {words}"))
 
 
 def test_a_tree_under_another_path_is_the_same_tree(root):
     finished_run(DENSE)
     start("task=mrpc prune=topk")
-    check_same(plan_of(f"task=mrpc prune=topk output_root={root}/outputs"))
-    check_same(plan_of(f"task=mrpc prune=topk restore={DENSE}"))
+    check_same_settings(plan_of(f"task=mrpc prune=topk output_root={root}/outputs"))
+    check_same_settings(plan_of(f"task=mrpc prune=topk restore={DENSE}"))
     (root / "outputs").rename(root / "moved")
-    check_same(plan_of("task=mrpc prune=topk output_root=moved"))
+    check_same_settings(plan_of("task=mrpc prune=topk output_root=moved"))
 
 
 def test_another_parent_is_a_difference(root):
@@ -139,7 +139,7 @@ def test_another_parent_is_a_difference(root):
 def test_the_child_of_a_parent_that_was_trained_anew_is_refused():
     finished_run(DENSE, run_id="first")
     run = start("task=mrpc prune=topk")
-    check_same(plan_of("task=mrpc prune=topk"))
+    check_same_settings(plan_of("task=mrpc prune=topk"))
     finished_run(DENSE, run_id="second")
     assert refusal("task=mrpc prune=topk") == (
         f"{run.directory} holds an unfinished run with another configuration:\n"
@@ -151,8 +151,8 @@ def test_the_child_of_a_parent_that_was_trained_anew_is_refused():
 def test_a_child_stands_on_its_own_when_its_parent_is_deleted():
     finished_run(DENSE)
     start("task=mrpc prune=topk")
-    clear(DENSE)
-    check_same(plan_of("task=mrpc prune=topk"))
+    remove_run_files(DENSE)
+    check_same_settings(plan_of("task=mrpc prune=topk"))
 
 
 # -- overwrite -----------------------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ def test_overwrite_starts_afresh():
     write_results(run.directory, {})
     start("task=mrpc epochs=1 overwrite=true")
     assert sorted(path.name for path in run.directory.iterdir()) == ["config.yaml"]
-    check_same(plan_of("task=mrpc epochs=1"))  # and what follows need not overwrite again
+    check_same_settings(plan_of("task=mrpc epochs=1"))  # and what follows need not overwrite again
 
 
 def test_clearing_removes_what_the_run_wrote_and_nothing_else():
@@ -176,17 +176,17 @@ def test_clearing_removes_what_the_run_wrote_and_nothing_else():
     (DENSE / "metrics.jsonl").touch()
     (DENSE / "notes.txt").touch()
     finished_run(DENSE / "hard" / "lr_2e-05")
-    clear(DENSE)
+    remove_run_files(DENSE)
     assert sorted(path.name for path in DENSE.iterdir()) == ["hard", "notes.txt"]
     assert is_finished(DENSE / "hard" / "lr_2e-05")
-    clear(DENSE)
+    remove_run_files(DENSE)
 
 
 def test_results_are_removed_first(monkeypatch):
     finished_run(DENSE)
     monkeypatch.setattr("ltp.runs.directory.shutil.rmtree", lambda path: (_ for _ in ()).throw(OSError("stopped")))
     with pytest.raises(OSError, match="stopped"):
-        clear(DENSE)
+        remove_run_files(DENSE)
     assert not is_finished(DENSE)
     assert (DENSE / "model").is_dir()
 
@@ -208,9 +208,9 @@ def test_the_log_is_cut_after_whole_lines(tmp_path, size, kept):
     path = tmp_path / "metrics.jsonl"
     path.write_text("one\ntwo\nthree\nfour")
     assert metrics_size(tmp_path) == 18
-    cut_metrics(tmp_path, size)
+    truncate_metrics(tmp_path, size)
     assert (path.read_text() if path.exists() else None) == kept
-    cut_metrics(tmp_path / "none", size)
+    truncate_metrics(tmp_path / "none", size)
     assert metrics_size(tmp_path / "none") == 0
 
 

@@ -10,14 +10,14 @@ import time
 import pytest
 
 from ltp.errors import RunError
-from ltp.runs.locks import HOLDER_FILE, only_writer
+from ltp.runs.locks import HOLDER_FILE, run_lock
 
 #: A process that holds a directory until it is killed.
 HOLDER = """
 import sys, time
 from pathlib import Path
-from ltp.runs.locks import only_writer
-with only_writer(Path(sys.argv[1])):
+from ltp.runs.locks import run_lock
+with run_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -36,7 +36,7 @@ def holder(tmp_path):
 def test_a_second_writer_is_told_who_the_first_is(tmp_path, holder):
     with (
         pytest.raises(RunError, match=f"{tmp_path} is being written by process {holder.pid} on .*: wait for it"),
-        only_writer(tmp_path, wait=False),
+        run_lock(tmp_path, wait=False),
     ):
         pass
 
@@ -45,7 +45,7 @@ def test_a_second_writer_waits_and_goes_on_when_the_first_was_killed(tmp_path, h
     caplog.set_level(logging.INFO)
     threading.Timer(1.0, holder.kill).start()
     began = time.monotonic()
-    with only_writer(tmp_path):
+    with run_lock(tmp_path):
         assert time.monotonic() - began > 0.9
         assert (tmp_path / HOLDER_FILE).read_text().startswith(f"process {os.getpid()} on ")
     assert f"waiting for {tmp_path}, which is being written by process {holder.pid} on " in caplog.text
@@ -53,7 +53,7 @@ def test_a_second_writer_waits_and_goes_on_when_the_first_was_killed(tmp_path, h
 
 
 def test_it_is_let_go_of_after_an_error(tmp_path):
-    with pytest.raises(ZeroDivisionError), only_writer(tmp_path):
+    with pytest.raises(ZeroDivisionError), run_lock(tmp_path):
         raise ZeroDivisionError
-    with only_writer(tmp_path, wait=False):
+    with run_lock(tmp_path, wait=False):
         pass

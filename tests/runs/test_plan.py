@@ -8,7 +8,7 @@ from helpers import dense_checkpoint, finished_run, plan_of, settings_of
 
 from ltp import train
 from ltp.data.tasks import TASKS
-from ltp.errors import UserError, number
+from ltp.errors import UserError, format_number
 from ltp.runs.checkpoints import inspect_checkpoint
 from ltp.runs.plan import check_labels
 
@@ -82,7 +82,7 @@ def test_output_root_moves_the_tree():
     ],
 )
 def test_numbers_in_directories_are_short_and_never_rounded(value, text):
-    assert number(value) == text
+    assert format_number(value) == text
     assert float(text) == value
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from ltp.runs.settings import TrainerSettings
 from ltp.sweeps import gpus as devices
-from ltp.sweeps.gpus import gpus_wanted, own_gpus, visible_gpus
+from ltp.sweeps.gpus import gpus_wanted, reserve_gpus, visible_gpus
 
 HOLD = """
 import sys, time
@@ -66,22 +66,22 @@ def test_without_the_variable_a_process_may_use_all(monkeypatch):
 @pytest.mark.parametrize(("wanted", "variable"), [(0, "0,1"), (1, ""), (3, "0,1")])
 def test_nothing_to_deal(tmp_path, monkeypatch, wanted, variable):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
-    with own_gpus(wanted, tmp_path / "locks") as gpus:
+    with reserve_gpus(wanted, tmp_path / "locks") as gpus:
         assert gpus is None
     assert not (tmp_path / "locks").exists()
 
 
 def test_jobs_get_different_ones_and_give_them_back(folder):
-    with own_gpus(1, folder) as first, own_gpus(2, folder) as second:
+    with reserve_gpus(1, folder) as first, reserve_gpus(2, folder) as second:
         assert (first, second) == ("2", "5,GPU-1a/0")
-    with own_gpus(3, folder) as all_:
+    with reserve_gpus(3, folder) as all_:
         assert all_ == "2,5,GPU-1a/0"
 
 
 def test_they_are_given_back_after_an_error(folder):
-    with pytest.raises(ValueError, match="no"), own_gpus(3, folder):
+    with pytest.raises(ValueError, match="no"), reserve_gpus(3, folder):
         raise ValueError("no")
-    with own_gpus(3, folder) as all_:
+    with reserve_gpus(3, folder) as all_:
         assert all_ == "2,5,GPU-1a/0"
 
 
@@ -92,13 +92,13 @@ def test_who_waits_takes_none_and_says_so_once(folder, monkeypatch, caplog):
         polls.append(seconds)
         if len(polls) == 3:
             first.__exit__(None, None, None)
-        with own_gpus(1, folder) as small:  # one of three is free, and the job that wants two does not keep it
+        with reserve_gpus(1, folder) as small:  # one of three is free, and the job that wants two does not keep it
             assert small in ("GPU-1a/0", "2")
 
-    first = own_gpus(2, folder)
+    first = reserve_gpus(2, folder)
     first.__enter__()
     monkeypatch.setattr(devices.time, "sleep", poll)
-    with caplog.at_level(logging.INFO, "ltp"), own_gpus(2, folder) as gpus:
+    with caplog.at_level(logging.INFO, "ltp"), reserve_gpus(2, folder) as gpus:
         assert gpus == "2,5"
     assert len(polls) == 3
     assert caplog.messages == ["waiting for free GPUs: 2 wanted"]
@@ -111,11 +111,11 @@ def test_between_processes_and_after_one_was_killed(folder):
         holders.append(subprocess.Popen([sys.executable, "-c", HOLD, "1"], stdout=subprocess.PIPE, text=True))
     try:
         assert {holder.stdout.readline().strip() for holder in holders} == {"2", "5"}
-        with own_gpus(1, folder) as third:
+        with reserve_gpus(1, folder) as third:
             assert third == "GPU-1a/0"
         holders[0].send_signal(signal.SIGKILL)
         holders[0].wait()
-        with own_gpus(2, folder) as two:
+        with reserve_gpus(2, folder) as two:
             assert two.split(",")[1] == "GPU-1a/0"
     finally:
         for holder in holders:

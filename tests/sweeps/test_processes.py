@@ -21,8 +21,8 @@ json.dump({"argv": sys.argv[1:], "environ": dict(os.environ)}, open("seen.json",
 if "sleep" in sys.argv:
     time.sleep(60)
 if "message" in sys.argv:
-    assert processes.hand_over(processes.RunError("the loss is nan"))
-    assert processes.hand_over(ConnectionError("the other rank is gone"))
+    assert processes.report_to_parent(processes.RunError("the loss is nan"))
+    assert processes.report_to_parent(ConnectionError("the other rank is gone"))
 if "kill" in sys.argv:
     os.kill(os.getpid(), 9)
 sys.exit(int(sys.argv[1]))
@@ -88,7 +88,7 @@ def test_how_a_run_fails(child, words, error, message):
 
 
 def test_nobody_to_hand_over_to():
-    assert not processes.hand_over(RunError("the loss is nan"))
+    assert not processes.report_to_parent(RunError("the loss is nan"))
 
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, TerminatedError), (signal.SIGINT, KeyboardInterrupt)])
@@ -125,9 +125,9 @@ import os, subprocess, sys, time
 if len(sys.argv) == 1:
     subprocess.Popen([sys.executable, __file__, "child"])
 else:
-    from ltp.sweeps.processes import follow_starter
-    follow_starter()
-    follow_starter()  # a worker calls it for each of its jobs
+    from ltp.sweeps.processes import exit_with_parent
+    exit_with_parent()
+    exit_with_parent()  # a worker calls it for each of its jobs
     import threading
     assert sum(thread.name == "follow-starter" for thread in threading.enumerate()) == 1
     print(os.getpid(), flush=True)
@@ -137,9 +137,9 @@ time.sleep(60)
 
 def test_a_process_ends_after_the_one_that_started_it(tmp_path):
     (tmp_path / "family.py").write_text(FAMILY)
-    starter = subprocess.Popen([sys.executable, tmp_path / "family.py"], stdout=subprocess.PIPE, text=True)
-    with starter:
-        pid = int(starter.stdout.readline())
+    parent_process = subprocess.Popen([sys.executable, tmp_path / "family.py"], stdout=subprocess.PIPE, text=True)
+    with parent_process:
+        pid = int(parent_process.stdout.readline())
         assert is_alive(pid)
-        starter.kill()
+        parent_process.kill()
     wait_until(lambda: not is_alive(pid))

@@ -12,7 +12,7 @@ from omegaconf import open_dict
 
 from ltp import train
 from ltp.command import cli
-from ltp.errors import RunError, UserError, number
+from ltp.errors import RunError, UserError, format_number
 from ltp.sweeps import record as sweep
 from ltp.sweeps.record import DONE, FAILED, SKIPPED, Job, SweepRecord, number_of_jobs
 
@@ -36,10 +36,10 @@ def runs(root, monkeypatch):
         chosen = dict(word.split("=") for word in overrides)
         if chosen["lr"] == "0.001":
             raise RunError("the loss is nan at step 3")
-        rate = number(float(chosen["prune.token_keep_rate"]))
+        rate = format_number(float(chosen["prune.token_keep_rate"]))
         folder = Path(chosen.get("output_root", "outputs")) / "tiny/demo/topk" / f"rate_{rate}"
         results = {"metric": {"name": "accuracy", "value": 0.9}}
-        write_json(folder / f"lr_{number(float(chosen['lr']))}/seed_0/results.json", results)
+        write_json(folder / f"lr_{format_number(float(chosen['lr']))}/seed_0/results.json", results)
 
     monkeypatch.setattr(train, "start_run", start_run)
     return started
@@ -146,11 +146,11 @@ def test_progress_and_the_time_that_is_left(root, monkeypatch):
 
 def test_every_process_finds_the_record(root):
     record = SweepRecord.start(root / "sweeps", 2)
-    assert record.is_leaders
+    assert record.is_sweep_process
     if (pid := os.fork()) == 0:
         found = SweepRecord.current()
         found.add(Job("lr=2", FAILED, "outputs/x", "no disk", 1))
-        os._exit(0 if not found.is_leaders else 1)
+        os._exit(0 if not found.is_sweep_process else 1)
     assert os.waitpid(pid, 0)[1] == 0
     with pytest.raises(RunError, match=r"1 of 1 jobs of the sweep failed:\n  lr=2\n    outputs/x\n    no disk"):
         record.check()

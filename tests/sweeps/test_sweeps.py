@@ -63,8 +63,8 @@ def start(tmp_path):
 
 def ended(process, seconds=240):
     """Its exit code and what it said."""
-    said = process.communicate(timeout=seconds)[1]
-    return process.returncode, said
+    shown_settings = process.communicate(timeout=seconds)[1]
+    return process.returncode, shown_settings
 
 
 def results(tmp_path, directory):
@@ -93,11 +93,11 @@ def wait_until(condition, seconds=120):
 def test_a_job_that_fails_on_one_rank_leaves_the_others_alone(start, tmp_path):
     assert ended(start(*SMALL, "stage=finetune"))[0] == 0
     sweep = (*SMALL, *DDP, "-m", "prune=topk", "prune.token_keep_rate=0.2,0.4,0.6")
-    code, said = ended(start(*sweep, BREAK="prune.token_keep_rate=0.4"))
+    code, shown_settings = ended(start(*sweep, BREAK="prune.token_keep_rate=0.4"))
     assert code == 1
-    assert "error: 1 of 3 jobs of the sweep failed:" in said
-    assert f"    {TOPK.format(0.4)}\n    RuntimeError: rank 1 broke\n" in said
-    assert "sweep: 2 of 3 jobs done, 1 failed\n" in said
+    assert "error: 1 of 3 jobs of the sweep failed:" in shown_settings
+    assert f"    {TOPK.format(0.4)}\n    RuntimeError: rank 1 broke\n" in shown_settings
+    assert "sweep: 2 of 3 jobs done, 1 failed\n" in shown_settings
     assert not (tmp_path / TOPK.format(0.4) / "results.json").exists()
     assert processes_in(tmp_path) == []
     for rate in (0.2, 0.6):
@@ -105,9 +105,9 @@ def test_a_job_that_fails_on_one_rank_leaves_the_others_alone(start, tmp_path):
         assert results(tmp_path, TOPK.format(rate))["hyperparameters"]["token_keep_rate"] == rate
     before = results(tmp_path, TOPK.format(0.2))["run_id"]
 
-    code, said = ended(start(*sweep))
+    code, shown_settings = ended(start(*sweep))
     assert code == 0
-    assert "sweep: 3 of 3 jobs done (2 of them before)\n" in said
+    assert "sweep: 3 of 3 jobs done (2 of them before)\n" in shown_settings
     assert results(tmp_path, TOPK.format(0.4))["devices"] == 2
     assert results(tmp_path, TOPK.format(0.2))["run_id"] == before
 
@@ -124,19 +124,19 @@ def test_a_sweep_that_is_stopped_leaves_no_process_and_goes_on(start, tmp_path, 
     wait_until(lambda: processes_in(tmp_path) == [], seconds=40)
     assert not (tmp_path / TOPK.format(0.2) / "results.json").exists()
 
-    code, said = ended(start(*sweep))
+    code, shown_settings = ended(start(*sweep))
     assert code == 0
-    assert f"resuming {TOPK.format(0.2)} from step " in said
-    assert "sweep: 2 of 2 jobs done\n" in said
+    assert f"resuming {TOPK.format(0.2)} from step " in shown_settings
+    assert "sweep: 2 of 2 jobs done\n" in shown_settings
 
 
 def test_two_jobs_race_for_a_missing_parent(start, tmp_path):
     both = [start(*SMALL, "prune=topk", f"prune.token_keep_rate={rate}", SLOW="0.5") for rate in (0.2, 0.4)]
-    said = [ended(process) for process in both]
-    assert [code for code, _ in said] == [0, 0]
-    trained = [f"training {DENSE}\n" in text for _, text in said]
+    shown_settings = [ended(process) for process in both]
+    assert [code for code, _ in shown_settings] == [0, 0]
+    trained = [f"training {DENSE}\n" in text for _, text in shown_settings]
     assert sorted(trained) == [False, True]
-    waiting = said[trained.index(False)][1]
+    waiting = shown_settings[trained.index(False)][1]
     assert f"waiting for {DENSE}, which is being written by process " in waiting
     assert f"another process has trained it meanwhile: {DENSE}\n" in waiting
     parent = results(tmp_path, DENSE)["run_id"]
@@ -145,8 +145,8 @@ def test_two_jobs_race_for_a_missing_parent(start, tmp_path):
 
 def test_the_same_command_twice_at_once_is_one_run(start, tmp_path):
     both = [start(*SMALL, "stage=finetune", SLOW="0.5") for _ in range(2)]
-    said = [ended(process) for process in both]
-    assert [code for code, _ in said] == [0, 0]
-    assert sorted(f"training {DENSE}\n" in text for _, text in said) == [False, True]
+    shown_settings = [ended(process) for process in both]
+    assert [code for code, _ in shown_settings] == [0, 0]
+    assert sorted(f"training {DENSE}\n" in text for _, text in shown_settings) == [False, True]
     steps = [json.loads(line)["step"] for line in (tmp_path / DENSE / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)

@@ -249,7 +249,7 @@ def test_every_budget_is_sampled_the_harder_ones_more_often_and_the_same_everywh
 def several(make_dense):
     """A classifier that holds thresholds for three budgets."""
     model = LTPForSequenceClassification.from_dense(make_dense("bert"), **METHODS["threshold"])
-    model.hold_budgets([0.3, 0.5, 0.7])
+    model.set_budgets([0.3, 0.5, 0.7])
     for factor, budget in ((3, 0.3), (2, 0.5), (1, 0.7)):
         model.use_budget(budget)
         with torch.no_grad():
@@ -298,11 +298,11 @@ def test_budgets_are_kept_while_the_thresholds_are(several):
 )
 def test_budgets_out_of_range(several, budgets, message):
     with pytest.raises(ValueError, match=message):
-        several.hold_budgets(budgets)
+        several.set_budgets(budgets)
     assert several.config.budgets == [0.3, 0.5, 0.7]
 
 
 def test_only_thresholds_are_held_for_several_budgets(make_dense):
     model = LTPForSequenceClassification.from_dense(make_dense("bert"), **METHODS["topk"])
     with pytest.raises(ValueError, match="prune_mode topk has no thresholds to hold for them"):
-        model.hold_budgets([0.5])
+        model.set_budgets([0.5])

@@ -234,7 +234,7 @@ def test_the_soft_stage_moves_weights_and_thresholds(pruned, fit):
 @pytest.mark.parametrize("budgets", [[], [0.5]])
 def test_with_budgets_the_thresholds_gradient_does_not_shrink_the_weights(pruned, fit, budgets):
     model = pruned("absolute_threshold", masking_mode="survival" if budgets else "soft")
-    model.hold_budgets(budgets)
+    model.set_budgets(budgets)
     parameters = dict(model.named_parameters())
     thresholds = parameters.pop("pruner.thresholds")
     norms = {}

@@ -38,7 +38,7 @@ from ltp.training import resuming
 from ltp.training import run as training
 from ltp.training.loggers import MetricsFile
 from ltp.training.module import LTPModule
-from ltp.training.resuming import RunCheckpointIO, SameStart, Saved, find_checkpoint
+from ltp.training.resuming import RunCheckpointIO, SameCheckpointCheck, SavedCheckpoint, find_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -257,7 +257,7 @@ def test_processes_that_look_at_any_time_find_the_same(stopped):
     before = find_checkpoint(stopped, set_aside=False)
     main = find_checkpoint(stopped, set_aside=True)
     after = find_checkpoint(stopped, set_aside=False)
-    assert before == main == after == Saved(stopped / "checkpoints" / "previous.ckpt", 4, before.metrics_size)
+    assert before == main == after == SavedCheckpoint(stopped / "checkpoints" / "previous.ckpt", 4, before.metrics_size)
     assert before.metrics_size > 0
 
 
@@ -281,10 +281,10 @@ def test_an_overwritten_run_is_resumed_by_no_process(stopped, soft, monkeypatch)
 
 def test_processes_that_would_resume_from_different_steps_stop():
     main = SimpleNamespace(global_rank=1, strategy=SimpleNamespace(broadcast=lambda step: 8))
-    SameStart(Saved(Path("last.ckpt"), 8, 0)).setup(main, None, "fit")
-    for saved, step in ((Saved(Path("previous.ckpt"), 4, 0), 4), (None, 0)):
+    SameCheckpointCheck(SavedCheckpoint(Path("last.ckpt"), 8, 0)).setup(main, None, "fit")
+    for saved, step in ((SavedCheckpoint(Path("previous.ckpt"), 4, 0), 4), (None, 0)):
         with pytest.raises(RunError) as caught:
-            SameStart(saved).setup(main, None, "fit")
+            SameCheckpointCheck(saved).setup(main, None, "fit")
         assert str(caught.value) == (
             f"process 1 would resume from step {step}, the main process from step 8: the folder of checkpoints looks "
             "different there. Start the command again."
@@ -303,7 +303,7 @@ def test_the_log_of_an_earlier_version_s_checkpoint_is_kept(stopped):
     checkpoint = torch.load(path, weights_only=True)
     del checkpoint["metrics_size"]
     torch.save(checkpoint, path)
-    assert find_checkpoint(stopped, set_aside=False) == Saved(path, 8, None)
+    assert find_checkpoint(stopped, set_aside=False) == SavedCheckpoint(path, 8, None)
 
 
 # -- the checkpoints of a run --------------------------------------------------------------------------------
@@ -316,7 +316,7 @@ def test_the_one_before_is_of_an_earlier_step(root):
         if size:
             (root / "metrics.jsonl").write_text("x" * (size - 1) + "\n")
         files.save_checkpoint({"global_step": step}, folder / "last.ckpt")
-    assert find_checkpoint(root, set_aside=False) == Saved(folder / "last.ckpt", 5, 20)
+    assert find_checkpoint(root, set_aside=False) == SavedCheckpoint(folder / "last.ckpt", 5, 20)
     assert torch.load(folder / "previous.ckpt") == {"global_step": 3, "metrics_size": 0}
     files.save_checkpoint({"global_step": 6}, folder / "best.ckpt")
     files.save_checkpoint({"global_step": 7}, folder / "best.ckpt")

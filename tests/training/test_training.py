@@ -680,8 +680,8 @@ def test_a_dense_checkpoint_s_own_pruning_keys():
     labels = {0: "negative", 1: "positive"}
     save_encoder(BertForSequenceClassification, "hf", id2label=labels)
     config = json.loads(Path("hf/config.json").read_text())
-    carried = {"prune_mode": "absolute_threshold", "final_token_threshold": 0.008, "scoring_mode": "mean_norm"}
-    write_json(Path("hf/config.json"), config | carried)
+    inherited = {"prune_mode": "absolute_threshold", "final_token_threshold": 0.008, "scoring_mode": "mean_norm"}
+    write_json(Path("hf/config.json"), config | inherited)
     with no_hub():
         directory = trained(["stage=hard", "restore=hf"])
     results = results_of(directory)
@@ -689,7 +689,7 @@ def test_a_dense_checkpoint_s_own_pruning_keys():
     assert results["thresholds"] == pytest.approx([0.002, 0.004, 0.006, 0.008])
     assert results["hyperparameters"]["scoring_mode"] == "mean_norm"
     saved = json.loads((directory / "model" / "config.json").read_text())
-    assert {key: saved[key] for key in carried} == carried
+    assert {key: saved[key] for key in inherited} == inherited
 
 
 def test_manual_thresholds_replace_those_that_a_checkpoint_learned(tmp_path, make_dense):
