@@ -1,9 +1,6 @@
-"""What the engines read: token sequences of a task's lengths, and batches of them."""
+"""Random token sequences, and padded batches of sequences."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -12,55 +9,7 @@ from torch import Tensor
 #: ``input_ids`` and ``attention_mask``, and ``token_type_ids`` where the model has them: (B, N) int64 each.
 Batch = dict[str, Tensor]
 
-ORDERS = ("random", "sorted")
-SHORTEST, LONGEST = 4, 128  # tokens: [CLS], a word or two, [SEP]; GLUE's usual truncation
 _FIRST_WORD = 5  # ids below are special tokens: [PAD], [CLS], … of BERT, <s>, <pad>, … of RoBERTa
-
-
-@dataclass(frozen=True)
-class LengthShape:
-    """A log-normal distribution of token counts, clipped to 4..128.
-
-    Attributes:
-        mean: tokens a sequence after clipping, special ones included.
-        spread: standard deviation of the logarithm.
-    """
-
-    mean: float
-    spread: float
-
-
-#: Like the validation splits of GLUE under BERT's tokenizer: their mean and, roughly, their spread.
-LENGTHS = {
-    "mrpc": LengthShape(mean=53, spread=0.32),
-    "sst2": LengthShape(mean=25, spread=0.47),
-    "rte": LengthShape(mean=64, spread=0.47),
-}
-
-
-def synthetic_lengths(name: str, count: int, seed: int = 0) -> list[int]:
-    """Token counts of a distribution of :data:`LENGTHS`.
-
-    They are its quantiles in random order rather than random draws, so that few sequences have its mean too.
-
-    Args:
-        name: one of :data:`LENGTHS`.
-        count: how many.
-        seed: decides the order.
-    """
-    shape = LENGTHS[name]
-    normal = NormalDist()
-    steps = [normal.inv_cdf((index + 0.5) / count) for index in range(count)]
-
-    def at(median: float) -> list[float]:
-        return [min(max(median * math.exp(shape.spread * step), SHORTEST), LONGEST) for step in steps]
-
-    low, high = 1.0, 4.0 * LONGEST
-    for _ in range(60):  # clipping moves the mean, so the median that gives it is searched
-        middle = (low + high) / 2
-        low, high = (middle, high) if sum(at(middle)) / count < shape.mean else (low, middle)
-    rng = np.random.default_rng(seed)
-    return [round(length) for length in rng.permutation(at(low))]
 
 
 def random_sequences(lengths: Sequence[int], vocab_size: int, seed: int = 0) -> list[list[int]]:
