@@ -18,8 +18,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from torch.utils.data import DataLoader, default_collate
 
-from ltp import LTPForSequenceClassification, bench, predict
+from ltp import LTPForSequenceClassification, bench
 from ltp.command import cli
+from ltp.command.overrides import quote_text
 from ltp.pruning.threshold import threshold_schedule
 from ltp.runs.settings import check_ranges, typed
 
@@ -64,7 +65,7 @@ def test_commands_on_runs_compose(line):
     importlib.import_module(name)  # registers its schema
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=cli.config_dir(), version_base="1.3"):
-        compose(name.removeprefix("ltp."), overrides=[predict.quoted(word) for word in words])
+        compose(name.removeprefix("ltp."), overrides=[quote_text(word) for word in words])
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if line.startswith("make ")])
