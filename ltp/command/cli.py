@@ -43,14 +43,14 @@ _PLUGINS = {
 def config_dir() -> str:
     """The folder of configurations: ``$LTP_CONF``, the repository's ``conf/``, or the installed copy."""
     package = Path(__file__).resolve().parents[1]
-    indices = [package.parent / "conf", package / "conf"]
+    places = [package.parent / "conf", package / "conf"]
     if "LTP_CONF" in os.environ:
-        indices.insert(0, Path(os.environ["LTP_CONF"]))
-    for place in indices:
+        places.insert(0, Path(os.environ["LTP_CONF"]))
+    for place in places:
         if (place / "train.yaml").is_file():
             return str(place.resolve())
     raise UserError(
-        f"no configuration found in {', '.join(map(str, indices))}; set LTP_CONF to the folder of train.yaml"
+        f"no configuration found in {', '.join(map(str, places))}; set LTP_CONF to the folder of train.yaml"
     )
 
 
