@@ -1,4 +1,4 @@
-"""What the engines read: token sequences of a task's lengths, and batches of them."""
+"""Synthetic token sequences with the length distribution of a GLUE task, and padded batches of them."""
 
 import math
 from collections.abc import Sequence
@@ -9,20 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: ``input_ids`` and ``attention_mask``, and ``token_type_ids`` where the model has them: (B, N) int64 each.
+#: ``input_ids``, ``attention_mask`` and, if the model uses them, ``token_type_ids``: int64, shape (B, N) each.
 Batch = dict[str, Tensor]
 
 ORDERS = ("random", "sorted")
 SHORTEST, LONGEST = 4, 128  # tokens: [CLS], a word or two, [SEP]; GLUE's usual truncation
-_FIRST_WORD = 5  # ids below are special tokens: [PAD], [CLS], … of BERT, <s>, <pad>, … of RoBERTa
+_FIRST_WORD = 5  # lower ids are special tokens: BERT's [PAD], [CLS], …, RoBERTa's <s>, <pad>, …
 
 
 @dataclass(frozen=True)
 class LengthShape:
-    """A log-normal distribution of token counts, clipped to 4..128.
+    """Log-normal distribution of token counts, clipped to [4, 128].
 
     Attributes:
-        mean: tokens a sequence after clipping, special ones included.
+        mean: mean tokens per sequence after clipping, special tokens included.
         spread: standard deviation of the logarithm.
     """
 
@@ -30,7 +30,7 @@ class LengthShape:
     spread: float
 
 
-#: Like the validation splits of GLUE under BERT's tokenizer: their mean and, roughly, their spread.
+#: Fitted to GLUE's validation splits with BERT's tokenizer: the mean exactly, the spread roughly.
 LENGTHS = {
     "mrpc": LengthShape(mean=53, spread=0.32),
     "sst2": LengthShape(mean=25, spread=0.47),
@@ -39,14 +39,14 @@ LENGTHS = {
 
 
 def synthetic_lengths(name: str, count: int, seed: int = 0) -> list[int]:
-    """Token counts of a distribution of :data:`LENGTHS`.
+    """Generate token counts that follow a distribution of :data:`LENGTHS`.
 
-    They are its quantiles in random order rather than random draws, so that few sequences have its mean too.
+    They are quantiles in random order rather than random draws, so that even a small sample has the right mean.
 
     Args:
-        name: one of :data:`LENGTHS`.
-        count: how many.
-        seed: decides the order.
+        name: key of :data:`LENGTHS`.
+        count: number of sequences.
+        seed: determines the order.
     """
     shape = LENGTHS[name]
     normal = NormalDist()
@@ -56,7 +56,7 @@ def synthetic_lengths(name: str, count: int, seed: int = 0) -> list[int]:
         return [min(max(median * math.exp(shape.spread * step), SHORTEST), LONGEST) for step in steps]
 
     low, high = 1.0, 4.0 * LONGEST
-    for _ in range(60):  # clipping moves the mean, so the median that gives it is searched
+    for _ in range(60):  # clipping shifts the mean, so bisect for the median that yields it
         middle = (low + high) / 2
         low, high = (middle, high) if sum(at(middle)) / count < shape.mean else (low, middle)
     rng = np.random.default_rng(seed)
@@ -64,7 +64,7 @@ def synthetic_lengths(name: str, count: int, seed: int = 0) -> list[int]:
 
 
 def random_sequences(lengths: Sequence[int], vocab_size: int, seed: int = 0) -> list[list[int]]:
-    """Token ids of given lengths, without special ones, so that every model takes all of them for real."""
+    """Generate random token ids of given lengths, without special tokens, so that no model ignores any of them."""
     rng = np.random.default_rng(seed)
     return [rng.integers(_FIRST_WORD, vocab_size, length).tolist() for length in lengths]
 
@@ -78,15 +78,15 @@ def make_batches(
     token_types: Sequence[Sequence[int]] | None = None,
     device: torch.device | str = "cpu",
 ) -> list[Batch]:
-    """Batches with dynamic padding: on the right, to the longest sequence of the batch.
+    """Build batches, each padded on the right to its longest sequence.
 
     Args:
-        sequences: token ids.
+        sequences: token ids of each sequence.
         batch_size: B; the last batch may be smaller.
-        order: ``random`` takes them as they come; ``sorted`` the longest first, so that little is padded.
-        pad_token_id: what ``input_ids`` are padded with.
-        token_types: of each sequence, where the tokenizer makes them; else all are 0.
-        device: where the batches go.
+        order: ``random`` keeps the given order; ``sorted`` puts the longest first, which needs less padding.
+        pad_token_id: padding value of ``input_ids``.
+        token_types: token type ids of each sequence; None sets all to 0.
+        device: device of the batches.
     """
     rows = list(range(len(sequences)))
     if order == "sorted":
