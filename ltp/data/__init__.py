@@ -1,1 +1,1 @@
-"""Data: tasks and their metrics, where examples come from, batches and Lightning's DataModule."""
+"""Tasks and metrics, loading of splits, batching, and the Lightning DataModule."""

@@ -161,7 +161,7 @@ def evaluation_batches(
     return [shard[start : start + batch_size].tolist() for start in range(0, len(shard), batch_size)]
 
 
-def matched_rows(lengths: np.ndarray, wanted: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
+def matched_rows(lengths: np.ndarray, target_lengths: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
     """Sample rows whose length distribution matches that of other examples.
 
     If a method's cost depends on the input length, a budget met on short training examples is exceeded on longer
@@ -170,7 +170,7 @@ def matched_rows(lengths: np.ndarray, wanted: np.ndarray, count: int, seed: int 
 
     Args:
         lengths: Tokens in each candidate row, int, shape (R,).
-        wanted: Tokens in each example that the budget applies to, int, shape (V,).
+        target_lengths: Tokens in each example that the budget applies to, int, shape (V,).
         count: Rows to sample; all R rows if there are fewer.
         seed: Determines the choice among rows of equal length.
 
@@ -178,7 +178,7 @@ def matched_rows(lengths: np.ndarray, wanted: np.ndarray, count: int, seed: int 
         Indices of the sampled rows, int64, shape (min(count, R),), without duplicates, ascending by length.
     """
     count = min(count, len(lengths))
-    quantiles = np.sort(wanted)[((np.arange(count) + 0.5) * len(wanted) / count).astype(int)]
+    quantiles = np.sort(target_lengths)[((np.arange(count) + 0.5) * len(target_lengths) / count).astype(int)]
     shuffled = np.random.default_rng(seed).permutation(len(lengths))
     available = shuffled[np.argsort(lengths[shuffled], kind="stable")]  # by length, equal lengths in random order
     free, free_lengths = available.tolist(), lengths[available].tolist()

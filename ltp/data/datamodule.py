@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
@@ -104,7 +105,7 @@ class GLUEDataModule(pl.LightningDataModule):
         self._encoded: dict[str, datasets.Dataset] = {}
         self._train_batches: TrainBatches | None = None
         self._calibration_batches: dict[int, list[Batch]] = {}
-        self._collate = Collator(_pad_token_id(tokenizer), regression=self.task.is_regression)
+        self._collate = Collator(tokenizer.pad_token_id, regression=self.task.is_regression)
 
     @property
     def validation_splits(self) -> tuple[str, ...]:
@@ -268,18 +269,12 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, texts: int, max_length:
         raise UserError(f"task.max_length={max_length}: too short; {special} tokens are special.")
     if max_length > tokenizer.model_max_length:
         raise UserError(f"task.max_length={max_length}: the model reads at most {tokenizer.model_max_length} tokens.")
-
-
-def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     if tokenizer.pad_token_id is None:
         raise UserError(f"The tokenizer {tokenizer.name_or_path!r} has no padding token; give it one.")
-    return int(tokenizer.pad_token_id)
 
 
 def _lengths(encoded: datasets.Dataset) -> np.ndarray:
     """Return the tokens in each row, special tokens included: int, shape (rows,)."""
-    import pyarrow.compute as pc
-
     return pc.list_value_length(encoded.data["input_ids"]).to_numpy()
 
 

@@ -44,7 +44,7 @@ class _ClassicLayout:
 
     Attributes:
         folder: Name of the folder.
-        columns: Column names by the hub's names, where they differ.
+        columns: Column names by the hub's names, for those that differ.
         header: All column names, for files without a header line.
     """
 
@@ -62,12 +62,6 @@ _CLASSIC = {
     "qnli": _ClassicLayout("QNLI"),
     "qqp": _ClassicLayout("QQP", {"label": "is_duplicate"}),
     "mnli": _ClassicLayout("MNLI", {"premise": "sentence1", "hypothesis": "sentence2", "label": "gold_label"}),
-}
-_CLASSIC_STEMS = {
-    "train": "train",
-    "validation": "dev",
-    "validation_matched": "dev_matched",
-    "validation_mismatched": "dev_mismatched",
 }
 _MRPC_IDS = ("#1 ID", "#2 ID")
 _HUB_COLUMNS = "Use the hub's column names."
@@ -147,24 +141,21 @@ def _load_from_hub(task: Task) -> dict[str, pa.Table]:
     splits = {}
     for split in ("train", *task.validation_splits):
         table = dataset[split].with_format("arrow")[:]
-        where = f"{HUB_DATASET} ({task.name}), split {split}"
-        splits[split] = check_rows(table, task, where, blank_is_missing=False)
+        source = f"{HUB_DATASET} ({task.name}), split {split}"
+        splits[split] = check_rows(table, task, source, blank_is_missing=False)
     return splits
 
 
 def _load_custom(task: Task, train_file: Path, validation_file: Path) -> tuple[Task, dict[str, pa.Table]]:
     columns = (*task.text_columns, task.label_column)
-    raw = {}
-    for split, path in (("train", train_file.expanduser()), ("validation", validation_file.expanduser())):
-        raw[split] = path, tables.read_table(path, columns, remedy=_CUSTOM_COLUMNS)
+    files = {"train": train_file.expanduser(), "validation": validation_file.expanduser()}
+    raw = {split: tables.read_table(path, columns, remedy=_CUSTOM_COLUMNS) for split, path in files.items()}
     if not task.is_regression:
-        path, table = raw["train"]
-        task = dataclasses.replace(task, labels=infer_labels(table, task, path))
-    checked = {
-        split: check_rows(table, task, path, blank_is_missing=_blank_is_missing(path))
-        for split, (path, table) in raw.items()
+        task = dataclasses.replace(task, labels=infer_labels(raw["train"], task, files["train"]))
+    return task, {
+        split: check_rows(raw[split], task, path, blank_is_missing=_blank_is_missing(path))
+        for split, path in files.items()
     }
-    return task, checked
 
 
 def _blank_is_missing(path: Path) -> bool:
@@ -191,7 +182,7 @@ def _load_local(task: Task, data_dir: Path) -> dict[str, pa.Table]:
         else:
             wanted = f"{split}.{{{','.join(suffix[1:] for suffix in tables.SUFFIXES)}}}"
             if split != "train":
-                wanted += f" or {_CLASSIC_STEMS[split]}.tsv"
+                wanted += f" or {_classic_file(split)}"
             raise UserError(f"data_dir={data_dir}: no {wanted} in {' or '.join(map(str, folders))}.")
     return {split: _read_glue(task, path) for split, path in files.items()}
 
@@ -211,10 +202,13 @@ def _find_split(folders: list[Path], split: str) -> Path | None:
                 raise UserError(f"{folder}: {names} all claim to be the split {split}; keep one.")
             if paths:
                 return paths[0]
-        classic = folder / f"{_CLASSIC_STEMS[split]}.tsv"
-        if classic.is_file():
+        if (classic := folder / _classic_file(split)).is_file():
             return classic
     return None
+
+
+def _classic_file(split: str) -> str:
+    return f"{split.replace('validation', 'dev')}.tsv"
 
 
 def _read_glue(task: Task, path: Path) -> pa.Table:

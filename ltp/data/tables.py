@@ -69,22 +69,22 @@ def header(path: Path) -> list[str]:
         raise UserError(f"{path}: cannot be parsed: {error}.") from None
 
 
-def require_columns(where: object, wanted: Sequence[str], found: Sequence[str], remedy: str) -> None:
-    """Check that each wanted column occurs exactly once in `found`.
+def require_columns(source: object, required: Sequence[str], names: Sequence[str], remedy: str) -> None:
+    """Check that each required column occurs exactly once among the column names of a file.
 
     Args:
-        where: The file, for the message.
-        wanted: Required column names.
-        found: The file's column names.
+        source: The file, for the message.
+        required: Required column names.
+        names: All column names of the file.
         remedy: A sentence with the remedy for a missing column.
 
     Raises:
         UserError: Columns are missing, or one occurs twice; the message names them.
     """
-    if missing := [column for column in wanted if column not in found]:
-        raise UserError(f"{where}: no column {' and '.join(map(repr, missing))}; found: {', '.join(found)}. {remedy}")
-    if duplicates := [column for column in wanted if list(found).count(column) > 1]:
-        raise UserError(f"{where}: column {duplicates[0]!r} appears twice.")
+    if missing := [column for column in required if column not in names]:
+        raise UserError(f"{source}: no column {' and '.join(map(repr, missing))}; found: {', '.join(names)}. {remedy}")
+    if duplicates := [column for column in required if list(names).count(column) > 1]:
+        raise UserError(f"{source}: column {duplicates[0]!r} appears twice.")
 
 
 def read_separated(
@@ -191,17 +191,14 @@ def _json_array(path: Path, column: str, values: list[Any]) -> pa.Array:
 
 
 def _is_unicode(value: Any) -> bool:
+    """Whether a value is free of surrogates, which UTF-8 cannot encode."""
     return not isinstance(value, str) or not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _not_utf8(path: Path) -> UserError:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError:
-                return UserError(f"{path}: line {number} is not UTF-8; save the file in that encoding.")
-    return UserError(f"{path}: the file is not UTF-8; save it in that encoding.")
+    lines = path.read_bytes().decode("utf-8", errors="surrogateescape").split("\n")
+    number = next(number for number, line in enumerate(lines, start=1) if not _is_unicode(line))
+    return UserError(f"{path}: line {number} is not UTF-8; save the file in that encoding.")
 
 
 def _one_line(error: BaseException) -> str:

@@ -67,28 +67,24 @@ def keep_nonempty(rows: Sequence[tuple[str, ...]], source: str) -> Texts:
     Raises:
         UserError: no row has text, or a text cannot be encoded as UTF-8.
     """
-    kept: dict[int, tuple[str, ...]] = {}
-    skipped: list[int] = []
     for row, texts in enumerate(rows, start=1):
         try:
             "".join(texts).encode()
         except UnicodeEncodeError:
             raise UserError(f"{source}: the text of row {row} is not valid UTF-8") from None
-        if any(text.strip() for text in texts):
-            kept[row] = texts
-        else:
-            skipped.append(row)
+    kept = {row: texts for row, texts in enumerate(rows, start=1) if any(text.strip() for text in texts)}
     if not kept:
         raise UserError(f"{source} holds no text")
+    skipped = [row for row in range(1, len(rows) + 1) if row not in kept]
     return Texts(list(kept), list(kept.values()), skipped)
 
 
-def lines(content: bytes, where: str) -> list[str]:
+def lines(content: bytes, source: str) -> list[str]:
     """Split a file's content into lines; a trailing line break does not start another line.
 
     Args:
         content: bytes of the file.
-        where: the file, for the message.
+        source: the file, for the message.
 
     Raises:
         UserError: the content is not UTF-8; the message names line and byte.
@@ -99,7 +95,7 @@ def lines(content: bytes, where: str) -> list[str]:
         before = content[: error.start]
         line, column = before.count(b"\n") + 1, error.start - (before.rfind(b"\n") + 1) + 1
         raise UserError(
-            f"{where}: line {line}, byte {column} (0x{content[error.start]:02x}) is not UTF-8; "
+            f"{source}: line {line}, byte {column} (0x{content[error.start]:02x}) is not UTF-8; "
             "save the file in that encoding"
         ) from None
     text = text.removeprefix("\ufeff").replace("\r\n", "\n")
