@@ -1,1 +1,4 @@
 """Tasks and metrics, loading of splits, batching, and the Lightning DataModule."""
+
+#: Suffixes of files with named columns.
+TABLE_SUFFIXES = (".parquet", ".jsonl", ".csv", ".tsv")

@@ -1,9 +1,6 @@
-"""Synthetic token sequences with the length distribution of a GLUE task, and padded batches of them."""
+"""Random token sequences, and padded batches of sequences."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -12,55 +9,7 @@ from torch import Tensor
 #: ``input_ids``, ``attention_mask`` and, if the model uses them, ``token_type_ids``: int64, shape (B, N) each.
 Batch = dict[str, Tensor]
 
-ORDERS = ("random", "sorted")
-SHORTEST, LONGEST = 4, 128  # tokens: [CLS], a word or two, [SEP]; GLUE's usual truncation
 _FIRST_WORD = 5  # lower ids are special tokens: BERT's [PAD], [CLS], …, RoBERTa's <s>, <pad>, …
-
-
-@dataclass(frozen=True)
-class LengthShape:
-    """Log-normal distribution of token counts, clipped to [4, 128].
-
-    Attributes:
-        mean: mean tokens per sequence after clipping, special tokens included.
-        spread: standard deviation of the logarithm.
-    """
-
-    mean: float
-    spread: float
-
-
-#: Fitted to GLUE's validation splits with BERT's tokenizer: the mean exactly, the spread roughly.
-LENGTHS = {
-    "mrpc": LengthShape(mean=53, spread=0.32),
-    "sst2": LengthShape(mean=25, spread=0.47),
-    "rte": LengthShape(mean=64, spread=0.47),
-}
-
-
-def synthetic_lengths(name: str, count: int, seed: int = 0) -> list[int]:
-    """Generate token counts that follow a distribution of :data:`LENGTHS`.
-
-    They are quantiles in random order rather than random draws, so that even a small sample has the right mean.
-
-    Args:
-        name: key of :data:`LENGTHS`.
-        count: number of sequences.
-        seed: determines the order.
-    """
-    shape = LENGTHS[name]
-    normal = NormalDist()
-    steps = [normal.inv_cdf((index + 0.5) / count) for index in range(count)]
-
-    def at(median: float) -> list[float]:
-        return [min(max(median * math.exp(shape.spread * step), SHORTEST), LONGEST) for step in steps]
-
-    low, high = 1.0, 4.0 * LONGEST
-    for _ in range(60):  # clipping shifts the mean, so bisect for the median that yields it
-        middle = (low + high) / 2
-        low, high = (middle, high) if sum(at(middle)) / count < shape.mean else (low, middle)
-    rng = np.random.default_rng(seed)
-    return [round(length) for length in rng.permutation(at(low))]
 
 
 def random_sequences(lengths: Sequence[int], vocab_size: int, seed: int = 0) -> list[list[int]]:

@@ -11,7 +11,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ltp.data import tables
+from ltp.data import TABLE_SUFFIXES, tables
 from ltp.data.columns import check_rows, infer_labels
 from ltp.data.demo import demo_rows
 from ltp.data.hub import loading_from_hub
@@ -125,7 +125,7 @@ def _check_sources(task: Task, data_dir: object, train_file: object, validation_
         raise UserError(f"data_dir={data_dir}: task={task.name} takes {' and '.join(files)} instead.")
     for key, value in files.items():
         if value is None:
-            formats = ", ".join(tables.SUFFIXES)
+            formats = ", ".join(TABLE_SUFFIXES)
             raise UserError(f"{key} is missing: task={task.name} needs {' and '.join(files)} ({formats}).")
 
 
@@ -180,7 +180,7 @@ def _load_local(task: Task, data_dir: Path) -> dict[str, pa.Table]:
         elif task.name == "mrpc" and (corpus := _find_mrpc_corpus(folders)):
             return _load_mrpc_corpus(task, corpus)
         else:
-            wanted = f"{split}.{{{','.join(suffix[1:] for suffix in tables.SUFFIXES)}}}"
+            wanted = f"{split}.{{{','.join(suffix[1:] for suffix in TABLE_SUFFIXES)}}}"
             if split != "train":
                 wanted += f" or {_classic_file(split)}"
             raise UserError(f"data_dir={data_dir}: no {wanted} in {' or '.join(map(str, folders))}.")
@@ -196,7 +196,7 @@ def _find_split(folders: list[Path], split: str) -> Path | None:
     stems = [split, "validation"] if split == "validation_matched" else [split]
     for folder in folders:
         for stem in stems:
-            paths = [path for suffix in tables.SUFFIXES if (path := folder / f"{stem}{suffix}").is_file()]
+            paths = [path for suffix in TABLE_SUFFIXES if (path := folder / f"{stem}{suffix}").is_file()]
             if len(paths) > 1:
                 names = " and ".join(path.name for path in paths)
                 raise UserError(f"{folder}: {names} all claim to be the split {split}; keep one.")

@@ -17,9 +17,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from ltp.data import TABLE_SUFFIXES
 from ltp.errors import UserError
-
-SUFFIXES = (".parquet", ".jsonl", ".csv", ".tsv")
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +37,8 @@ def read_table(path: Path, columns: Sequence[str], *, remedy: str) -> pa.Table:
     Raises:
         UserError: The file does not exist, has an unknown suffix, lacks a column or cannot be parsed.
     """
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"{path}: unknown format {path.suffix!r}; use one of {', '.join(SUFFIXES)}.")
+    if path.suffix not in TABLE_SUFFIXES:
+        raise UserError(f"{path}: unknown format {path.suffix!r}; use one of {', '.join(TABLE_SUFFIXES)}.")
     if not path.is_file():
         raise UserError(f"{path}: no such file.")
     if path.suffix == ".parquet":

@@ -5,12 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
-
-from ltp.data import tables
+from ltp.data import TABLE_SUFFIXES
 from ltp.errors import UserError
 
-SUFFIXES = (".txt", *tables.SUFFIXES)
+SUFFIXES = (".txt", *TABLE_SUFFIXES)
 STANDARD_INPUT = "-"
 
 
@@ -110,7 +108,11 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _read_columns(path: Path, columns: Sequence[str]) -> list[tuple[str, ...]]:
-    table = tables.read_table(path, columns, remedy="Name the text columns with columns=[…].")
+    import pyarrow as pa
+
+    from ltp.data.tables import read_table
+
+    table = read_table(path, columns, remedy="Name the text columns with columns=[…].")
     values = []
     for column in columns:
         data_type = table[column].type

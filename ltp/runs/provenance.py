@@ -7,18 +7,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ltp import __version__
+
 if TYPE_CHECKING:
     import torch
 
 _PACKAGES = (
-    *("ltp", "torch", "pytorch-lightning", "transformers", "datasets", "torchmetrics"),
+    *("torch", "pytorch-lightning", "transformers", "datasets", "torchmetrics"),
     *("hydra-core", "omegaconf", "numpy"),
 )
 
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that affect results."""
-    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+    return {"python": platform.python_version(), "ltp": __version__, **{name: version(name) for name in _PACKAGES}}
 
 
 def hardware(device: "torch.device") -> dict[str, Any]:
