@@ -1,4 +1,4 @@
-"""Synthetic lengths of token sequences, like those of GLUE tasks. Needs no PyTorch."""
+"""Synthetic sequence lengths with the distribution of a GLUE task. Does not import PyTorch."""
 
 import math
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ SHORTEST, LONGEST = 4, 128  # tokens: [CLS], a word or two, [SEP]; GLUE's usual 
 
 @dataclass(frozen=True)
 class LengthShape:
-    """A log-normal distribution of token counts, clipped to 4..128.
+    """Log-normal distribution of token counts, clipped to [4, 128].
 
     Attributes:
-        mean: tokens a sequence after clipping, special ones included.
+        mean: mean tokens per sequence after clipping, special tokens included.
         spread: standard deviation of the logarithm.
     """
 
@@ -20,7 +20,7 @@ class LengthShape:
     spread: float
 
 
-#: Like the validation splits of GLUE under BERT's tokenizer: their mean and, roughly, their spread.
+#: Approximate GLUE's validation splits under BERT's tokenizer: the same mean and roughly the same spread.
 LENGTHS = {
     "mrpc": LengthShape(mean=53, spread=0.32),
     "sst2": LengthShape(mean=25, spread=0.47),
@@ -29,14 +29,14 @@ LENGTHS = {
 
 
 def synthetic_lengths(name: str, count: int, seed: int = 0) -> list[int]:
-    """Token counts of a distribution of :data:`LENGTHS`.
+    """Generate token counts that follow a distribution of :data:`LENGTHS`.
 
-    They are its quantiles in random order rather than random draws, so that few sequences have its mean too.
+    They are quantiles in random order rather than random draws, so that even a small sample has the right mean.
 
     Args:
-        name: one of :data:`LENGTHS`.
-        count: how many.
-        seed: decides the order.
+        name: key of :data:`LENGTHS`.
+        count: number of sequences.
+        seed: determines the order.
     """
     import numpy as np
 
@@ -48,7 +48,7 @@ def synthetic_lengths(name: str, count: int, seed: int = 0) -> list[int]:
         return [min(max(median * math.exp(shape.spread * step), SHORTEST), LONGEST) for step in steps]
 
     low, high = 1.0, 4.0 * LONGEST
-    for _ in range(60):  # clipping moves the mean, so the median that gives it is searched
+    for _ in range(60):  # clipping shifts the mean, so bisect for the median that yields it
         middle = (low + high) / 2
         low, high = (middle, high) if sum(at(middle)) / count < shape.mean else (low, middle)
     rng = np.random.default_rng(seed)

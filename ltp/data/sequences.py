@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: ``input_ids`` and ``attention_mask``, and ``token_type_ids`` where the model has them: (B, N) int64 each.
+#: ``input_ids``, ``attention_mask`` and, if the model uses them, ``token_type_ids``: int64, shape (B, N) each.
 Batch = dict[str, Tensor]
 
-_FIRST_WORD = 5  # ids below are special tokens: [PAD], [CLS], … of BERT, <s>, <pad>, … of RoBERTa
+_FIRST_WORD = 5  # lower ids are special tokens: BERT's [PAD], [CLS], …, RoBERTa's <s>, <pad>, …
 
 
 def random_sequences(lengths: Sequence[int], vocab_size: int, seed: int = 0) -> list[list[int]]:
-    """Token ids of given lengths, without special ones, so that every model takes all of them for real."""
+    """Generate random token ids of given lengths, without special tokens, so that no model ignores any of them."""
     rng = np.random.default_rng(seed)
     return [rng.integers(_FIRST_WORD, vocab_size, length).tolist() for length in lengths]
 
@@ -27,15 +27,15 @@ def make_batches(
     token_types: Sequence[Sequence[int]] | None = None,
     device: torch.device | str = "cpu",
 ) -> list[Batch]:
-    """Batches with dynamic padding: on the right, to the longest sequence of the batch.
+    """Build batches, each padded on the right to its longest sequence.
 
     Args:
-        sequences: token ids.
+        sequences: token ids of each sequence.
         batch_size: B; the last batch may be smaller.
-        order: ``random`` takes them as they come; ``sorted`` the longest first, so that little is padded.
-        pad_token_id: what ``input_ids`` are padded with.
-        token_types: of each sequence, where the tokenizer makes them; else all are 0.
-        device: where the batches go.
+        order: ``random`` keeps the given order; ``sorted`` puts the longest first, which needs less padding.
+        pad_token_id: padding value of ``input_ids``.
+        token_types: token type ids of each sequence; None sets all to 0.
+        device: device of the batches.
     """
     rows = list(range(len(sequences)))
     if order == "sorted":
