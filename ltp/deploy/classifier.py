@@ -12,6 +12,7 @@ from ltp.deploy.attention import deployed_attention
 from ltp.deploy.linears import DTYPES, PlainLinear, linear_type
 from ltp.encoders.base import EncoderFamily, LayerParts
 from ltp.execution.output import LTPOutput
+from ltp.execution.packing import real_tokens
 from ltp.pruning.base import Pruner
 from ltp.pruning.importance import normalise
 
@@ -96,12 +97,7 @@ class DeployedClassifier:
         Raises:
             ValueError: an example without a real token at position 0 (padding on the left).
         """
-        alive = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        if not bool(alive[:, 0].all()):
-            raise ValueError(
-                "position 0 of an example is padding, or it has no real token; the classification token must stand "
-                "there: pad on the right (tokenizer.padding_side = 'right')"
-            )
+        alive = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else real_tokens(attention_mask)
         indices = alive.flatten().nonzero().squeeze(1)
         hidden = self._family.embed_tokens(self._dense, input_ids, indices, token_type_ids, position_ids)
         class_token, token_lengths = self._encode(hidden.to(self._hidden_type), alive.sum(dim=1))

@@ -7,6 +7,21 @@ import torch
 from torch import Tensor
 
 
+def real_tokens(attention_mask: Tensor) -> Tensor:
+    """Convert an attention mask, (B, N) of any dtype, to bool.
+
+    Raises:
+        ValueError: an example has no real token at position 0 (padding on the left).
+    """
+    alive = attention_mask.bool()
+    if not bool(alive[:, 0].all()):
+        raise ValueError(
+            "position 0 of an example is padding, or it has no real token; the classification token must stand "
+            "there: pad on the right (tokenizer.padding_side = 'right')"
+        )
+    return alive
+
+
 class Packing:
     """Positions of the tokens of a batch in a packed (T, …) tensor: sequence after sequence, without padding.
 

@@ -16,7 +16,7 @@ from ltp.encoders import encoder_family
 from ltp.execution.masked import masked_encoder
 from ltp.execution.output import LTPOutput
 from ltp.execution.packed import packed_encoder
-from ltp.execution.packing import Packing
+from ltp.execution.packing import Packing, real_tokens
 from ltp.model.configuration import LTPConfig, check_budgets, check_pruning
 from ltp.pruning import PRUNING_KEYS, SOFT_KEYS, pruner_class
 from ltp.pruning.base import Pruner
@@ -237,14 +237,10 @@ class LTPForSequenceClassification(PreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         shape = (input_ids if input_ids is not None else cast(Tensor, inputs_embeds)).shape[:2]
-        alive = torch.ones(shape, dtype=torch.bool, device=self.device)
-        if attention_mask is not None:
-            alive = attention_mask.bool()
-            if not bool(alive[:, 0].all()):
-                raise ValueError(
-                    "position 0 of an example is padding, or it has no real token; the classification token must stand "
-                    "there: pad on the right (tokenizer.padding_side = 'right')"
-                )
+        if attention_mask is None:
+            alive = torch.ones(shape, dtype=torch.bool, device=self.device)
+        else:
+            alive = real_tokens(attention_mask)
         common: dict[str, Any] = {
             "masking_mode": self.config.masking_mode if self.training else "hard",
             "scoring_mode": self.config.scoring_mode,

@@ -16,6 +16,16 @@ _OUTER_KEYS = (
 )
 
 
+def _dense_size(key: str) -> property:
+    """Create a property that returns a size of the dense classifier, an int."""
+
+    def size(self: "LTPConfig") -> int:
+        default = encoder_family(self.dense_model_type).config_class
+        return int(self.dense_config[key] if key in self.dense_config else getattr(default(), key))
+
+    return property(size)
+
+
 class LTPConfig(PreTrainedConfig):
     """Configuration of a pruned classifier: pruning settings, and the configuration of the dense classifier.
 
@@ -98,38 +108,17 @@ class LTPConfig(PreTrainedConfig):
         return self.dense_config["model_type"]
 
     # Sizes that Hugging Face code reads from a model's configuration.
-    @property
-    def hidden_size(self) -> int:
-        return self._dense_size("hidden_size")
-
-    @property
-    def intermediate_size(self) -> int:
-        return self._dense_size("intermediate_size")
-
-    @property
-    def num_hidden_layers(self) -> int:
-        return self._dense_size("num_hidden_layers")
-
-    @property
-    def num_attention_heads(self) -> int:
-        return self._dense_size("num_attention_heads")
-
-    @property
-    def vocab_size(self) -> int:
-        return self._dense_size("vocab_size")
-
-    @property
-    def max_position_embeddings(self) -> int:
-        return self._dense_size("max_position_embeddings")
+    hidden_size = _dense_size("hidden_size")
+    intermediate_size = _dense_size("intermediate_size")
+    num_hidden_layers = _dense_size("num_hidden_layers")
+    num_attention_heads = _dense_size("num_attention_heads")
+    vocab_size = _dense_size("vocab_size")
+    max_position_embeddings = _dense_size("max_position_embeddings")
 
     @property
     def max_input_tokens(self) -> int:
         """Maximum number of tokens of an input, special tokens included."""
         return encoder_family(self.dense_model_type).max_input_tokens(self.build_dense_config())
-
-    def _dense_size(self, key: str) -> int:
-        default = encoder_family(self.dense_model_type).config_class
-        return int(self.dense_config[key] if key in self.dense_config else getattr(default(), key))
 
 
 def check_budgets(budgets: Sequence[Any], prune_mode: str) -> None:

@@ -250,10 +250,7 @@ def _validation_error(results: Any) -> str | None:
     if not isinstance(results, dict):
         return "not a JSON object"
     for key, type_, name in (
-        ("task", str, "a string"),
-        ("model", str, "a string"),
-        ("stage", str, "a string"),
-        ("prune_mode", str, "a string"),
+        *((key, str, "a string") for key in ("task", "model", "stage", "prune_mode")),
         ("seed", int, "an integer"),
         ("hyperparameters", dict, "an object"),
         ("metric", dict, "an object"),
