@@ -79,7 +79,7 @@ def resolve(settings: ExportSettings) -> tuple[ExportSettings, Checkpoint]:
     from ltp.exporting.folders import check_target
 
     checkpoint = inspect_checkpoint(settings.restore)
-    ExportedRun.of(checkpoint)
+    ExportedRun.from_checkpoint(checkpoint)
     check_budget(checkpoint, settings.budget)
     check_target(Path(settings.to).expanduser(), overwrite=settings.overwrite)
     return settings, checkpoint

@@ -48,7 +48,7 @@ class ServedModel:
         """Prune as the model does now."""
         deployed = self._engine.forward
         if isinstance(deployed, DeployedClassifier):  # its weights stay: to prepack them for each trial would cost most
-            deployed.prune_by(self.model.pruner)
+            deployed.set_pruner(self.model.pruner)
 
     def __call__(self, batch: Batch) -> None:
         """Compute a batch, and wait for it."""

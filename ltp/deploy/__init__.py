@@ -1,5 +1,5 @@
-"""Serving on a CPU: a frozen copy of a pruned classifier in the form that runs fastest there.
+"""Inference on a CPU: a frozen copy of a pruned classifier, optimised for speed.
 
-It decides nothing: the pruner decides who survives, as in :mod:`ltp.execution.packed`, whose results it equals. It adds
-prepacked and quantised weights (:mod:`ltp.deploy.linears`) and few, large operations.
+Results equal those of :mod:`ltp.execution.packed`; the pruner selects the tokens. This form adds prepacked and
+quantised weights (:mod:`ltp.deploy.linears`) and uses few, large operations.
 """

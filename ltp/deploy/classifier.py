@@ -1,4 +1,4 @@
-"""The deployed classifier: layers made of prepacked products, and the pass through them."""
+"""The deployed classifier: encoder layers with prepacked weights, and their forward pass."""
 
 import copy
 from typing import Any
@@ -12,36 +12,37 @@ from ltp.deploy.attention import deployed_attention
 from ltp.deploy.linears import DTYPES, PlainLinear, linear_type
 from ltp.encoders.base import EncoderFamily, LayerParts
 from ltp.execution.output import LTPOutput
+from ltp.execution.packing import real_tokens
 from ltp.pruning.base import Pruner
 from ltp.pruning.importance import normalise
 
 
 class DeployedClassifier:
-    """A frozen copy of a pruned classifier, for inference on a CPU. Made by ``LTPForSequenceClassification.deploy``.
+    """A frozen copy of a pruned classifier for inference on a CPU, created by ``LTPForSequenceClassification.deploy``.
 
-    Call it like the model, without labels. It shares nothing with the model it was made from. It holds no state
-    between calls, so threads may share it. Its prepacked weights cannot be saved: keep the model, and deploy it
-    again where it serves.
+    Call it like the model, without labels. It shares no weights with the original model. It keeps no state between
+    calls, so several threads may use it. Its prepacked weights cannot be saved: save the model, and deploy it again
+    on the machine that serves it.
 
-    In float32 logits equal those of the packed form to rounding. In bfloat16 and int8 a token whose score is next to
-    its threshold may be decided otherwise. In int8 a sequence's logits also depend a little on its batch, since
-    activations are quantised with one range a batch.
+    In float32, logits equal those of the packed form up to rounding. In bfloat16 and int8, a token whose score is
+    close to its threshold may be kept where the model prunes it, or the reverse. In int8 the logits of a sequence also
+    depend slightly on its batch, because activations are quantised with one range per batch.
 
     Args:
-        family: adapter of the encoder's family.
+        family: adapter to the encoder.
         dense: the Hugging Face classifier.
-        pruner: who decides.
+        pruner: pruning method; it is copied.
         dtype: ``float32``, ``bfloat16``, or ``int8``: quantised weights, activations quantised in each product,
             everything else in float32.
         scoring_mode, score_length: see :func:`~ltp.pruning.importance`.
 
     Attributes:
         dtype: as given.
-        back_end: the class of its linear layers, see :mod:`ltp.deploy.linears`.
+        back_end: class of the linear layers, see :mod:`ltp.deploy.linears`.
 
     Raises:
         ValueError: an unknown dtype, or a model that is not on the CPU.
-        RuntimeError: int8 where PyTorch has no engine for it.
+        RuntimeError: int8 without a PyTorch engine for it.
     """
 
     def __init__(
@@ -59,17 +60,17 @@ class DeployedClassifier:
             raise ValueError(f"the model is on {device}; deploy is for CPUs: move the model there first")
         self.dtype = dtype
         self._hidden_type = DTYPES[dtype]
-        self._backbone = family
+        self._family = family
         self._scoring: dict[str, Any] = {"scoring_mode": scoring_mode, "score_length": score_length}
-        self.prune_by(pruner)
+        self.set_pruner(pruner)
         layers = family.layers(dense)
-        # what stands around the layers: a copy of the classifier whose list of layers is replaced by an empty one
-        self._surroundings = copy.deepcopy(dense, {id(layers): nn.ModuleList()}).float().eval().requires_grad_(False)
+        # embeddings and head: a copy of the classifier with an empty list of encoder layers
+        self._dense = copy.deepcopy(dense, {id(layers): nn.ModuleList()}).float().eval().requires_grad_(False)
         with torch.no_grad():
             self._layers = [DeployedLayer(family.parts(layer), self.back_end, self._hidden_type) for layer in layers]
 
-    def prune_by(self, pruner: Pruner) -> None:
-        """Take a copy of a pruner for who decides from now on. The weights stay, prepacked as they are."""
+    def set_pruner(self, pruner: Pruner) -> None:
+        """Replace the pruner by a copy of another one, without preparing the weights again."""
         self._pruner = copy.deepcopy(pruner).cpu().eval().requires_grad_(False)
 
     def __repr__(self) -> str:
@@ -96,35 +97,30 @@ class DeployedClassifier:
         Raises:
             ValueError: an example without a real token at position 0 (padding on the left).
         """
-        alive = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        if not bool(alive[:, 0].all()):
-            raise ValueError(
-                "position 0 of an example is padding, or it has no real token; the classification token must stand "
-                "there: pad on the right (tokenizer.padding_side = 'right')"
-            )
+        alive = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else real_tokens(attention_mask)
         indices = alive.flatten().nonzero().squeeze(1)
-        hidden = self._backbone.embed_tokens(self._surroundings, input_ids, indices, token_type_ids, position_ids)
+        hidden = self._family.embed_tokens(self._dense, input_ids, indices, token_type_ids, position_ids)
         class_token, token_lengths = self._encode(hidden.to(self._hidden_type), alive.sum(dim=1))
-        logits = self._backbone.classify(self._surroundings, class_token.float())
+        logits = self._family.classify(self._dense, class_token.float())
         return LTPOutput(logits=logits, token_lengths=token_lengths)
 
     def _encode(self, hidden: Tensor, real_lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings of the real tokens, (T, D), to the classification tokens' last hidden state, (B, D).
+        """Run the encoder: embeddings of the real tokens, (T, D), to the last class states, (B, D), and token lengths.
 
-        Hidden states are (R, D) with R ≥ T: rows from T on are filling without a meaning, see ``row_count``.
+        Hidden states are (R, D) with R ≥ T: rows from T on are unused padding, see ``row_count``.
         """
         rows = Rows(real_lengths.numpy())
-        hidden = self._fill_nulls(hidden, rows)
+        hidden = self._pad_rows(hidden, rows)
         token_lengths = [rows.lengths]
         for number, layer in enumerate(self._layers, start=1):
-            last = number == len(self._layers)  # nothing but the classification tokens is read behind its attention
+            last = number == len(self._layers)  # after its attention only the classification tokens are needed
             contexts, received = deployed_attention(
                 layer.project(hidden)[: rows.total],
                 rows.lengths.tolist(),
                 needs_received=self._pruner.needs_scores,
                 first_only=last,
             )
-            kept: np.ndarray | None = None  # rows that survive; None for all
+            kept: np.ndarray | None = None  # indices of the rows that survive; None for all
             before = rows
             if self._pruner.needs_scores:
                 scores = normalise(rows.pad(received), rows.alive, layer.heads, **self._scoring)
@@ -142,28 +138,28 @@ class DeployedClassifier:
             if last:
                 hidden = hidden.index_select(0, torch.from_numpy(before.first))
             elif kept is None:
-                context = self._fill_nulls(context, rows)
+                context = self._pad_rows(context, rows)
             else:
-                index = np.zeros(self.back_end.row_count(rows.total), dtype=np.int64)  # filled up with copies of row 0
+                index = np.zeros(self.back_end.row_count(rows.total), dtype=np.int64)  # padded with row 0
                 index[: rows.total] = kept
                 selected = torch.from_numpy(index)
                 context, hidden = context.index_select(0, selected), hidden.index_select(0, selected)
             hidden = layer.finish(context, hidden)
         return hidden, torch.from_numpy(np.stack(token_lengths, axis=1))
 
-    def _fill_nulls(self, packed: Tensor, rows: "Rows") -> Tensor:
-        """Append rows to (T, D) up to the number that the linear layers want."""
+    def _pad_rows(self, packed: Tensor, rows: "Rows") -> Tensor:
+        """Append zero rows to (T, D) up to the back end's preferred number of rows."""
         missing = self.back_end.row_count(rows.total) - rows.total
         return functional.pad(packed, (0, 0, 0, missing)) if missing else packed
 
 
 class DeployedLayer:
-    """One post-norm encoder layer, its weights in the form of a back end.
+    """One post-norm encoder layer with linear layers of a back end.
 
     Args:
-        parts: the layer's modules.
-        linear: the back end.
-        dtype: of hidden states.
+        parts: modules of the original layer.
+        linear: class of the linear layers.
+        dtype: dtype of hidden states.
     """
 
     def __init__(self, parts: LayerParts, linear: type[PlainLinear], dtype: torch.dtype) -> None:
@@ -178,7 +174,7 @@ class DeployedLayer:
             bias = torch.cat([bias.float() * scale for bias, scale in zip(biases, scales, strict=True)])
             return linear(torch.cat(weights), bias, dtype, activation)
 
-        # attention's scale, 1/√(D/H), costs nothing inside the queries' weights
+        # the attention scale, 1/√(D/H), is folded into the query weights
         scale = (parts.query.out_features // parts.heads) ** -0.5
         self._qkv = prepare(parts.query, parts.key, parts.value, scales=(scale, 1.0, 1.0))
         self._attention_output = prepare(parts.attention_output)
@@ -190,20 +186,20 @@ class DeployedLayer:
         ]
 
     def project(self, hidden: Tensor) -> Tensor:
-        """Scaled queries, keys and values: (R, D) → (R, 3, H, D/H)."""
+        """Compute scaled queries, keys and values: (R, D) → (R, 3, H, D/H)."""
         return self._qkv(hidden).unflatten(1, (3, self.heads, -1))
 
     def finish(self, context: Tensor, hidden: Tensor) -> Tensor:
-        """Everything behind attention: (R, D), (R, D) → (R, D)."""
+        """Apply all steps after attention to context and hidden states: (R, D), (R, D) → (R, D)."""
         hidden = functional.layer_norm(self._attention_output.add(context, hidden), *self._norms[0])
         return functional.layer_norm(self._down.add(self._up(hidden), hidden), *self._norms[1])
 
 
 class Rows:
-    """Where the tokens of a batch stand in a packed tensor. In numpy, whose small operations cost less than torch's.
+    """Positions of the tokens of a batch in a packed tensor, in NumPy: faster than PyTorch for small operations.
 
     Args:
-        lengths: tokens alive of each sequence, (B,) int64 at least 1.
+        lengths: number of tokens alive of each sequence, (B,) int64, at least 1.
     """
 
     def __init__(self, lengths: np.ndarray) -> None:
@@ -214,11 +210,11 @@ class Rows:
 
     @property
     def first(self) -> np.ndarray:
-        """Row of each classification token, (B,) int64."""
+        """Index of each classification token, (B,) int64."""
         return self.lengths.cumsum() - self.lengths
 
     def pad(self, packed: Tensor) -> Tensor:
-        """(T,) → (B, N), 0 where there is no token."""
+        """Convert (T,) to (B, N), 0 where there is no token."""
         if self.total == self._alive.size:
             return packed.view(self._alive.shape)
         padded = np.zeros(self._alive.shape, dtype=np.float32)
@@ -226,5 +222,5 @@ class Rows:
         return torch.from_numpy(padded)
 
     def pack(self, padded: np.ndarray) -> np.ndarray:
-        """(B, N) → (T,)."""
+        """Convert (B, N) to (T,)."""
         return padded[self._alive]

@@ -1,8 +1,8 @@
-"""Linear layers for serving: weights frozen in the form that a matrix product back end likes.
+"""Linear layers for inference, with weights prepacked for a matrix multiplication back end.
 
-On many CPUs PyTorch's default float32 product is much slower than oneDNN's with prepacked weights. The operators
-that do it are those which ``torch.compile`` emits; they are private to PyTorch, so a check on a small example
-guards them, and :class:`PlainLinear` stands in where they are missing.
+On many CPUs PyTorch's default float32 product is much slower than oneDNN's with prepacked weights. The operators used
+here are those that ``torch.compile`` emits. They are private to PyTorch, so they are tested on a small example first,
+and :class:`PlainLinear` is the fallback.
 """
 
 import warnings
@@ -15,20 +15,20 @@ from torch.nn import functional
 
 Activation = Callable[[Tensor], Tensor]
 
-#: What a classifier can be deployed in -> the type of its hidden states.
+#: Maps the ``dtype`` of a deployed classifier to the dtype of its hidden states.
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
 
 
 class PlainLinear:
-    """``x Wᵀ + b`` with an optional activation, by :func:`torch.nn.functional.linear`; works everywhere.
+    """``x Wᵀ + b`` with an optional activation, using :func:`torch.nn.functional.linear`; works on every CPU.
 
-    It is also what the faster forms below share: they override how a product is computed.
+    It is also the base class of the faster back ends, which override the products.
 
     Args:
         weight: W, (out, in).
         bias: b, (out,).
-        dtype: of inputs, outputs and stored weights.
-        activation: applied to the result of a call.
+        dtype: dtype of inputs, outputs and stored weights.
+        activation: function applied to the result of a call.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype, activation: Activation | None = None) -> None:
@@ -36,24 +36,24 @@ class PlainLinear:
         self.activation = activation
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """(T, in) → (T, out)."""
+        """Compute the layer: (T, in) → (T, out)."""
         result = functional.linear(rows, self.weight, self.bias)
         return self.activation(result) if self.activation is not None else result
 
     def add(self, rows: Tensor, residual: Tensor) -> Tensor:
-        """The product plus a residual: (T, in), (T, out) → (T, out), without the activation."""
+        """Compute the layer plus a residual, without the activation: (T, in), (T, out) → (T, out)."""
         return functional.linear(rows, self.weight, self.bias).add_(residual)
 
     @staticmethod
     def row_count(tokens: int) -> int:
-        """The number of rows, at least ``tokens``, that serves so many tokens best."""
+        """Return the preferred number of rows, at least ``tokens``, of an input with so many tokens."""
         return tokens
 
 
 class OneDNNLinear(PlainLinear):
-    """The same with weights in oneDNN's blocked layout, GELU and the residual fused into the product.
+    """Linear layer with weights in oneDNN's blocked layout; GELU and residual are fused into the product.
 
-    Only where :func:`onednn_works`.
+    Requires :func:`onednn_works`.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype, activation: Activation | None = None) -> None:
@@ -62,7 +62,7 @@ class OneDNNLinear(PlainLinear):
         super().__init__(weight, bias, dtype, None if fused else activation)
         self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous())
         self._post_operation: tuple[str, list, str | None] = ("gelu", [], approximation) if fused else ("none", [], "")
-        # the overloads themselves: finding them anew would cost each call some microseconds
+        # resolve the operator overloads once: it takes some microseconds per call
         self._product = torch.ops.mkldnn._linear_pointwise.default
         self._product_and_sum = torch.ops.mkldnn._linear_pointwise.binary
 
@@ -75,40 +75,40 @@ class OneDNNLinear(PlainLinear):
 
     @staticmethod
     def row_count(tokens: int) -> int:
-        """Up to 3 % more than ``tokens``: 32 values from each power of two to the next.
+        """Round ``tokens`` up, by 3 % at most: to one of 32 values between powers of two.
 
-        oneDNN generates code for every new number of rows, which takes 1 to 2 ms a product and is kept for the last
-        1024 products. Token counts after pruning are hardly ever the same twice; rounded ones are.
+        oneDNN generates code for every new number of rows. This takes 1 to 2 ms per product, and the code is cached
+        for the last 1024 products. Token counts after pruning rarely repeat; rounded ones do.
         """
         step = 1 << max(0, tokens.bit_length() - 6)
         return -(-tokens // step) * step
 
 
 class Int8Linear(PlainLinear):
-    """Dynamic int8 by FBGEMM: weights quantised once, symmetrically, by output row; activations by call.
+    """Dynamic int8 with FBGEMM: weights are quantised once, symmetrically, per output row; activations per call.
 
-    A call quantises all its rows with one range. So a sequence's result depends a little on what else is in the
+    A call quantises all its rows with one range, so the result of a sequence depends slightly on the rest of the
     batch. Inputs and outputs are float32.
 
-    Only where :func:`int8_works`.
+    Requires :func:`int8_works`.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype, activation: Activation | None = None) -> None:
         if gelu_approximation(activation) == "none":
-            activation = torch.ops.aten.gelu_  # in place: a result of this size leaves the cache otherwise
+            activation = torch.ops.aten.gelu_  # in place: a second buffer of this size does not fit the cache
         self.activation = activation
         scales = weight.abs().amax(dim=1).double().clamp(min=1e-12) / 127
         zeros = torch.zeros(len(scales), dtype=torch.int64)
-        engine = torch.backends.quantized.engine  # a global setting, which decides who packs
+        engine = torch.backends.quantized.engine  # a global setting that selects the packing back end
         try:
             torch.backends.quantized.engine = "fbgemm"
-            with warnings.catch_warnings():  # a PyTorch without quantised tensors is to come: int8_works will notice
+            with warnings.catch_warnings():  # deprecation warning; int8_works detects the removal
                 warnings.filterwarnings("ignore", message=".*quantized tensor", category=UserWarning)
                 quantised = torch.quantize_per_channel(weight, scales, zeros, axis=0, dtype=torch.qint8)
                 self._packed = torch.ops.quantized.linear_prepack(quantised, bias)
         finally:
             torch.backends.quantized.engine = engine
-        # without VNNI instructions, sums of two products of 8 bits overflow the 16 bits that they are kept in
+        # without VNNI instructions, sums of two 8-bit products overflow the 16-bit accumulator
         self._reduce_range = not getattr(torch.cpu, "_is_vnni_supported", lambda: False)()
         self._product = torch.ops.quantized.linear_dynamic.default
 
@@ -121,7 +121,7 @@ class Int8Linear(PlainLinear):
 
 
 def linear_type(dtype: str) -> type[PlainLinear]:
-    """The fastest linear layer that works here.
+    """Return the class of the fastest linear layer that works on this machine.
 
     Args:
         dtype: one of :data:`DTYPES`.
@@ -144,19 +144,19 @@ def linear_type(dtype: str) -> type[PlainLinear]:
 
 @cache
 def onednn_works(dtype: torch.dtype) -> bool:
-    """Whether oneDNN's prepacked linear layers run here and are right, tried on a small example."""
-    return _agrees(OneDNNLinear, dtype, tolerance=1e-5 if dtype == torch.float32 else 5e-2)
+    """Whether oneDNN's prepacked linear layers run on this machine and are correct on a small example."""
+    return _works(OneDNNLinear, dtype, tolerance=1e-5 if dtype == torch.float32 else 5e-2)
 
 
 @cache
 def int8_works() -> bool:
-    """Whether FBGEMM is there (it is on x86) and right, tried on a small example."""
-    return "fbgemm" in torch.backends.quantized.supported_engines and _agrees(Int8Linear, torch.float32, tolerance=5e-2)
+    """Whether FBGEMM is available (it is on x86) and correct on a small example."""
+    return "fbgemm" in torch.backends.quantized.supported_engines and _works(Int8Linear, torch.float32, tolerance=5e-2)
 
 
-def _agrees(form: type[PlainLinear], dtype: torch.dtype, tolerance: float) -> bool:
-    """Whether a back end's two layers around a GELU, with a residual, compute what the plain one's do."""
-    numbers = torch.linspace(-1, 1, 512).sin()  # no random ones: they would move the caller's generator
+def _works(linear_class: type[PlainLinear], dtype: torch.dtype, tolerance: float) -> bool:
+    """Whether two layers with a GELU between them and a residual give the results of :class:`PlainLinear`."""
+    numbers = torch.linspace(-1, 1, 512).sin()  # not random: that would advance the caller's generator
     rows, up, down = numbers[:48].view(3, 16), numbers.view(32, 16), numbers.flip(0).view(16, 32)
 
     def compute(linear: type[PlainLinear]) -> Tensor:
@@ -166,16 +166,16 @@ def _agrees(form: type[PlainLinear], dtype: torch.dtype, tolerance: float) -> bo
     with torch.inference_mode():
         expected = compute(PlainLinear)
         try:
-            result = compute(form)
-        except (AttributeError, RuntimeError):  # an operator is gone, has another signature, or not for this type
+            result = compute(linear_class)
+        except (AttributeError, RuntimeError):  # missing operator, other signature or dtype
             return False
     return bool((result - expected).abs().max() <= tolerance * expected.abs().max())
 
 
 def gelu_approximation(activation: Activation | None) -> str | None:
-    """Which GELU an activation is: ``none`` (the exact one), ``tanh``, or None for something else.
+    """Detect the GELU variant of an activation: ``none`` (exact), ``tanh``, or None for another function.
 
-    The function itself is asked, since classes of GELU are many and a configuration may hold any callable.
+    The function is evaluated, because there are many GELU classes and an activation may be any callable.
     """
     if activation is None:
         return None
@@ -183,7 +183,7 @@ def gelu_approximation(activation: Activation | None) -> str | None:
     with torch.no_grad():
         values = activation(points.clone())
     for approximation in ("none", "tanh"):
-        # they differ by 5e-4, and rounding of a formula written out by 1e-6
+        # the variants differ by 5e-4; other implementations of the same variant differ by 1e-6
         if torch.allclose(values, functional.gelu(points, approximate=approximation), atol=1e-5):
             return approximation
     return None

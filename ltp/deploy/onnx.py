@@ -1,4 +1,4 @@
-"""Graphs of classifiers for ONNX Runtime, and its dense engine. Needs the packages of the extra ``onnx``."""
+"""ONNX export of classifiers and inference with ONNX Runtime. Requires the packages of the extra ``onnx``."""
 
 import logging
 import tempfile
@@ -17,7 +17,7 @@ _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class _Logits(nn.Module):
-    """The classifier as a function of tensors."""
+    """A classifier that returns its logits as a tensor."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -28,14 +28,14 @@ class _Logits(nn.Module):
 
 
 def onnx_engine(model: Any, dtype: str) -> Any:
-    """Export a classifier with free batch and sequence length and open it with ONNX Runtime.
+    """Export a classifier with dynamic batch size and sequence length, and load it with ONNX Runtime.
 
     Args:
         model: a Hugging Face classifier, float32, in evaluation mode, on the CPU.
-        dtype: ``float32``, or ``int8``: weights quantised by channel, activations dynamically.
+        dtype: ``float32``, or ``int8``: weights quantised per channel, activations dynamically.
 
     Returns:
-        A function from a batch to its logits, on as many threads as torch has now.
+        A function from a batch to its logits. It uses PyTorch's current number of threads.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -55,7 +55,7 @@ def onnx_engine(model: Any, dtype: str) -> Any:
 
 
 def open_graph(path: Path) -> Any:
-    """An ``InferenceSession`` of a graph on the CPU, on as many threads as torch has now."""
+    """Open an ``InferenceSession`` of a graph on the CPU, with PyTorch's current number of threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -65,17 +65,17 @@ def open_graph(path: Path) -> Any:
 
 
 def export_graph(module: nn.Module, path: Path, *, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-    """Write a classifier as an ONNX file with free batch and sequence length.
+    """Write a classifier as an ONNX file with dynamic batch size and sequence length.
 
     Args:
-        module: in evaluation mode.
-        path: the file, which holds the weights too.
-        inputs: names of its arguments, some of ``input_ids``, ``attention_mask`` and ``token_type_ids``.
-        outputs: names of its results.
+        module: the classifier, in evaluation mode.
+        path: the file to write, weights included.
+        inputs: names of the arguments, from ``input_ids``, ``attention_mask`` and ``token_type_ids``.
+        outputs: names of the results.
     """
     ids = torch.arange(5, 23).reshape(2, 9)
     mask = torch.ones_like(ids)
-    mask[1, 5:] = 0  # else the exporter may take the mask for a constant
+    mask[1, 5:] = 0  # otherwise the exporter may treat the mask as a constant
     example = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
     with _quiet():
         torch.onnx.export(
@@ -93,17 +93,17 @@ def export_graph(module: nn.Module, path: Path, *, inputs: Sequence[str], output
 
 
 def _stable_sort(values: Any, *, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
-    """``torch.sort(stable=True)``, which the exporter lacks; among equals ONNX's TopK takes the earlier first."""
+    """Translate ``torch.sort(stable=True)``, which the exporter lacks; ONNX's TopK orders equal values by index."""
     from onnxscript import opset20
 
-    op: Any = opset20  # its types do not allow what a constant is
+    op: Any = opset20  # its type annotations reject constants
     count = op.Gather(op.Shape(values), op.Constant(value_ints=[dim]))
     return op.TopK(values, count, axis=dim, largest=int(descending), sorted=1)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the libraries' many words about themselves; errors are exceptions anyway."""
+    """Suppress log messages and warnings of the libraries; errors are still raised as exceptions."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

@@ -1,7 +1,7 @@
-"""Encoder families: where each keeps its parts. The only package that knows the internals of Hugging Face's models.
+"""Encoder families: adapters to Hugging Face models. No other package accesses the internals of these models.
 
-A new family is one file with a subclass of :class:`~ltp.encoders.base.EncoderFamily`, and its entry in
-:data:`FAMILIES`. This module itself needs neither PyTorch nor transformers.
+To add a family, write one file with a subclass of :class:`~ltp.encoders.base.EncoderFamily` and add it to
+:data:`FAMILIES`. This module imports neither PyTorch nor transformers.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def _roberta() -> type[EncoderFamily]:
     return RobertaFamily
 
 
-#: ``model_type`` of a Hugging Face ``config.json`` -> a function that imports the family's class.
+#: Maps ``model_type`` of a Hugging Face ``config.json`` to a function that imports the family's class.
 FAMILIES: dict[str, Callable[[], type[EncoderFamily]]] = {"bert": _bert, "roberta": _roberta}
 
 
 def encoder_family(model_type: str) -> type[EncoderFamily]:
-    """The family of a Hugging Face model.
+    """Return the encoder family of a Hugging Face model.
 
     Args:
         model_type: a key of :data:`FAMILIES`.

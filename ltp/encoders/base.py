@@ -1,4 +1,4 @@
-"""What an encoder's adapter is."""
+"""Base class of the adapters to encoder families."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class LayerParts:
-    """The modules of one post-norm encoder layer, for those who execute it otherwise (:mod:`ltp.deploy`).
+    """The modules of one post-norm encoder layer, for code that replaces its forward pass (:mod:`ltp.deploy`).
 
     Attributes:
         heads: H.
         query, key, value: projections D → D.
-        attention_output: projection D → D of the context, normalised by ``attention_norm`` with the residual.
+        attention_output: projection D → D of the context; ``attention_norm`` normalises its sum with the residual.
         up: D → I, followed by ``activation``.
-        down: I → D, normalised by ``output_norm`` with the residual.
+        down: I → D; ``output_norm`` normalises its sum with the residual.
     """
 
     heads: int
@@ -34,11 +34,11 @@ class LayerParts:
 
 
 class EncoderFamily(ABC):
-    """The parts of one family of sequence classifiers, as functions of the Hugging Face modules.
+    """The steps of the forward pass of one family of sequence classifiers, as functions of Hugging Face modules.
 
-    It holds no state. ``model`` is the Hugging Face classifier and ``layer`` one of its encoder layers, typed
-    ``Any`` because their parts are known by name only. Functions of a layer take hidden states of any leading
-    shape, (..., D), so that the same adapter serves padded and packed tokens.
+    It has no state. ``model`` is the Hugging Face classifier and ``layer`` one of its encoder layers, typed ``Any``
+    because their submodules are accessed by name. Functions of a layer accept hidden states of any leading shape,
+    (..., D), so that the same adapter works with padded and with packed tokens.
     """
 
     config_class: ClassVar[Any]  #: a subclass of ``PreTrainedConfig``
@@ -46,13 +46,13 @@ class EncoderFamily(ABC):
 
     @classmethod
     def max_input_tokens(cls, config: Any) -> int:
-        """Tokens that a model of this configuration can read at once, special ones included."""
+        """Return the maximum number of tokens of an input, special tokens included."""
         return int(config.max_position_embeddings)
 
     @staticmethod
     @abstractmethod
     def layers(model: Any) -> Sequence[nn.Module]:
-        """The L encoder layers, in order."""
+        """Return the L encoder layers, in order."""
 
     @staticmethod
     @abstractmethod
@@ -63,12 +63,12 @@ class EncoderFamily(ABC):
         position_ids: Tensor | None,
         inputs_embeds: Tensor | None,
     ) -> Tensor:
-        """Hidden states that enter layer 1, (B, N, D)."""
+        """Compute the embeddings, the input of layer 1, (B, N, D)."""
 
     @staticmethod
     @abstractmethod
     def position_ids(model: Any, input_ids: Tensor) -> Tensor:
-        """Positions where the caller gives none: (B, N) int64 → (B, N) or (1, N) int64."""
+        """Compute the default position ids: (B, N) int64 → (B, N) or (1, N) int64."""
 
     @classmethod
     def embed_tokens(
@@ -79,16 +79,16 @@ class EncoderFamily(ABC):
         token_type_ids: Tensor | None,
         position_ids: Tensor | None,
     ) -> Tensor:
-        """Hidden states of some tokens alone, such as those that are no padding.
+        """Compute the embeddings of selected tokens only, such as all tokens but padding.
 
         Args:
             model: the classifier.
             input_ids: (B, N) int64.
-            places: the tokens, in flattened ``input_ids``, (T,) int64.
+            indices: the selected tokens, as indices into flattened ``input_ids``, (T,) int64.
             token_type_ids, position_ids: (B, N) or (1, N) int64, or None.
 
         Returns:
-            (T, D), in the order of ``places``.
+            (T, D), in the order of ``indices``.
         """
         if position_ids is None:
             position_ids = cls.position_ids(model, input_ids)
@@ -96,35 +96,35 @@ class EncoderFamily(ABC):
             token_type_ids = torch.zeros_like(input_ids)
         ids, types, positions = (
             x.expand_as(input_ids).flatten()[indices][None] for x in (input_ids, token_type_ids, position_ids)
-        )  # one long sequence, (1, T), that brings its own positions
+        )  # one sequence, (1, T), with explicit positions
         return cls.embed(model, ids, types, positions, None).squeeze(0)
 
     @staticmethod
     @abstractmethod
     def parts(layer: Any) -> LayerParts:
-        """A layer's modules."""
+        """Return the modules of a layer."""
 
     @staticmethod
     @abstractmethod
     def project(layer: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value, each (..., H, D/H)."""
+        """Compute query, key and value, each (..., H, D/H)."""
 
     @staticmethod
     @abstractmethod
     def attention_dropout(layer: Any) -> float:
-        """Dropout probability of attention weights as it applies now: 0 in evaluation mode."""
+        """Return the current dropout probability of attention weights: 0 in evaluation mode."""
 
     @staticmethod
     @abstractmethod
     def attention_output(layer: Any, context: Tensor, residual: Tensor) -> Tensor:
-        """Output projection, residual and normalisation, (..., D)."""
+        """Apply output projection, residual and normalisation, (..., D)."""
 
     @staticmethod
     @abstractmethod
     def feed_forward(layer: Any, hidden: Tensor) -> Tensor:
-        """FFN, residual and normalisation, (..., D)."""
+        """Apply FFN, residual and normalisation, (..., D)."""
 
     @staticmethod
     @abstractmethod
     def classify(model: Any, class_token: Tensor) -> Tensor:
-        """Logits, (B, num_labels), from the last hidden state of the classification token, (B, D)."""
+        """Compute logits, (B, num_labels), from the last hidden state of the classification token, (B, D)."""

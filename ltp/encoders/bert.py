@@ -1,4 +1,4 @@
-"""BERT, base and large."""
+"""Adapter to BERT."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar

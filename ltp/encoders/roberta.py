@@ -1,4 +1,4 @@
-"""RoBERTa, base and large: BERT's layers under the same names, with another head."""
+"""Adapter to RoBERTa: the same layers as BERT under the same names, with another head."""
 
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ class RobertaFamily(BertFamily):
 
     @classmethod
     def max_input_tokens(cls, config: Any) -> int:
-        return int(config.max_position_embeddings - config.pad_token_id - 1)  # positions start after the padding's
+        return int(config.max_position_embeddings - config.pad_token_id - 1)  # positions start after the padding index
 
     @staticmethod
     def position_ids(model: Any, input_ids: Tensor) -> Tensor:

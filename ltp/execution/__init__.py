@@ -1,1 +1,1 @@
-"""How an encoder is executed while tokens leave: attention, packing, and the packed and the masked forward pass."""
+"""Forward passes of a pruned encoder, packed and masked, with the attention and the packing that they use."""

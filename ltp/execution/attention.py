@@ -1,4 +1,4 @@
-"""Self-attention that also tells how much attention each token received, over padded and over packed tokens."""
+"""Self-attention over padded and packed tokens that also returns the attention that each token receives."""
 
 import torch
 from torch import Tensor
@@ -7,20 +7,20 @@ from torch.nn import functional
 from ltp.execution.packing import Packing
 from ltp.pruning.importance import attention_received
 
-#: Up to so many tokens a CPU computes the attention of half-precision sequences in float32: as fast, and exact.
+#: On a CPU, half-precision sequences of up to this many tokens use float32 attention: as fast, and exact.
 FLOAT32_TOKENS = 128
-#: Survival probabilities below this are taken for it: next to 1, float32 no longer sees them.
+#: Lower bound of survival probabilities: smaller values are negligible next to 1 in float32.
 SMALLEST_SURVIVAL = 1e-12
 
 
 def survival_bias(survival: Tensor) -> Tensor:
-    """What a key's attention logits get for its survival probability w, so that its weight is w·exp(logit).
+    """Compute the bias of a key's attention logits for its survival probability w: its weight is w·exp(logit).
 
     Args:
-        survival: any shape, float32 in [0, 1].
+        survival: w, any shape, float32 in [0, 1].
 
     Returns:
-        ``log w``, bounded below: a token that is surely gone still has finite gradients, and no weight.
+        ``log w`` with w clamped at :data:`SMALLEST_SURVIVAL`, so that gradients at w = 0 are finite.
     """
     return survival.clamp(min=SMALLEST_SURVIVAL).log()
 
@@ -28,17 +28,17 @@ def survival_bias(survival: Tensor) -> Tensor:
 def masked_attention(
     query: Tensor, key: Tensor, value: Tensor, alive: Tensor, dropout: float, survival: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Scaled dot-product attention over padded sequences; keys that are not alive get probability 0.
+    """Scaled dot-product attention over padded sequences; keys that are not alive have probability 0.
 
     Args:
         query, key, value: (B, N, H, D/H).
         alive: tokens alive, (B, N) bool, at least one in each example.
         dropout: probability of dropping an attention weight (0 outside training).
-        survival: probability w that each token is alive, (B, N) float32: keys weigh w times as much.
+        survival: probability w that each token is alive, (B, N) float32, a factor on the weights of keys.
 
     Returns:
-        The context, (B, N, D), and the probabilities *before* dropout, (B, H, N, N): dropout would make importance
-        random and its expectation wrong (rows would no longer sum to 1).
+        The context, (B, N, D), and the probabilities *before* dropout, (B, H, N, N): with dropout, importance would
+        be random, and rows would not sum to 1.
     """
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))  # (B, H, N, D/H)
     logits = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
@@ -60,23 +60,23 @@ def packed_attention(
     needs_received: bool,
     survival: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Scaled dot-product attention within each of several packed sequences.
+    """Scaled dot-product attention within each packed sequence.
 
-    A kernel for packed sequences would go here.
+    A kernel for packed sequences can replace this function.
 
     Args:
         query, key, value: (T, H, D/H).
-        packing: where the sequences stand.
+        packing: positions of the sequences.
         dropout: probability of dropping an attention weight (0 outside training).
-        needs_received: whether the second result is wanted; without, a fused kernel serves.
-        survival: probability w that each token is alive, (T,) float32: keys weigh w times as much, and queries count
-            w times in what is received. With it the second result is always computed.
+        needs_received: whether to compute the second result; if not, a fused kernel is used.
+        survival: probability w that each token is alive, (T,) float32, a factor on the weights of keys and on the
+            queries in the sum of attention received. If given, the second result is always computed.
 
     Returns:
-        The context, (T, D), and the attention that each token received from its sequence before dropout, summed
-        over heads and queries, (T,) float32 (empty where it is not wanted).
+        The context, (T, D), and the attention that each token receives from its sequence before dropout, summed
+        over heads and queries, (T,) float32 (empty if not computed).
     """
-    # a CPU gains by what is not computed, a GPU by how few kernels are launched
+    # a CPU is faster without computing padding, a GPU with fewer kernel launches
     attend = attention_by_length if query.device.type == "cpu" else attention_by_rows
     return attend(query, key, value, packing, dropout, needs_received=needs_received, survival=survival)
 
@@ -91,18 +91,18 @@ def attention_by_length(
     needs_received: bool,
     survival: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`packed_attention` with one product for all sequences of equal length: nothing is padded or copied."""
+    """:func:`packed_attention` with one product per group of sequences of equal length, without padding or copies."""
     contexts, received = [], []
     sizes = [sequences * length for sequences, length in packing.groups]
     survivals = survival.split(sizes) if survival is not None else [None] * len(sizes)
     parts = zip(packing.groups, survivals, *(x.split(sizes) for x in (query, key, value)), strict=True)
-    with torch.autocast("cpu", enabled=False):  # the types are chosen here
+    with torch.autocast("cpu", enabled=False):  # dtypes are chosen explicitly here
         for (sequences, length), weights, *qkv in parts:
-            kind = torch.float32 if length <= FLOAT32_TOKENS else query.dtype
-            q, k, v = (x.to(kind).unflatten(0, (sequences, length)).transpose(1, 2) for x in qkv)  # (…, H, n, D/H)
+            dtype = torch.float32 if length <= FLOAT32_TOKENS else query.dtype
+            q, k, v = (x.to(dtype).unflatten(0, (sequences, length)).transpose(1, 2) for x in qkv)  # (…, H, n, D/H)
             if weights is not None:
                 weights = weights.view(sequences, 1, 1, length)
-                logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + survival_bias(weights).to(kind)
+                logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + survival_bias(weights).to(dtype)
                 probs = logits.softmax(dim=-1)
                 received.append((weights @ probs.float()).sum(dim=(1, 2)).flatten())
                 context = (functional.dropout(probs, dropout) if dropout else probs) @ v
@@ -127,7 +127,7 @@ def attention_by_rows(
     needs_received: bool,
     survival: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`packed_attention` with one product for all sequences, padded to the longest one alive."""
+    """:func:`packed_attention` with one product for all sequences, padded to the longest remaining one."""
     query, key, value = (packing.pad(x) for x in (query, key, value))  # (B, N, H, D/H)
     if needs_received or survival is not None:
         rows = packing.pad(survival) if survival is not None else None

@@ -1,6 +1,6 @@
-"""The masked form of a pruned forward pass: every token is computed, pruned ones are only hidden.
+"""The masked form of a pruned forward pass: it computes every token and masks the pruned ones.
 
-It is the readable reference. It decides nothing: who survives is the pruner's decision.
+It is the readable reference implementation. The pruner selects the tokens.
 """
 
 from collections.abc import Sequence
@@ -32,14 +32,14 @@ def masked_encoder(
     """Run the encoder's layers over padded sequences.
 
     Args:
-        family: adapter of the encoder's family.
-        layers: its L layers.
-        pruner: who decides.
+        family: adapter to the encoder.
+        layers: the L encoder layers.
+        pruner: pruning method.
         hidden: embeddings, (B, N, D).
         alive: real tokens, (B, N) bool, position 0 among them.
         masking_mode: see :data:`~ltp.pruning.MASKING_MODES`.
         scoring_mode, score_length: see :func:`~ltp.pruning.importance`.
-        keep_states, keep_attentions, keep_class_states: return them for every layer.
+        keep_states, keep_attentions, keep_class_states: whether to return these outputs of every layer.
     """
     real_lengths = alive.sum(dim=1)
     token_lengths, gate_sums = [real_lengths], []

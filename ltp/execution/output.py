@@ -1,4 +1,4 @@
-"""Outputs: of a forward pass through the encoder, and of the classifier, trained or deployed."""
+"""Outputs of the encoder's forward pass and of the classifier."""
 
 from dataclasses import dataclass, field
 
@@ -13,13 +13,13 @@ class EncoderOutput:
     Attributes:
         class_token: last hidden state of the classification tokens, (B, D).
         token_lengths: tokens alive entering each layer, and after the last, (B, L+1) int64.
-        gate_sums: Σ_j m_l(b, j) of a soft rule, (B, L) float32; None under the hard rule.
-        expected_lengths: tokens expected alive under a soft rule, Σ_j Π_{k<l} m_k(b, j) entering layer l, and after
-            the last, (B, L+1) float32; None under the hard rule.
-        class_states: each layer's output for the classification tokens, (L, B, D); None unless asked for.
+        gate_sums: sums of gates Σ_j m_l(b, j) under a soft rule, (B, L) float32; None under the hard rule.
+        expected_lengths: expected number of tokens alive under a soft rule, Σ_j Π_{k<l} m_k(b, j) entering layer l,
+            and after the last, (B, L+1) float32; None under the hard rule.
+        class_states: each layer's output for the classification tokens, (L, B, D); None unless requested.
         hidden_states: embeddings and each layer's output, L+1 of (B, N, D), 0 for tokens that are not alive; empty
-            unless asked for.
-        attentions: each layer's probabilities before dropout, L of (B, H, N, N); empty unless asked for.
+            unless requested.
+        attentions: each layer's probabilities before dropout, L of (B, H, N, N); empty unless requested.
     """
 
     class_token: Tensor
@@ -36,14 +36,14 @@ class LTPOutput(SequenceClassifierOutput):
     """Output of the pruned classifier.
 
     Attributes:
-        loss: the objective, where labels were given: the task's loss, plus the regulariser under the soft rule.
+        loss: the objective if labels were given: the task loss, plus the regulariser under a soft rule; else None.
         logits: (B, num_labels).
         token_lengths: tokens alive entering each layer, and after the last, (B, L+1) int64.
-        gate_sums: Σ_j m_l(b, j) under a soft rule, (B, L) float32; else None.
-        expected_lengths: tokens expected alive entering each layer, and after the last, under a soft rule, (B, L+1)
-            float32, differentiable; else None.
-        class_states: each layer's output for the classification tokens, (L, B, D), where asked for.
-        hidden_states, attentions: as in Hugging Face models (attentions before dropout), where asked for.
+        gate_sums: sums of gates Σ_j m_l(b, j) under a soft rule, (B, L) float32; else None.
+        expected_lengths: expected number of tokens alive entering each layer, and after the last, under a soft rule,
+            (B, L+1) float32, differentiable; else None.
+        class_states: each layer's output for the classification tokens, (L, B, D); None unless requested.
+        hidden_states, attentions: as in Hugging Face models (attentions before dropout); None unless requested.
     """
 
     token_lengths: Tensor | None = None

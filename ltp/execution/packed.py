@@ -1,7 +1,7 @@
-"""The packed form of a pruned forward pass: a token that is pruned costs nothing from that moment on.
+"""The packed form of a pruned forward pass: it removes pruned tokens, which cost nothing in later layers.
 
-Hidden states are one (T, D) tensor of all tokens alive, sequence after sequence, without padding. It decides nothing:
-who survives is the pruner's decision, and :mod:`ltp.execution.masked` is the reference that it equals.
+Hidden states are one (T, D) tensor of all tokens alive, sequence after sequence, without padding. The pruner selects
+the tokens. Results equal those of the reference implementation, :mod:`ltp.execution.masked`.
 """
 
 from collections.abc import Sequence
@@ -31,26 +31,25 @@ def packed_encoder(
 ) -> EncoderOutput:
     """Run the encoder's layers over packed tokens.
 
-    On a GPU each layer waits for the device once, to learn how many tokens are left (not at all where nothing
-    prunes).
+    On a GPU each layer that prunes synchronises once with the device, to read the number of remaining tokens.
 
     Args:
-        family: adapter of the encoder's family.
-        layers: its L layers.
-        pruner: who decides.
+        family: adapter to the encoder.
+        layers: the L encoder layers.
+        pruner: pruning method.
         hidden: embeddings of the real tokens, (T, D).
-        packing: where they stand; position 0 of each example is real.
+        packing: positions of these tokens; position 0 of each example must be a real token.
         masking_mode: see :data:`~ltp.pruning.MASKING_MODES`.
         scoring_mode, score_length: see :func:`~ltp.pruning.importance`.
-        keep_class_states: return them for every layer.
+        keep_class_states: whether to return the class states of every layer.
     """
-    real_lengths = packing.by_example(packing.counts)
+    real_lengths = packing.to_example_order(packing.counts)
     token_lengths, gate_sums = [real_lengths], []
-    survival = packing.alive.float()  # in rows; under a soft rule: the product of the gates so far
+    survival = packing.alive.float()  # (B, N) in packing order; under a soft rule: the product of the gates so far
     expected_lengths = [real_lengths.float()]
     class_states: list[Tensor] = []
     for number, layer in enumerate(layers, start=1):
-        last = number == len(layers)  # nothing but the classification tokens is read behind its attention
+        last = number == len(layers)  # after its attention only the classification tokens are needed
         query, key, value = family.project(layer, hidden)
         weighted = masking_mode == "survival"
         context, received = packed_attention(
@@ -71,9 +70,9 @@ def packed_encoder(
         gate: Tensor | None = None
         if masking_mode != "hard":
             gates = pruner.gate(number, scores, packing.alive)
-            gate_sums.append(packing.by_example(gates.sum(dim=1)))
+            gate_sums.append(packing.to_example_order(gates.sum(dim=1)))
             survival = survival * gates
-            expected_lengths.append(packing.by_example(survival.sum(dim=1)))
+            expected_lengths.append(packing.to_example_order(survival.sum(dim=1)))
             gate = packing.pack(gates) if masking_mode == "soft" else None
         else:
             survivors = pruner.survivors(number, scores, packing.alive, real_lengths[packing.order])
@@ -82,7 +81,7 @@ def packed_encoder(
                 if kept.total < packing.total:
                     context, hidden = context[indices], hidden[indices]
                     packing = kept
-        token_lengths.append(packing.by_example(packing.counts))
+        token_lengths.append(packing.to_example_order(packing.counts))
         if last:
             context, hidden = context[packing.starts], hidden[packing.starts]
             gate = gate[packing.starts] if gate is not None else None
@@ -90,9 +89,9 @@ def packed_encoder(
         if gate is not None:
             hidden = hidden * gate[:, None]
         if keep_class_states:
-            class_states.append(packing.by_example(hidden if last else hidden[packing.starts]))
+            class_states.append(packing.to_example_order(hidden if last else hidden[packing.starts]))
     return EncoderOutput(
-        class_token=packing.by_example(hidden),
+        class_token=packing.to_example_order(hidden),
         token_lengths=torch.stack(token_lengths, dim=1),
         gate_sums=torch.stack(gate_sums, dim=1) if gate_sums else None,
         expected_lengths=torch.stack(expected_lengths, dim=1) if gate_sums else None,

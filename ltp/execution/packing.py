@@ -1,4 +1,4 @@
-"""Where the tokens of a batch stand in a packed tensor."""
+"""Packed layout of a batch of variable-length sequences."""
 
 from functools import cached_property
 from itertools import groupby
@@ -7,24 +7,39 @@ import torch
 from torch import Tensor
 
 
+def real_tokens(attention_mask: Tensor) -> Tensor:
+    """Convert an attention mask, (B, N) of any dtype, to bool.
+
+    Raises:
+        ValueError: an example has no real token at position 0 (padding on the left).
+    """
+    alive = attention_mask.bool()
+    if not bool(alive[:, 0].all()):
+        raise ValueError(
+            "position 0 of an example is padding, or it has no real token; the classification token must stand "
+            "there: pad on the right (tokenizer.padding_side = 'right')"
+        )
+    return alive
+
+
 class Packing:
-    """Where the tokens of a batch stand in a packed (T, …) tensor: sequence after sequence, without padding.
+    """Positions of the tokens of a batch in a packed (T, …) tensor: sequence after sequence, without padding.
 
-    Sequences stand in the order of their lengths, so that those of equal length are neighbours and can be computed
-    together over a view.
+    Sequences are sorted by length, so that those of equal length are adjacent and form one view.
 
-    Making one waits for the device once, to learn the lengths; nothing else here does.
+    The constructor synchronises once with the device, to read the lengths; the methods do not, except :meth:`keep`,
+    which constructs another packing.
 
     Args:
-        counts: tokens of each sequence, (B,) int64, ascending, at least 1.
-        order: the example that each sequence is, (B,) int64.
+        counts: number of tokens of each sequence, (B,) int64, ascending, at least 1.
+        order: index of the example of each sequence, (B,) int64.
 
     Attributes:
         counts, order: as given.
-        lengths: the same counts on the host.
+        lengths: ``counts`` as a list, on the host.
         total: T.
-        alive: the tokens in rows, left-aligned, (B, N) bool.
-        starts: places of the classification tokens, (B,) int64.
+        alive: mask of the tokens in padded form, left-aligned, (B, N) bool.
+        starts: indices of the classification tokens, (B,) int64.
     """
 
     def __init__(self, counts: Tensor, order: Tensor) -> None:
@@ -34,51 +49,52 @@ class Packing:
         self.starts = counts.cumsum(dim=0) - counts
         columns = torch.arange(self.lengths[-1], device=counts.device)
         self.alive = columns < counts[:, None]
-        self._slots = self.alive.flatten().nonzero_static(size=self.total).squeeze(1)  # of each token in flat rows
+        # index of each token in the flattened padded form
+        self._slots = self.alive.flatten().nonzero_static(size=self.total).squeeze(1)
 
     @classmethod
-    def of(cls, rows: Tensor) -> tuple["Packing", Tensor]:
-        """Pack rows of tokens.
+    def from_mask(cls, mask: Tensor) -> tuple["Packing", Tensor]:
+        """Create the packing of the tokens that a mask selects.
 
         Args:
-            rows: the tokens to pack, (B, N) bool, at least one in each row.
+            mask: (B, N) bool, at least one token in each row.
 
         Returns:
-            The packing, and the places of its tokens in the flattened rows, (T,) int64.
+            The packing, and the indices of its tokens in the flattened mask, (T,) int64.
         """
-        counts, order = rows.sum(dim=1).sort(stable=True)
+        counts, order = mask.sum(dim=1).sort(stable=True)
         packing = cls(counts, order)
-        row, column = rows[order].nonzero_static(size=packing.total).unbind(dim=1)
-        return packing, order[row] * rows.shape[1] + column
+        row, column = mask[order].nonzero_static(size=packing.total).unbind(dim=1)
+        return packing, order[row] * mask.shape[1] + column
 
     def keep(self, survivors: Tensor) -> tuple["Packing", Tensor]:
-        """Drop tokens.
+        """Drop all tokens but the survivors.
 
         Args:
-            survivors: the tokens to keep, (B, N) bool, a subset of :attr:`alive` with each first token.
+            survivors: the tokens to keep, (B, N) bool, a subset of :attr:`alive` that contains each first token.
 
         Returns:
-            The packing of the survivors, and their places in this one, (T',) int64.
+            The packing of the survivors, and their indices in this packing, (T',) int64.
         """
-        packing, slots = Packing.of(survivors)
+        packing, slots = Packing.from_mask(survivors)
         packing.order = self.order[packing.order]
         row = slots.div(survivors.shape[1], rounding_mode="floor")
         return packing, self.starts[row] + slots % survivors.shape[1]
 
-    @cached_property  # where nobody leaves, several layers ask
+    @cached_property  # layers that prune nothing reuse the packing
     def groups(self) -> list[tuple[int, int]]:
-        """(sequences, tokens of each) of every run of sequences of equal length."""
+        """(number of sequences, tokens of each) of every group of adjacent sequences of equal length."""
         return [(len(list(run)), length) for length, run in groupby(self.lengths)]
 
     def pad(self, packed: Tensor) -> Tensor:
-        """(T, …) → (B, N, …), 0 where there is no token."""
+        """Convert (T, …) to the padded form (B, N, …), 0 where there is no token."""
         rows = packed.new_zeros(self.alive.numel(), *packed.shape[1:])
         return rows.index_copy(0, self._slots, packed).unflatten(0, self.alive.shape)
 
     def pack(self, rows: Tensor) -> Tensor:
-        """(B, N, …) → (T, …)."""
+        """Convert the padded form (B, N, …) to (T, …)."""
         return rows.flatten(0, 1).index_select(0, self._slots)
 
-    def by_example(self, values: Tensor) -> Tensor:
-        """One value a sequence, (B, …), in the order of the examples."""
+    def to_example_order(self, values: Tensor) -> Tensor:
+        """Reorder values of sequences, (B, …), to the order of the examples."""
         return torch.empty_like(values).index_copy(0, self.order, values)

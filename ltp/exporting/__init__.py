@@ -1,5 +1,5 @@
-"""Finished runs for use elsewhere: a Hugging Face directory that needs no ltp, or an ONNX graph that prunes.
+"""Export of finished runs: a Hugging Face directory that does not require ltp, or an ONNX graph that prunes.
 
-:func:`export_huggingface` and :func:`export_onnx` are behind ``python -m ltp.export``. Needs neither Hydra nor
-Lightning.
+``python -m ltp.export`` calls :func:`export_huggingface` and :func:`export_onnx`. This package requires neither Hydra
+nor Lightning.
 """

@@ -1,4 +1,4 @@
-"""Whether an exported graph computes what the model does."""
+"""Comparison of an exported graph with its model."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,26 +10,26 @@ from ltp.data.sequences import Batch
 from ltp.errors import RunError
 from ltp.model.classifier import LTPForSequenceClassification
 
-#: How far logits may be apart.
+#: Maximum difference of logits.
 ALLOWED = 1e-4
-#: Share of the sequences that may differ: a token whose score is the threshold but for rounding may go either way.
+#: Share of sequences that may differ: rounding may move a score to the other side of its threshold.
 TOLERATED_SHARE = 0.01
 
 Infer = Callable[[Batch], tuple[Tensor, Tensor]]  #: logits and token lengths of a batch
 
 
 class DisagreementError(RunError):
-    """An exported graph computes something else than the model."""
+    """The results of an exported graph differ from those of the model."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How close a graph is to its model.
+    """Result of comparing a graph with its model.
 
     Attributes:
-        sequences: how many were compared.
-        difference: of the logits, the largest among the sequences that agree.
-        excused: sequences in which the scores of single tokens were rounded to the other side of their threshold.
+        sequences: number of sequences compared.
+        difference: largest difference of logits, among the sequences that agree.
+        tolerated: number of sequences that do not agree, at most :data:`TOLERATED_SHARE` of them.
     """
 
     sequences: int
@@ -38,7 +38,7 @@ class Agreement:
 
 
 def compare_results(model: LTPForSequenceClassification, graph: Infer, batches: Iterable[Batch]) -> Agreement:
-    """Run a model and its graph over the same batches.
+    """Run a model and its graph on the same batches and compare the results.
 
     Raises:
         DisagreementError: logits or token lengths differ.
@@ -46,12 +46,12 @@ def compare_results(model: LTPForSequenceClassification, graph: Infer, batches: 
     differences, same_lengths = [], []
     for batch in batches:
         with torch.inference_mode():
-            wanted = model(**batch)
+            expected = model(**batch)
         logits, lengths = graph(batch)
-        differences.append((logits - wanted.logits).abs().amax(dim=1))
-        same_lengths.append((lengths == wanted.token_lengths).all(dim=1))
+        differences.append((logits - expected.logits).abs().amax(dim=1))
+        same_lengths.append((lengths == expected.token_lengths).all(dim=1))
     difference = torch.cat(differences)
-    agree = torch.cat(same_lengths) & (difference <= ALLOWED)  # NaN is no agreement
+    agree = torch.cat(same_lengths) & (difference <= ALLOWED)  # False for NaN
     wrong = int((~agree).sum())
     if wrong > TOLERATED_SHARE * len(agree):
         raise DisagreementError(

@@ -1,4 +1,4 @@
-"""The model card: what a run's ``results.json`` and ``config.yaml`` say about it, and how to load the export."""
+"""The model card of an export, from the ``results.json`` and ``config.yaml`` of its run."""
 
 import importlib.metadata
 import re
@@ -13,7 +13,7 @@ from ltp.data.sources import HUB_DATASET
 from ltp.data.tasks import TASKS
 from ltp.errors import DISTRIBUTION
 
-#: The hub's names of ltp's metrics, where they differ.
+#: Names of metrics on the hub that differ from ltp's.
 _HUB_METRICS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
 _METHODS = {
     "dense": "It does not prune: it is a dense baseline in ltp's format.",
@@ -35,8 +35,8 @@ output = model(**tokenizer(["a sentence", "another one"], padding=True, return_t
 output.logits, output.token_lengths  # and the tokens alive entering each layer and after the last
 ```
 
-DIR is this directory or its id on the hub. The model's code stands beside its weights (`ltp_*.py`, Apache-2.0), so
-the package ltp is not needed, but {requirements}. Tokens are really removed, at any batch size.
+DIR is this directory or its id on the hub. The directory contains the model's code (`ltp_*.py`, Apache-2.0), so the
+package ltp is not needed, but {requirements}. Pruned tokens are removed, at any batch size.
 `model.deploy()` gives a faster frozen copy for CPUs."""
 
 _ONNX = """\
@@ -52,7 +52,7 @@ logits, token_lengths = session.run(["logits", "token_lengths"], {name: inputs[n
 ```
 
 Inputs are int64, (batch, length), any batch size and length, padded on the right. `token_lengths` are the tokens alive
-entering each layer and after the last. Tokens are really removed, inside the graph. Labels stand in `config.json`."""
+entering each layer and after the last. The graph removes pruned tokens. `config.json` contains the labels."""
 
 
 def model_card(
@@ -63,12 +63,12 @@ def model_card(
     base_model: str | None,
     form: str,
 ) -> str:
-    """A run's model card in Markdown, with the hub's metadata. What the files do not say is left out.
+    """Write the model card of a run in Markdown, with metadata for the hub. Missing facts are omitted.
 
     Args:
-        results: the run's ``results.json``.
-        settings: its ``config.yaml``; may be empty.
-        config: the model's ``config.json``.
+        results: ``results.json`` of the run.
+        settings: ``config.yaml`` of the run; may be empty.
+        config: ``config.json`` of the model.
         base_model: hub id of the pretrained model, if known.
         form: ``huggingface`` or ``onnx``.
     """
@@ -80,13 +80,14 @@ def model_card(
         "Training": _training(results, settings),
     }
     method = _METHODS.get(results.get("method", ""), "")
-    intro = f"# {model} on {task}, token-pruned\n\nA text classifier made with ltp {_ltp_version(results)}. {method}"
+    version = (results.get("versions") or {}).get("ltp", "")
+    intro = f"# {model} on {task}, token-pruned\n\nA text classifier made with ltp {version}. {method}"
     text = "\n\n".join([intro.strip(), *(f"## {title}\n\n{body}" for title, body in sections.items())])
     return f"---\n{_metadata(results, settings, base_model, form)}\n---\n\n{text}\n"
 
 
 def _requirements() -> str:
-    """``torch>=… and transformers>=…``, as this version of ltp needs them."""
+    """Return ``torch>=… and transformers>=…``, as required by this version of ltp."""
     try:
         lines = importlib.metadata.requires(DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
@@ -95,15 +96,11 @@ def _requirements() -> str:
     return " and ".join(f"`{line}`" for line in lines if re.match(r"(torch|transformers)\b", line))
 
 
-def _ltp_version(results: dict[str, Any]) -> str:
-    return str((results.get("versions") or {}).get("ltp", "")).strip()
-
-
 def _metadata(results: dict[str, Any], settings: dict[str, Any], base_model: str | None, form: str) -> str:
     task, metric = results["task"], results.get("metric") or {}
     is_glue = task in TASKS and task != "demo"
     evaluations = None
-    if is_glue and metric and not _validation_limit(settings):  # on a part of the split it compares with nothing
+    if is_glue and metric and not _validation_limit(settings):  # results on a part of the split are not comparable
         evaluations = [
             EvalResult(
                 task_type="text-classification",
@@ -129,7 +126,7 @@ def _metadata(results: dict[str, Any], settings: dict[str, Any], base_model: str
 
 
 def _validation_limit(settings: dict[str, Any]) -> int | None:
-    """How many rows of the validation split the run was evaluated on; None for all."""
+    """Return the number of validation rows that the run was evaluated on; None for all."""
     return (settings.get("task") or {}).get("max_validation_samples")
 
 
@@ -142,7 +139,7 @@ def _results(results: dict[str, Any], settings: dict[str, Any], config: dict[str
     split = f"validation split, first {limit} rows" if limit else "validation split"
     rows = [(f"{name}, {split}", f"{value:.4f}") for name, value in (results.get("metrics") or {}).items()]
     budgets = results.get("budgets") or []
-    in_use = results.get("budget", budgets[-1]["budget"] if budgets else None)  # the last, unless another was chosen
+    in_use = results.get("budget", budgets[-1]["budget"] if budgets else None)  # by default the last
     if in_use is not None:
         rows.append(("budget in use", f"{in_use:g} of the dense FLOPs"))
     if "relative_flops" in results:
@@ -157,16 +154,19 @@ def _results(results: dict[str, Any], settings: dict[str, Any], config: dict[str
         rows.append(("tokens alive entering each layer, and after the last", alive))
     if thresholds := results.get("thresholds"):
         scoring = f"{config.get('scoring_mode')}, Z = {config.get('score_length')}"
-        rows.append((f"thresholds of the layers on importance ({scoring})", _numbers(thresholds)))
+        values = ", ".join(f"{value:.5g}" for value in thresholds)
+        rows.append((f"thresholds of the layers on importance ({scoring})", values))
     definition = f"\n\n{results['flops_definition']}." if results.get("flops_definition") else ""
     others = f"\n\n{_budgets(budgets, in_use)}" if len(budgets) > 1 and form == "huggingface" else ""
     return _table(("", ""), rows) + definition + others
 
 
 def _budgets(budgets: Sequence[dict[str, Any]], in_use: float | None) -> str:
-    """What a model is like at each of its budgets."""
-    other = next(one for one in budgets if one["budget"] != in_use)
-    rows = [(f"{one['budget']:g}", f"{one['metric']['value']:.4f}", f"{one['relative_flops']:.3f}") for one in budgets]
+    """Write a table of the model's results at each budget, and how to select one."""
+    other = next(item for item in budgets if item["budget"] != in_use)
+    rows = [
+        (f"{item['budget']:g}", f"{item['metric']['value']:.4f}", f"{item['relative_flops']:.3f}") for item in budgets
+    ]
     return (
         f"The model holds thresholds for several budgets; `model.use_budget({other['budget']:g})` prunes with those "
         f"of another one.\n\n{_table(('budget', other['metric']['name'], 'relative FLOPs'), rows)}"
@@ -180,10 +180,6 @@ def _speedup(measured: dict[str, Any]) -> str:
     if "device" in measured:
         parts.append(f"{measured['device']}, {measured.get('threads', '?')} threads")
     return ", ".join(parts)
-
-
-def _numbers(values: Iterable[float]) -> str:
-    return ", ".join(f"{value:.5g}" for value in values)
 
 
 def _training(results: dict[str, Any], settings: dict[str, Any]) -> str:
@@ -205,7 +201,7 @@ def _training(results: dict[str, Any], settings: dict[str, Any]) -> str:
 
 
 def _parent(parent: str | None, root: str | None) -> str | None:
-    """A parent's name; of a run below the same root without the folders that say nothing to others."""
+    """Return the name of a parent; the path of a run below the output root is made relative to it."""
     if parent is None or root is None or not Path(parent).is_relative_to(root):
         return parent
     return str(Path(parent).relative_to(root))

@@ -10,13 +10,13 @@ from ltp.runs.checkpoints import Checkpoint, run_config
 
 @dataclass(frozen=True)
 class ExportedRun:
-    """A finished run, as far as an export needs it.
+    """The files and facts of a finished run that an export uses.
 
     Attributes:
-        model: its folder in Hugging Face format.
-        results: its ``results.json``.
-        settings: its ``config.yaml``; empty where it is missing.
-        base_model: the hub id of the model that the line of runs began with, if it began with one.
+        model: folder of the model in Hugging Face format.
+        results: ``results.json`` of the run.
+        settings: ``config.yaml`` of the run; empty if it is missing.
+        base_model: hub id of the pretrained model that the run and its parents started from; None if unknown.
     """
 
     model: Path
@@ -25,11 +25,11 @@ class ExportedRun:
     base_model: str | None = None
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> "ExportedRun":
-        """What a restored checkpoint tells.
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> "ExportedRun":
+        """Read the run of a checkpoint.
 
         Raises:
-            UserError: it is no run's.
+            UserError: the checkpoint does not belong to a run.
         """
         if checkpoint.run_dir is None or checkpoint.results is None:
             raise UserError(
@@ -41,7 +41,7 @@ class ExportedRun:
 
 
 def _base_model(settings: dict[str, Any]) -> str | None:
-    """The hub id at the root of a line of runs: a run names its parent, the first one a pretrained model."""
+    """Follow the parents of a run to the first one, and return the hub id of its pretrained model."""
     seen: set[str] = set()
     while name := (settings.get("parent") or {}).get("name") or (settings.get("model") or {}).get("name_or_path"):
         if name in seen:

@@ -1,8 +1,8 @@
-"""The model's own source as flat files, which ``trust_remote_code`` loads where ltp is not installed.
+"""The source of the model as flat files, which ``trust_remote_code`` loads without ltp.
 
-transformers copies the file that ``auto_map`` in ``config.json`` names, and the files of the same folder that it
-imports relatively; packages it does not know. So ``ltp/pruning/base.py`` becomes ``ltp_pruning_base.py``, and its
-imports of ltp become relative ones. There is no second implementation to maintain.
+transformers copies the file that ``auto_map`` in ``config.json`` names, and the files in the same folder that it
+imports relatively; it does not support packages. Therefore ``ltp/pruning/base.py`` is written as
+``ltp_pruning_base.py``, with relative imports. This avoids a second implementation.
 """
 
 import ast
@@ -11,20 +11,20 @@ import inspect
 
 from ltp import LTPConfig, __version__
 
-#: Where the model is; all else is what this module imports.
+#: Module of the model class; the other files are the modules that it imports.
 ROOT = "ltp.model.classifier"
 
 
 def flat_name(module: str) -> str:
-    """What a module of ltp is called among flat files: ``ltp_pruning_base`` for ``ltp.pruning.base``."""
+    """Return the flat name of a module of ltp: ``ltp_pruning_base`` for ``ltp.pruning.base``."""
     return module.replace(".", "_")
 
 
 def flat_sources() -> dict[str, str]:
-    """The model's source, ready to stand beside its weights.
+    """Return the source of the model as flat files.
 
     Returns:
-        Texts by the names of the files.
+        File contents by file name.
     """
     sources: dict[str, str] = {}
     waiting = [ROOT]
@@ -33,31 +33,27 @@ def flat_sources() -> dict[str, str]:
         name = f"{flat_name(module)}.py"
         if name not in sources:
             source = inspect.getsource(importlib.import_module(module))
-            waiting += _imported(source)
+            waiting += [imported for _, imported in _ltp_imports(source)]
             sources[name] = f"# {module} of ltp {__version__}. SPDX-License-Identifier: Apache-2.0\n{_flatten(source)}"
     return sources
 
 
-def _own_imports(source: str) -> list[ast.ImportFrom]:
+def _ltp_imports(source: str) -> list[tuple[int, str]]:
+    """Return line number and module of every ``from ltp… import``."""
     nodes = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom))
-    return [node for node in nodes if node.module is not None and node.module.split(".")[0] == "ltp"]
-
-
-def _imported(source: str) -> list[str]:
-    return [node.module for node in _own_imports(source) if node.module is not None]
+    return [(node.lineno, node.module) for node in nodes if node.module and node.module.split(".")[0] == "ltp"]
 
 
 def _flatten(source: str) -> str:
     lines = source.splitlines(keepends=True)
-    for node in _own_imports(source):
-        assert node.module is not None
-        before, after = f"from {node.module} import", f"from .{flat_name(node.module)} import"
-        lines[node.lineno - 1] = lines[node.lineno - 1].replace(before, after)
+    for number, module in _ltp_imports(source):
+        absolute, relative = f"from {module} import", f"from .{flat_name(module)} import"
+        lines[number - 1] = lines[number - 1].replace(absolute, relative)
     return "".join(lines)
 
 
 def auto_map() -> dict[str, str]:
-    """What ``config.json`` says of the flat files."""
+    """Return ``auto_map`` of ``config.json``: the classes that the Auto classes load from the flat files."""
     return {
         "AutoConfig": f"{flat_name(LTPConfig.__module__)}.LTPConfig",
         "AutoModelForSequenceClassification": f"{flat_name(ROOT)}.LTPForSequenceClassification",

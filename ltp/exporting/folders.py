@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Atomic creation of export directories."""
 
 import json
 import os
@@ -13,20 +13,20 @@ from ltp.model import MODEL_TYPE
 
 @contextmanager
 def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A folder to write into, which becomes ``target`` at the end; after an error nothing of it is left.
+    """Create a temporary folder that is renamed to ``target`` on exit, or deleted after an error.
 
     Args:
-        target: where it will stand.
-        overwrite: replace an earlier export that stands there.
+        target: the folder to create.
+        overwrite: whether to replace an earlier export at ``target``.
 
     Yields:
-        A folder beside ``target``.
+        The temporary folder, in the same parent folder as ``target``.
 
     Raises:
         UserError: see :func:`check_target`.
     """
     check_target(target, overwrite=overwrite)
-    partial, former = (target.with_name(f".{target.name}.{os.getpid()}.{word}") for word in ("partial", "former"))
+    partial, previous = (target.with_name(f".{target.name}.{os.getpid()}.{word}") for word in ("partial", "former"))
     try:
         partial.mkdir(parents=True)
     except OSError as error:
@@ -34,20 +34,20 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     try:
         yield partial
         if target.exists():
-            os.replace(target, former)
+            os.replace(target, previous)
         os.replace(partial, target)
     finally:
-        if former.exists() and not target.exists():
-            os.replace(former, target)
-        for leftover in (partial, former):
+        if previous.exists() and not target.exists():
+            os.replace(previous, target)
+        for leftover in (partial, previous):
             shutil.rmtree(leftover, ignore_errors=True)
 
 
 def check_target(target: Path, *, overwrite: bool) -> None:
-    """Check that an export may become this folder.
+    """Check that an export may be written to a folder.
 
     Raises:
-        UserError: something else stands there.
+        UserError: the target is a file, or a folder that is not empty and may not be replaced.
     """
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
@@ -60,7 +60,7 @@ def check_target(target: Path, *, overwrite: bool) -> None:
 
 
 def _is_export(folder: Path) -> bool:
-    """Whether a folder looks like an export, rather than like a run, a run's model or somebody's home."""
+    """Whether a folder is an export, and not a run, the model of a run or another folder."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

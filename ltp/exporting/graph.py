@@ -1,4 +1,4 @@
-"""The packed form as one graph of tensor operations, and its ONNX file. Needs the packages of the extra ``onnx``."""
+"""The packed forward pass as an ONNX graph. Requires the packages of the extra ``onnx``."""
 
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ OUTPUTS = ("logits", "token_lengths")
 
 
 class GraphForm(nn.Module):
-    """A pruned classifier without anything that depends on values but sizes of tensors: what a graph can hold.
+    """A pruned classifier without data-dependent control flow, which can be exported as a graph.
 
-    As in :mod:`ltp.execution.packed`, hidden states are one (T, D) tensor of all tokens alive, sequence after sequence;
-    the pruner decides who survives. Attention reads rows that are padded to the longest sequence alive, since a graph
-    cannot loop over sequences of equal length.
+    As in :mod:`ltp.execution.packed`, hidden states are one (T, D) tensor of all tokens alive, sequence after sequence,
+    and the pruner selects the tokens. Attention pads sequences to the longest remaining one, because a graph cannot
+    loop over groups of equal length. Only sizes of tensors depend on the data.
 
     Args:
         model: the classifier, in evaluation mode.
@@ -36,7 +36,7 @@ class GraphForm(nn.Module):
         """Classify a batch.
 
         Args:
-            input_ids, attention_mask, token_type_ids: (B, N) int64; position 0 of each example is real.
+            input_ids, attention_mask, token_type_ids: (B, N) int64; position 0 of each example must be a real token.
 
         Returns:
             Logits, (B, num_labels) float32; tokens alive entering each layer, and after the last, (B, L+1) int64.
@@ -45,13 +45,13 @@ class GraphForm(nn.Module):
         alive = attention_mask.bool()
         lengths = counts = alive.sum(dim=1)
         token_lengths = [counts]
-        hidden = family.embed_tokens(model.dense, input_ids, _places(alive), token_type_ids, None)  # (T, D)
+        hidden = family.embed_tokens(model.dense, input_ids, _indices(alive), token_type_ids, None)  # (T, D)
         layers = family.layers(model.dense)
         for number, layer in enumerate(layers, start=1):
             starts = counts.cumsum(dim=0) - counts
             columns = torch.arange(_size(counts.max()), device=counts.device)
             alive = columns < counts[:, None]  # (B, N_l)
-            # the place of each slot's token; behind a sequence's end it is another's, which attention masks
+            # index of the token in each slot; slots after the end of a sequence hold other tokens, which are masked
             slots = torch.minimum(starts[:, None] + columns, counts.sum() - 1).flatten()
             query, key, value = (
                 part.index_select(0, slots).unflatten(0, alive.shape) for part in family.project(layer, hidden)
@@ -65,43 +65,43 @@ class GraphForm(nn.Module):
             survivors = model.pruner.survivors(number, scores, alive, lengths)
             counts = survivors.sum(dim=1)
             token_lengths.append(counts)
-            if number == len(layers):  # nothing but the classification tokens is read behind its attention
+            if number == len(layers):  # after its attention only the classification tokens are needed
                 context, hidden = context[:, 0], hidden.index_select(0, starts)
             else:
-                indices = _places(survivors)
+                indices = _indices(survivors)
                 context = context.flatten(0, 1).index_select(0, indices)
                 hidden = hidden.index_select(0, slots.index_select(0, indices))
             hidden = family.feed_forward(layer, family.attention_output(layer, context, hidden))
         return family.classify(model.dense, hidden), torch.stack(token_lengths, dim=1)
 
 
-def _places(rows: Tensor) -> Tensor:
-    """Where a mask is true, in flattened rows: (B, N) bool → (T,) int64."""
-    return rows.flatten().nonzero().squeeze(1)
+def _indices(mask: Tensor) -> Tensor:
+    """Return the indices of True in the flattened mask: (B, N) bool → (T,) int64."""
+    return mask.flatten().nonzero().squeeze(1)
 
 
 def _size(number: Tensor) -> Any:
-    """A number that becomes a size: to the exporter a symbol, which ``int`` would ask for its value."""
+    """Convert a scalar to a size; ``int`` would fail for the symbolic sizes of the exporter."""
     size = number.item()
     torch._check(size >= 1)
     return size
 
 
 def input_names(model: LTPForSequenceClassification) -> tuple[str, ...]:
-    """The graph's inputs: token types only where the encoder tells several apart."""
-    several = model.dense.config.type_vocab_size > 1
-    return ("input_ids", "attention_mask", *(("token_type_ids",) if several else ()))
+    """Return the names of the graph's inputs; ``token_type_ids`` only if the encoder has several token types."""
+    has_token_types = model.dense.config.type_vocab_size > 1
+    return ("input_ids", "attention_mask", *(("token_type_ids",) if has_token_types else ()))
 
 
 def write_onnx(model: LTPForSequenceClassification, path: Path) -> None:
-    """Write a classifier as an ONNX graph that removes tokens: float32, any batch size and length.
+    """Write a classifier as an ONNX graph that removes pruned tokens, for any batch size and sequence length.
 
     Args:
-        model: on the CPU, in float32 and evaluation mode.
-        path: the file.
+        model: the classifier, on the CPU, in float32 and evaluation mode.
+        path: the file to write.
 
     Raises:
-        RunError: the exporter does not know one of the model's operations.
+        RunError: the exporter does not support an operation of the model.
     """
     try:
         export_graph(GraphForm(model).eval(), path, inputs=input_names(model), outputs=OUTPUTS)

@@ -1,4 +1,4 @@
-"""What is exported, and the two forms of an export."""
+"""Export of a run to a Hugging Face directory or an ONNX graph."""
 
 import json
 import shutil
@@ -32,19 +32,19 @@ def export_huggingface(
     model: LTPForSequenceClassification | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write a run as a Hugging Face directory that prunes without ltp, by ``trust_remote_code=True``.
+    """Write a run as a Hugging Face directory that loads without ltp, with ``trust_remote_code=True``.
 
     Args:
-        run: a finished run's directory.
-        target: the directory to write; it appears whole or not at all.
-        model: the run's classifier where another of its budgets is to be in use than in its files.
-        overwrite: replace an earlier export there.
+        run: directory or checkpoint of a finished run.
+        target: the directory to write; it is written completely or not at all.
+        model: the classifier of the run, if another budget is selected than in the files of the run.
+        overwrite: whether to replace an earlier export.
 
     Returns:
         The directory.
 
     Raises:
-        UserError: the run is not there or not finished, or something else stands at ``target``.
+        UserError: the run is missing or not finished, or ``target`` may not be replaced.
     """
     exported, target = _open(run), Path(target)
     with new_folder(target, overwrite=overwrite) as folder:
@@ -68,23 +68,23 @@ def export_onnx(
     model: LTPForSequenceClassification | None = None,
     overwrite: bool = False,
 ) -> Agreement:
-    """Write a run as an ONNX graph that removes tokens, with its tokenizer.
+    """Write a run as an ONNX graph that removes pruned tokens, with its tokenizer.
 
     Args:
-        run: a finished run's directory.
-        target: the directory to write; it appears whole or not at all.
-        batches: what the graph is checked on against the model before it appears.
-        model: the run's classifier, if it is loaded already; float32, on the CPU, in evaluation mode. The graph has
-            the thresholds of the budget that it has in use.
-        overwrite: replace an earlier export there.
+        run: directory or checkpoint of a finished run.
+        target: the directory to write; it is written completely or not at all.
+        batches: inputs on which the graph is compared with the model.
+        model: the classifier of the run, if it is already loaded: float32, on the CPU, in evaluation mode. The graph
+            uses the thresholds of its current budget.
+        overwrite: whether to replace an earlier export.
 
     Returns:
-        How close the graph is to the model.
+        Result of the comparison.
 
     Raises:
-        UserError: the run is not there or not finished, or something else stands at ``target``.
-        DisagreementError: the graph computes something else.
-        RunError: the exporter does not know an operation of the model.
+        UserError: the run is missing or not finished, or ``target`` may not be replaced.
+        DisagreementError: the results of the graph differ from those of the model.
+        RunError: the exporter does not support an operation of the model.
     """
     exported, target = _open(run), Path(target)
     if model is None:
@@ -98,7 +98,7 @@ def export_onnx(
 
 
 def graph_engine(path: Path) -> Infer:
-    """An exported graph as a function from a batch to logits and token lengths, on torch's number of threads."""
+    """Load an exported graph as a function of a batch, with PyTorch's current number of threads."""
     session = open_graph(path)
     names = [item.name for item in session.get_inputs()]
 
@@ -110,7 +110,7 @@ def graph_engine(path: Path) -> Infer:
 
 
 def _open(run: str | Path | Checkpoint) -> ExportedRun:
-    return ExportedRun.of(run if isinstance(run, Checkpoint) else inspect_checkpoint(str(run)))
+    return ExportedRun.from_checkpoint(run if isinstance(run, Checkpoint) else inspect_checkpoint(str(run)))
 
 
 def _card(run: ExportedRun, config: dict[str, Any], form: str, model: LTPForSequenceClassification | None) -> str:

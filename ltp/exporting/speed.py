@@ -1,4 +1,4 @@
-"""How much faster an exported graph is than a dense one of the same weights."""
+"""Speed of an exported graph compared with the dense graph of the same weights."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from ltp.deploy.onnx import onnx_engine
 from ltp.exporting.agreement import Infer
 from ltp.model.classifier import LTPForSequenceClassification
 
-#: A pass of a round takes so many sequences at most: each batch size is timed on some of the same ones.
+#: Maximum number of sequences in a timed pass: the first ones, so that all batch sizes use the same sequences.
 TIMED_SEQUENCES = 128
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Two graphs side by side, on the wall clock.
+    """Wall-clock times of the pruned and the dense graph.
 
     Attributes:
-        milliseconds, dense_milliseconds: a sequence, of the pruned and of the dense graph.
-        speedup: their ratio, round by round.
+        milliseconds, dense_milliseconds: milliseconds per sequence of the pruned and of the dense graph.
+        speedup: ratio of their times in each round.
     """
 
     milliseconds: Spread
@@ -38,23 +38,23 @@ def compare_speed(
     Args:
         model: the classifier.
         graph: its exported graph.
-        batches: what both read, by batch size.
-        rounds: how often each is timed.
+        batches: input batches by batch size.
+        rounds: number of timed passes of each graph.
 
     Returns:
-        Speeds by batch size.
+        Speed by batch size.
     """
     dense = onnx_engine(model.dense, "float32")
     speeds = {}
     for size, all_batches in batches.items():
-        chosen = all_batches[: max(1, TIMED_SEQUENCES // size)]
-        passes = {"pruned": _pass(graph, chosen), "dense": _pass(dense, chosen)}
+        timed = all_batches[: max(1, TIMED_SEQUENCES // size)]
+        passes = {"pruned": _pass(graph, timed), "dense": _pass(dense, timed)}
         for warm_up in passes.values():
             warm_up()
         seconds = interleaved(passes, rounds)
-        sequences = sum(len(batch["input_ids"]) for batch in chosen)
-        each = {name: Spread.of([1000 * second / sequences for second in seconds[name]]) for name in passes}
-        speeds[size] = Speed(each["pruned"], each["dense"], ratio(seconds["dense"], seconds["pruned"]))
+        sequences = sum(len(batch["input_ids"]) for batch in timed)
+        times = {name: Spread.of([1000 * second / sequences for second in seconds[name]]) for name in passes}
+        speeds[size] = Speed(times["pruned"], times["dense"], ratio(seconds["dense"], seconds["pruned"]))
     return speeds
 
 

@@ -1,4 +1,4 @@
-"""The pruned classifier: its configuration, the Hugging Face class, and a trace of what it prunes."""
+"""The pruned classifier: its configuration, the Hugging Face model class, and traces of the pruned tokens."""
 
 #: ``model_type`` in the ``config.json`` of a pruned classifier.
 MODEL_TYPE = "ltp"

@@ -16,7 +16,7 @@ from ltp.encoders import encoder_family
 from ltp.execution.masked import masked_encoder
 from ltp.execution.output import LTPOutput
 from ltp.execution.packed import packed_encoder
-from ltp.execution.packing import Packing
+from ltp.execution.packing import Packing, real_tokens
 from ltp.model.configuration import LTPConfig, check_budgets, check_pruning
 from ltp.pruning import PRUNING_KEYS, SOFT_KEYS, pruner_class
 from ltp.pruning.base import Pruner
@@ -32,10 +32,10 @@ class LTPForSequenceClassification(PreTrainedModel):
     """A BERT or RoBERTa sequence classifier whose encoder prunes tokens.
 
     Attributes:
-        dense: the Hugging Face classifier that owns the weights.
+        dense: the Hugging Face classifier with the weights.
         pruner: the pruning method with its parameters (learned thresholds).
-        execution: ``packed`` removes pruned tokens; ``masked`` computes and hides them (the reference, and the form
-            that serves hidden states and attentions).
+        execution: ``packed`` removes pruned tokens; ``masked`` computes and masks them (the reference; always used
+            to return hidden states or attentions).
     """
 
     execution = "packed"
@@ -53,7 +53,7 @@ class LTPForSequenceClassification(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        # from_pretrained builds on the meta device: what a checkpoint lacks is garbage until it is set here.
+        # from_pretrained builds on the meta device: parameters that the checkpoint lacks are uninitialised until here
         if isinstance(module, Pruner):
             module.reset()
         else:
@@ -61,75 +61,74 @@ class LTPForSequenceClassification(PreTrainedModel):
 
     @classmethod
     def from_dense(cls, dense: PreTrainedModel, **pruning: Any) -> "LTPForSequenceClassification":
-        """Wrap a fine-tuned Hugging Face classifier; its weights are shared, not copied.
+        """Wrap a fine-tuned Hugging Face classifier. Weights are shared, not copied.
 
         Args:
             dense: a BERT or RoBERTa sequence classifier.
-            pruning: :class:`LTPConfig`'s arguments, such as ``prune_mode="topk", token_keep_rate=0.2``.
+            pruning: arguments of :class:`LTPConfig`, such as ``prune_mode="topk", token_keep_rate=0.2``.
 
         Raises:
-            ValueError: ltp has no adapter for the model, or it is no sequence classifier.
+            ValueError: ltp has no adapter for the model, or it is not a sequence classifier.
         """
         config = LTPConfig.from_dense(dense.config, **pruning)
         family = encoder_family(config.dense_model_type)
         if not isinstance(dense, family.classifier_class):
             raise ValueError(f"{type(dense).__name__} is not a {family.classifier_class.__name__}")
-        with torch.device("meta"):  # the skeleton needs no memory: its dense part is replaced
+        with torch.device("meta"):  # allocates no memory: the dense part is replaced
             model = cls(config)
         model.dense = dense
         model.pruner = pruner_class(config.prune_mode).from_config(config).to(dense.device)
         return model.train(dense.training)
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]  # fewer named arguments, all of them in kwargs
+    def from_pretrained(  # type: ignore[override]  # other arguments are in kwargs
         cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any
     ) -> "LTPForSequenceClassification":
-        """Load a run, or a dense BERT or RoBERTa classifier, as a pruned classifier.
+        """Load a pruned classifier from a run or from a dense BERT or RoBERTa classifier.
 
         Args:
-            pretrained_model_name_or_path: a run directory or its ``model/``, a Hugging Face directory or a hub id. A
-                dense checkpoint's ``config.json`` may carry ``prune_mode``, ``final_token_threshold``,
-                ``scoring_mode``, ``token_keep_rate`` and ``score_length``; without them it does not prune.
-            kwargs: ``budget``: which of a checkpoint's budgets to use; any of :class:`LTPConfig`'s arguments, which win
-                over the file; and those of ``PreTrainedModel.from_pretrained``. Weights are float32 unless ``dtype``
-                says otherwise.
+            pretrained_model_name_or_path: a run directory or its ``model/``, a Hugging Face directory or a hub id. The
+                ``config.json`` of a dense checkpoint may contain ``prune_mode``, ``final_token_threshold``,
+                ``scoring_mode``, ``token_keep_rate`` and ``score_length``; without ``prune_mode`` it does not prune.
+            kwargs: ``budget``, the checkpoint's budget to use; arguments of :class:`LTPConfig`, which override the
+                file; and arguments of ``PreTrainedModel.from_pretrained``. ``dtype`` defaults to float32.
 
         Returns:
             The model, in evaluation mode.
         """
-        # else a float16 file would give float16 thresholds
+        # with the checkpoint's dtype, a float16 checkpoint would give float16 thresholds
         kwargs.setdefault("dtype", kwargs.pop("torch_dtype", torch.float32))
-        wanted = {key: kwargs.pop(key) for key in (*PRUNING_KEYS, *SOFT_KEYS) if key in kwargs}
+        pruning = {key: kwargs.pop(key) for key in (*PRUNING_KEYS, *SOFT_KEYS) if key in kwargs}
         budget = kwargs.pop("budget", None)
-        inside = os.path.join(pretrained_model_name_or_path, "model")
-        if os.path.isfile(os.path.join(inside, CONFIG_NAME)):  # a run directory
-            pretrained_model_name_or_path = inside
+        model_dir = os.path.join(pretrained_model_name_or_path, "model")
+        if os.path.isfile(os.path.join(model_dir, CONFIG_NAME)):  # a run directory
+            pretrained_model_name_or_path = model_dir
         if _is_ltp_checkpoint(pretrained_model_name_or_path, kwargs):
-            if isinstance(given := kwargs.get("config"), LTPConfig):  # the Auto classes put the arguments in there
+            if isinstance(given := kwargs.get("config"), LTPConfig):  # the Auto classes put the arguments into it
                 stored = LTPConfig.from_pretrained(pretrained_model_name_or_path)
                 for key in (*PRUNING_KEYS, *SOFT_KEYS):
-                    wanted.setdefault(key, getattr(given, key))
+                    pruning.setdefault(key, getattr(given, key))
                     setattr(given, key, getattr(stored, key))
             model = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-            model.set_pruning(**wanted)
+            model.set_pruning(**pruning)
             if budget is not None:
                 model.use_budget(budget)
             return model
         if budget is not None:
             raise ValueError(f"budget={budget}: {pretrained_model_name_or_path} is a dense model; it holds no budgets")
-        from transformers import AutoModelForSequenceClassification  # importing it registers this class with it
+        from transformers import AutoModelForSequenceClassification  # the import registers this class
 
         dense = AutoModelForSequenceClassification.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        return cls.from_dense(dense, **wanted)
+        return cls.from_dense(dense, **pruning)
 
     def set_pruning(self, **pruning: Any) -> None:
         """Change how the model prunes, in place.
 
-        Learned thresholds are kept unless ``prune_mode`` or ``final_token_threshold`` changes: then the
-        thresholds start again from the schedule.
+        Learned thresholds are kept unless ``prune_mode`` or ``final_token_threshold`` changes. In this case they are
+        reset to the initial schedule, and budgets are removed.
 
         Args:
-            pruning: :class:`LTPConfig`'s arguments but ``dense_config``.
+            pruning: keys of :data:`~ltp.pruning.PRUNING_KEYS` and :data:`~ltp.pruning.SOFT_KEYS`.
 
         Raises:
             ValueError: an unknown key, or a value outside its range.
@@ -153,10 +152,10 @@ class LTPForSequenceClassification(PreTrainedModel):
         self.pruner = pruner.train(self.training)
 
     def set_budgets(self, budgets: Sequence[float]) -> None:
-        """Hold thresholds for several budgets, all of them those of now until others are set.
+        """Set the budgets of the model; each starts with the current thresholds.
 
         Args:
-            budgets: shares of the dense FLOPs, ascending; none forgets the ones held.
+            budgets: shares of the dense FLOPs, ascending; an empty sequence removes all budgets.
 
         Raises:
             ValueError: a budget is out of range, or the method has no thresholds.
@@ -176,23 +175,23 @@ class LTPForSequenceClassification(PreTrainedModel):
         self.pruner = pruner.train(self.training)
 
     def use_budget(self, budget: float) -> None:
-        """Prune with the thresholds of one of the budgets that the model holds.
+        """Use the thresholds of another budget of the model.
 
         Args:
             budget: one of ``config.budgets``, in relative FLOPs.
 
         Raises:
-            ValueError: the model does not hold it; the message says which it does.
+            ValueError: the model has no such budget.
         """
-        held = self.config.budgets
-        if budget not in held:
-            known = f"it holds {', '.join(f'{value:g}' for value in held)}" if held else "it holds none"
+        budgets = self.config.budgets
+        if budget not in budgets:
+            known = f"it holds {', '.join(f'{value:g}' for value in budgets)}" if budgets else "it holds none"
             raise ValueError(
                 f"budget={budget}: the model has no thresholds for it, {known}. "
                 "python -m ltp.calibrate makes them, without training."
             )
         assert isinstance(self.pruner, ThresholdPruner)
-        self.pruner.use_budget(held.index(budget))
+        self.pruner.use_budget(budgets.index(budget))
 
     @property
     def budget(self) -> float | None:
@@ -204,7 +203,7 @@ class LTPForSequenceClassification(PreTrainedModel):
 
     @property
     def thresholds(self) -> Tensor | None:
-        """Effective thresholds of layers 1..L, (L,) float32; None where the method has none."""
+        """Effective thresholds of layers 1..L, (L,) float32; None if the method has none."""
         return self.pruner.thresholds if isinstance(self.pruner, ThresholdPruner) else None
 
     def forward(
@@ -227,9 +226,9 @@ class LTPForSequenceClassification(PreTrainedModel):
             attention_mask: 1 for real tokens, 0 for padding, (B, N); position 0 must be real.
             token_type_ids, position_ids: (B, N) int64, as in Hugging Face models.
             labels: class ids, (B,) int64, or targets of a regression, (B,) float.
-            output_attentions, output_hidden_states: return them for every layer.
-            return_dict: False returns a tuple.
-            output_class_states: return those of every layer.
+            output_attentions, output_hidden_states: whether to return these outputs of every layer.
+            return_dict: whether to return an :class:`~ltp.execution.output.LTPOutput` (default) or a tuple.
+            output_class_states: whether to return the class states of every layer.
 
         Raises:
             ValueError: neither or both of ``input_ids`` and ``inputs_embeds``; an example without a real token
@@ -238,14 +237,10 @@ class LTPForSequenceClassification(PreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         shape = (input_ids if input_ids is not None else cast(Tensor, inputs_embeds)).shape[:2]
-        alive = torch.ones(shape, dtype=torch.bool, device=self.device)
-        if attention_mask is not None:
-            alive = attention_mask.bool()
-            if not bool(alive[:, 0].all()):
-                raise ValueError(
-                    "position 0 of an example is padding, or it has no real token; the classification token must stand "
-                    "there: pad on the right (tokenizer.padding_side = 'right')"
-                )
+        if attention_mask is None:
+            alive = torch.ones(shape, dtype=torch.bool, device=self.device)
+        else:
+            alive = real_tokens(attention_mask)
         common: dict[str, Any] = {
             "masking_mode": self.config.masking_mode if self.training else "hard",
             "scoring_mode": self.config.scoring_mode,
@@ -254,7 +249,7 @@ class LTPForSequenceClassification(PreTrainedModel):
         }
         layers = self.family.layers(self.dense)
         if self.execution == "packed" and not (output_attentions or output_hidden_states):
-            packing, indices = Packing.of(alive)
+            packing, indices = Packing.from_mask(alive)
             if input_ids is not None:
                 hidden = self.family.embed_tokens(self.dense, input_ids, indices, token_type_ids, position_ids)
             else:
@@ -283,16 +278,16 @@ class LTPForSequenceClassification(PreTrainedModel):
         return output if return_dict is not False else output.to_tuple()
 
     def deploy(self, dtype: str = "float32") -> "DeployedClassifier":
-        """A frozen copy for inference on a CPU, with weights prepacked or quantised: call it like the model.
+        """Create a frozen copy for inference on a CPU, with prepacked or quantised weights. Call it like the model.
 
         Args:
             dtype: ``float32``, ``bfloat16`` or ``int8`` (dynamic).
 
         Raises:
             ValueError: an unknown dtype, or a model that is not on the CPU.
-            RuntimeError: int8 where PyTorch has no engine for it.
+            RuntimeError: int8 without a PyTorch engine for it.
         """
-        from ltp.deploy.classifier import DeployedClassifier  # training needs none of it
+        from ltp.deploy.classifier import DeployedClassifier  # not needed for training
 
         return DeployedClassifier(
             self.family,
@@ -304,11 +299,12 @@ class LTPForSequenceClassification(PreTrainedModel):
         )
 
     def task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The task's loss, a mean over the examples.
+        """Compute the task loss, the mean over the examples.
 
         Args:
             logits: (B, num_labels).
-            labels: (B,) int64 class ids, or float targets where ``num_labels`` is 1.
+            labels: class ids, (B,) int64; float targets, (B,), if ``num_labels`` is 1; or float, (B, num_labels), for
+                multi-label classification.
 
         Returns:
             Scalar float32.
@@ -320,7 +316,7 @@ class LTPForSequenceClassification(PreTrainedModel):
         return functional.cross_entropy(logits.float(), labels)
 
     def objective(self, logits: Tensor, labels: Tensor, gate_sums: Tensor | None) -> Tensor:
-        """The task's loss, plus lambda times the regulariser under the soft rule (LTP §3.3).
+        """Compute the objective: the task loss, plus lambda times the regulariser under a soft rule (LTP §3.3).
 
         Args:
             logits, labels: see :meth:`task_loss`.
@@ -338,12 +334,12 @@ class LTPForSequenceClassification(PreTrainedModel):
 def prune(
     model: PreTrainedModel, prune_mode: str = "absolute_threshold", **pruning: Any
 ) -> LTPForSequenceClassification:
-    """Let a classifier prune tokens: wrap a fine-tuned one, or change how a wrapped one prunes.
+    """Add token pruning to a fine-tuned classifier, or change how a pruned classifier prunes.
 
     Args:
-        model: a BERT or RoBERTa sequence classifier, or what this function returned. Its weights are shared.
+        model: a BERT or RoBERTa sequence classifier, or a classifier returned by this function. Weights are shared.
         prune_mode: ``absolute_threshold``, ``topk`` or ``none``.
-        pruning: :class:`LTPConfig`'s other arguments: ``final_token_threshold=0.01``, ``token_keep_rate=0.2``,
+        pruning: other arguments of :class:`LTPConfig`: ``final_token_threshold=0.01``, ``token_keep_rate=0.2``,
             ``masking_mode="soft"`` to learn thresholds, …
 
     Raises:
@@ -356,7 +352,7 @@ def prune(
 
 
 def _is_ltp_checkpoint(name_or_path: str | os.PathLike[str], kwargs: dict[str, Any]) -> bool:
-    """Whether a directory's or hub id's ``config.json`` is one of ltp's."""
+    """Whether the ``config.json`` of a directory or hub id belongs to a pruned classifier."""
     hub = {
         key: kwargs[key] for key in ("revision", "subfolder", "cache_dir", "token", "local_files_only") if key in kwargs
     }

@@ -1,4 +1,4 @@
-"""The configuration of a pruned classifier, as ``config.json`` holds it."""
+"""The configuration of a pruned classifier, stored in ``config.json``."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,27 +9,37 @@ from ltp.encoders import FAMILIES, encoder_family
 from ltp.model import MODEL_TYPE
 from ltp.pruning import MASKING_MODES, METHODS, PRUNING_KEYS, SCORING_MODES, SOFT_KEYS, pruner_class
 
-# What the outer configuration says once for both, and what belongs to the file a classifier came from.
+# Keys that dense_config omits: they are in the outer configuration, or apply only to the original checkpoint.
 _OUTER_KEYS = (
     *("id2label", "label2id", "problem_type", "dtype", "architectures", "transformers_version", "_name_or_path"),
     *("output_attentions", "output_hidden_states", "return_dict"),
 )
 
 
+def _dense_size(key: str) -> property:
+    """Create a property that returns a size of the dense classifier, an int."""
+
+    def size(self: "LTPConfig") -> int:
+        default = encoder_family(self.dense_model_type).config_class
+        return int(self.dense_config[key] if key in self.dense_config else getattr(default(), key))
+
+    return property(size)
+
+
 class LTPConfig(PreTrainedConfig):
-    """Configuration of a pruned classifier: how it prunes, and the dense classifier's own configuration.
+    """Configuration of a pruned classifier: pruning settings, and the configuration of the dense classifier.
 
     Args:
-        dense_config: the dense classifier's ``config.json`` as a dict (its ``model_type`` names the family).
+        dense_config: ``config.json`` of the dense classifier as a dict; ``model_type`` selects the encoder family.
         prune_mode: ``none``, ``absolute_threshold`` or ``topk``.
         scoring_mode: ``mean`` or ``mean_norm``, see :func:`ltp.pruning.importance`.
         score_length: the constant Z of ``mean`` and of the regulariser, in tokens.
-        final_token_threshold: the last layer's initial threshold, in units of importance.
-        token_keep_rate: top-k's keep rate in the last layer; may be negative.
-        masking_mode: the rule while training, see :data:`ltp.pruning.MASKING_MODES`. Evaluation is always hard.
-        threshold_temperature: T of the soft rule (transformers keeps ``temperature`` for generation).
+        final_token_threshold: initial threshold of the last layer, in units of importance.
+        token_keep_rate: keep rate of top-k in the last layer; may be negative.
+        masking_mode: masking rule in training, see :data:`ltp.pruning.MASKING_MODES`. Evaluation always uses ``hard``.
+        threshold_temperature: T of the soft rule (transformers reserves ``temperature`` for generation).
         lambda_threshold: weight of the regulariser under the soft rule.
-        budgets: relative FLOPs that the checkpoint holds thresholds for, ascending, each in (0, 1].
+        budgets: FLOPs budgets with thresholds of their own, in relative FLOPs, ascending, each in (0, 1].
 
     Raises:
         ValueError: a value is outside its range, or the family is unknown.
@@ -71,11 +81,11 @@ class LTPConfig(PreTrainedConfig):
 
     @classmethod
     def from_dense(cls, dense: PreTrainedConfig, **pruning: Any) -> "LTPConfig":
-        """The configuration of a dense classifier, wrapped.
+        """Create a configuration from that of a dense classifier.
 
         Args:
-            dense: its configuration; pruning keys it carries are honoured.
-            pruning: any of this class's arguments; they win over what ``dense`` carries.
+            dense: configuration of the dense classifier; its pruning keys are used, if it has any.
+            pruning: arguments of this class, which override the pruning keys of ``dense``.
         """
         inherited = {key: getattr(dense, key) for key in PRUNING_KEYS if getattr(dense, key, None) is not None}
         content = {key: value for key, value in dense.to_dict().items() if key not in PRUNING_KEYS + _OUTER_KEYS}
@@ -88,7 +98,7 @@ class LTPConfig(PreTrainedConfig):
         )
 
     def build_dense_config(self) -> PreTrainedConfig:
-        """The dense classifier's configuration, with this one's labels."""
+        """Build the configuration of the dense classifier, with the labels of this one."""
         content = {**self.dense_config, "id2label": self.id2label, "label2id": self.label2id}
         return encoder_family(self.dense_model_type).config_class.from_dict(content)
 
@@ -97,49 +107,28 @@ class LTPConfig(PreTrainedConfig):
         """``model_type`` of the dense classifier."""
         return self.dense_config["model_type"]
 
-    # Sizes that code around Hugging Face models reads from a configuration.
-    @property
-    def hidden_size(self) -> int:
-        return self._dense_size("hidden_size")
-
-    @property
-    def intermediate_size(self) -> int:
-        return self._dense_size("intermediate_size")
-
-    @property
-    def num_hidden_layers(self) -> int:
-        return self._dense_size("num_hidden_layers")
-
-    @property
-    def num_attention_heads(self) -> int:
-        return self._dense_size("num_attention_heads")
-
-    @property
-    def vocab_size(self) -> int:
-        return self._dense_size("vocab_size")
-
-    @property
-    def max_position_embeddings(self) -> int:
-        return self._dense_size("max_position_embeddings")
+    # Sizes that Hugging Face code reads from a model's configuration.
+    hidden_size = _dense_size("hidden_size")
+    intermediate_size = _dense_size("intermediate_size")
+    num_hidden_layers = _dense_size("num_hidden_layers")
+    num_attention_heads = _dense_size("num_attention_heads")
+    vocab_size = _dense_size("vocab_size")
+    max_position_embeddings = _dense_size("max_position_embeddings")
 
     @property
     def max_input_tokens(self) -> int:
-        """Tokens that the model can read at once, special ones included."""
+        """Maximum number of tokens of an input, special tokens included."""
         return encoder_family(self.dense_model_type).max_input_tokens(self.build_dense_config())
-
-    def _dense_size(self, key: str) -> int:
-        default = encoder_family(self.dense_model_type).config_class
-        return int(self.dense_config[key] if key in self.dense_config else getattr(default(), key))
 
 
 def check_budgets(budgets: Sequence[Any], prune_mode: str) -> None:
-    """Check the budgets that a checkpoint holds thresholds for.
+    """Check the FLOPs budgets of a model.
 
     Raises:
-        ValueError: one is no share of the dense FLOPs, they do not ascend, or the method has no thresholds.
+        ValueError: a budget is not in (0, 1], they do not ascend, or the method has no thresholds.
     """
-    numbers = all(isinstance(value, int | float) and 0 < value <= 1 for value in budgets)
-    if not numbers or sorted(set(budgets)) != list(budgets):
+    in_range = all(isinstance(value, int | float) and 0 < value <= 1 for value in budgets)
+    if not in_range or sorted(set(budgets)) != list(budgets):
         raise ValueError(f"budgets is {list(budgets)!r}; it must be ascending shares of the dense FLOPs, in (0, 1]")
     if budgets and prune_mode != "absolute_threshold":
         raise ValueError(f"budgets is {list(budgets)!r}; prune_mode {prune_mode} has no thresholds to hold for them")
@@ -155,10 +144,10 @@ def check_pruning(
     threshold_temperature: float,
     lambda_threshold: float,
 ) -> None:
-    """Check the ranges of what decides how a model prunes.
+    """Check the ranges of the pruning settings.
 
     Raises:
-        ValueError: names the key, its value and its range.
+        ValueError: a value is outside its range.
     """
 
     def check_range(ok: bool, key: str, value: Any, range_: str) -> None:

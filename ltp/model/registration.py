@@ -1,4 +1,4 @@
-"""Registers the pruned classifier with transformers' Auto classes, without importing transformers for it."""
+"""Registers the pruned classifier with the Auto classes of transformers, without importing transformers."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -8,9 +8,9 @@ from types import ModuleType
 
 
 def register_auto_classes() -> None:
-    """Let ``AutoConfig`` and ``AutoModelForSequenceClassification`` load pruned classifiers.
+    """Register pruned classifiers with ``AutoConfig`` and ``AutoModelForSequenceClassification``.
 
-    Where transformers' modules with the Auto classes are not imported yet, this happens when they are.
+    If the modules of the Auto classes are not imported yet, registration happens when they are imported.
     """
     for name, register in _REGISTRATIONS.items():
         if name in sys.modules:
@@ -43,7 +43,7 @@ _REGISTRATIONS: dict[str, Callable[[], None]] = {
 
 
 class _AutoClassFinder(MetaPathFinder):
-    """Finds the modules with the Auto classes as Python does, and registers ours as soon as they are executed."""
+    """Import hook: finds the modules of the Auto classes as Python does, and registers after their import."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -1,4 +1,4 @@
-"""Which tokens left at which layer, and with what importance: recorded while a classifier computes."""
+"""Traces of tokens: their importance in each layer, and the layer that prunes them."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,14 +14,14 @@ from ltp.pruning.base import Pruner
 
 @dataclass(frozen=True)
 class TokenTrace:
-    """A token's way through the encoder.
+    """Importance of a token in each layer, and the layer that prunes it.
 
     Attributes:
-        text: the token as one reads it, without the marks of its tokenizer.
-        token: the token as its tokenizer writes it: ``##ing``, ``Ġfilm``.
-        joined: whether it follows its predecessor without a space.
-        scores: its importance in layers 1..L; None in layers that it no longer enters.
-        left: the layer at which it left; None if it stayed to the end.
+        text: readable text of the token, without markers of the tokenizer.
+        token: the token in the tokenizer's vocabulary: ``##ing``, ``Ġfilm``.
+        joined: whether no space separates it from the previous token.
+        scores: importance in layers 1..L; None in layers that it does not enter.
+        left: the layer that prunes it; None if no layer does.
     """
 
     text: str
@@ -32,13 +32,13 @@ class TokenTrace:
 
 
 class RecordingPruner(Pruner):
-    """Decides as another pruner does, and keeps what it saw and said.
+    """Wraps a pruner and records its inputs and results.
 
     Attributes:
-        layers: scores, (B, N) float32, tokens alive before and tokens alive after, both (B, N) bool, of each layer.
+        layers: for each layer, scores, (B, N) float32, tokens alive before and tokens alive after, both (B, N) bool.
     """
 
-    needs_scores = True  # a dense model's importance is worth seeing too
+    needs_scores = True  # record importance for dense models, too
 
     def __init__(self, pruner: Pruner) -> None:
         super().__init__()
@@ -53,13 +53,13 @@ class RecordingPruner(Pruner):
 
 @contextmanager
 def recording(model: LTPForSequenceClassification) -> Iterator[RecordingPruner]:
-    """Let a model record what it prunes, in its masked form: there a token keeps its place.
+    """Record the pruning of a model, in its masked form, where a token keeps its position.
 
     Args:
-        model: in evaluation mode; afterwards it is as before.
+        model: the classifier, in evaluation mode. Its pruner and execution are restored on exit.
 
     Yields:
-        The recorder; its ``layers`` grow with each forward pass, and may be cleared between two.
+        The recorder. Each forward pass appends to its ``layers``, which may be cleared between passes.
     """
     pruner, execution = model.pruner, model.execution
     recorder = RecordingPruner(pruner)
@@ -71,67 +71,67 @@ def recording(model: LTPForSequenceClassification) -> Iterator[RecordingPruner]:
 
 
 def traces(recorder: RecordingPruner, row: int, tokens: Sequence[tuple[str, str, bool]]) -> list[TokenTrace]:
-    """The tokens of one example of the last batch.
+    """Return the traces of the tokens of one example.
 
     Args:
-        recorder: what was recorded of that batch.
-        row: the example's place in it.
+        recorder: recording of one batch.
+        row: index of the example in the batch.
         tokens: ``text``, ``token`` and ``joined`` of each real token, see :class:`TokenTrace`.
     """
-    scores = [[layer[0][row].tolist(), layer[1][row].tolist(), layer[2][row].tolist()] for layer in recorder.layers]
-    found = []
-    for place, (text, token, joined) in enumerate(tokens):
-        seen = tuple(score[place] if before[place] else None for score, before, _ in scores)
-        left = next((number for number, (_, _, after) in enumerate(scores, start=1) if not after[place]), None)
-        found.append(TokenTrace(text, token, joined, seen, left))
-    return found
+    layers = [[tensor[row].tolist() for tensor in layer] for layer in recorder.layers]
+    token_traces = []
+    for position, (text, token, joined) in enumerate(tokens):
+        importances = tuple(score[position] if before[position] else None for score, before, _ in layers)
+        left = next((number for number, (_, _, after) in enumerate(layers, start=1) if not after[position]), None)
+        token_traces.append(TokenTrace(text, token, joined, importances, left))
+    return token_traces
 
 
 def readable_tokens(tokenizer: Any, encoding: Any, texts: Sequence[str]) -> list[tuple[str, str, bool]]:
-    """Tokens as one reads them: without ``##`` and ``Ġ``, and with the spaces of the text they stand in.
+    """Convert tokens to readable text, without ``##`` and ``Ġ``, and find the spaces between them.
 
     Args:
         tokenizer: a fast tokenizer.
-        encoding: one example, as its backend encodes it.
-        texts: the example's one or two texts.
+        encoding: encoding of one example by the tokenizer's backend.
+        texts: the one or two texts of the example.
 
     Returns:
         ``text``, ``token`` and ``joined`` of each token, see :class:`TokenTrace`.
     """
-    found = []
-    previous: tuple[int | None, int] = (None, 0)  # text and end of the token before
+    readable = []
+    previous: tuple[int | None, int] = (None, 0)  # text and end of the previous token
     for token, number, (start, end) in zip(encoding.tokens, encoding.sequence_ids, encoding.offsets, strict=True):
         if number is None:
-            found.append((token, token, False))
+            readable.append((token, token, False))
         else:
             word = token[2:] if token.startswith("##") else tokenizer.convert_tokens_to_string([token]).strip()
-            if token == tokenizer.unk_token or "\N{REPLACEMENT CHARACTER}" in word:  # some bytes of a letter
+            if token == tokenizer.unk_token or "\N{REPLACEMENT CHARACTER}" in word:  # part of a multi-byte character
                 word = texts[number][start:end]
             word = word or "\N{OPEN BOX}"
-            found.append((word, token, previous[0] == number and start <= previous[1]))
+            readable.append((word, token, previous[0] == number and start <= previous[1]))
         previous = (number, end)
-    return found
+    return readable
 
 
 def printable(text: str) -> str:
-    """A text without what could steer a terminal."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
+    """Replace characters that are not printable, such as terminal escapes, by spaces."""
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def format_layers(example: Sequence[TokenTrace], *, plain: bool = False) -> Text:
-    """A text once a layer for the terminal, the tokens that have left dimmed.
+    """Format a text for the terminal, one line per layer, with pruned tokens dimmed and struck out.
 
     Args:
-        example: its tokens.
-        plain: draw dots in the place of tokens that have left, where styles cannot be seen.
+        example: traces of the tokens of one example.
+        plain: replace pruned tokens by dots, for output without styles.
     """
     lines = Text()
     for layer in range(len(example[0].scores) + 1):
         lines.append(f"{'input' if layer == 0 else f'layer {layer}':8}", style="bold")
-        for piece in example:
-            gone = piece.left is not None and piece.left <= layer
-            word = printable(piece.text)
-            lines.append("" if piece.joined else " ")
-            lines.append("·" * len(word) if gone and plain else word, style="bright_black strike" if gone else "")
+        for trace in example:
+            pruned = trace.left is not None and trace.left <= layer
+            word = printable(trace.text)
+            lines.append("" if trace.joined else " ")
+            lines.append("·" * len(word) if pruned and plain else word, style="bright_black strike" if pruned else "")
         lines.append("\n")
     return lines

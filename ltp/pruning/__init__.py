@@ -1,10 +1,11 @@
-"""Pruning methods: which tokens survive which layer, as pure tensor functions and one class a method.
+"""Pruning methods: tensor functions that select the tokens each layer keeps, and one class per method.
 
-Nothing here depends on a model, on the layout of a batch or on a framework. Layers are numbered 1..L as in the paper.
-Masks are boolean with ``True`` = alive; position 0 is the classification token, which always survives.
+This package depends on no model, batch layout or training framework. Layers are numbered 1..L as in the paper.
+Masks are boolean, ``True`` for tokens that are alive (not pruned). Position 0 is the classification token, which is
+never pruned.
 
-A new method is one file with a subclass of :class:`~ltp.pruning.base.Pruner`, and its entry in :data:`METHODS`. This
-module itself needs no PyTorch, so that a command can check the name of a method in milliseconds.
+To add a method, write one file with a subclass of :class:`~ltp.pruning.base.Pruner` and add it to :data:`METHODS`.
+This module does not import PyTorch, so that a command can check a method's name in milliseconds.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ltp.pruning.base import Pruner
 
-#: How importance is normalised: ``mean`` divides by a constant Z, ``mean_norm`` by the number of tokens alive.
+#: Normalisation of importance: ``mean`` divides by a constant Z, ``mean_norm`` by the number of tokens alive.
 SCORING_MODES = ("mean", "mean_norm")
 
-#: The rules of a forward pass. ``hard``: tokens leave. The others are soft, for training: all tokens stay, and a gate m
-#: says how much of each survives a layer. ``soft``: m multiplies the layer's output (LTP §3.3). ``survival``: the
-#: product w of the gates so far, the probability that a token is still alive, weighs its part in attention, as a key
-#: and in the importance that it gives to others. So ``survival`` becomes the hard rule as the temperature goes to 0,
-#: which ``soft`` does not: its pruned tokens still attend.
+#: Masking rules of a forward pass. ``hard`` removes tokens. The other two are soft rules for training: every token is
+#: kept, and each layer computes a gate m in (0, 1) per token. ``soft``: m multiplies the layer's output (LTP §3.3).
+#: ``survival``: w, the product of the gates so far, is the probability that a token is still alive. It weights the
+#: token as a key of attention, and as a query in the importance of other tokens. As the temperature goes to 0,
+#: ``survival`` converges to ``hard``; ``soft`` does not, because its pruned tokens still attend.
 MASKING_MODES = ("hard", "soft", "survival")
 
-#: Keys of a ``config.json`` that say how the model prunes; a dense checkpoint's may carry them, too.
+#: Pruning keys of ``config.json``. The ``config.json`` of a dense checkpoint may contain them, too.
 PRUNING_KEYS = ("prune_mode", "scoring_mode", "score_length", "final_token_threshold", "token_keep_rate")
-#: Further keys, of the soft stage.
+#: Additional keys for the soft stage.
 SOFT_KEYS = ("masking_mode", "threshold_temperature", "lambda_threshold")
 
 
@@ -49,18 +50,18 @@ def _topk() -> type[Pruner]:
     return TopKPruner
 
 
-#: ``prune_mode`` -> a function that imports the method's class.
+#: Maps ``prune_mode`` to a function that imports the method's class.
 METHODS: dict[str, Callable[[], type[Pruner]]] = {
     "none": _none,
     "absolute_threshold": _absolute_threshold,
     "topk": _topk,
 }
-#: Methods that keep a share of the tokens, ``token_keep_rate``.
+#: Methods that keep a given share of the tokens (``token_keep_rate``).
 RATE_MODES = tuple(sorted(METHODS.keys() - {"none", "absolute_threshold"}))
 
 
 def pruner_class(prune_mode: str) -> type[Pruner]:
-    """The class of a pruning method.
+    """Return the class of a pruning method.
 
     Args:
         prune_mode: a key of :data:`METHODS`.

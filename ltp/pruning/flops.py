@@ -1,9 +1,9 @@
-"""The cost of a forward pass, from the tokens alive in each layer.
+"""FLOPs of a forward pass, computed from the number of tokens alive in each layer.
 
 One MAC is one multiply-add; FLOPs = 2 MACs. Layer l of one example costs ``4·D²·n_l + 2·D·n_l²`` MACs (the four
 projections and the two attention products, on the n_l tokens that enter) plus ``2·D·I·n_{l+1}`` (the FFN, on the
-survivors). Embeddings, pooler and head are left out: they are the same for every method. This is the literature's
-count, with the true FFN width I.
+tokens that the layer keeps). Embeddings, pooler and head are not counted: they are the same for every method. This is
+the usual count of the literature, with the actual FFN width I.
 """
 
 import torch
@@ -16,13 +16,13 @@ DEFINITION = (
 
 
 def layer_flops(token_lengths: Tensor, hidden_size: int, intermediate_size: int) -> Tensor:
-    """FLOPs of each layer for each example.
+    """Compute the FLOPs of each layer for each example.
 
     Args:
-        token_lengths: tokens alive entering each layer, and after the last, (B, L+1), integer or float (mean or
-            expected lengths are allowed only one example at a time: the count is quadratic).
+        token_lengths: tokens alive entering each layer, and after the last, (B, L+1), integer or float. The cost is
+            quadratic, so a row must be one example (or its expected lengths), not a mean over examples.
         hidden_size: D.
-        intermediate_size: I, the FFN's width.
+        intermediate_size: I, the width of the FFN.
 
     Returns:
         (B, L) float64, in FLOPs.
@@ -35,10 +35,10 @@ def layer_flops(token_lengths: Tensor, hidden_size: int, intermediate_size: int)
 
 
 def dense_layer_flops(lengths: Tensor, num_layers: int, hidden_size: int, intermediate_size: int) -> Tensor:
-    """FLOPs of each layer when nothing is pruned, without padding.
+    """Compute the FLOPs of each layer without pruning and without padding.
 
     Args:
-        lengths: real tokens n of each example, (B,).
+        lengths: number of real tokens n of each example, (B,).
 
     Returns:
         (B, L) float64, in FLOPs.
@@ -47,27 +47,27 @@ def dense_layer_flops(lengths: Tensor, num_layers: int, hidden_size: int, interm
 
 
 def mean_dense_flops(lengths: Tensor, num_layers: int, hidden_size: int, intermediate_size: int) -> float:
-    """FLOPs of an example when nothing is pruned, on average over examples with n real tokens each, (B,)."""
+    """Compute the mean FLOPs per example without pruning; ``lengths``, (B,), are the numbers of real tokens."""
     return float(dense_layer_flops(lengths, num_layers, hidden_size, intermediate_size).sum(dim=1).mean())
 
 
 def relative_flops(token_lengths: Tensor, hidden_size: int, intermediate_size: int) -> Tensor:
-    """Cost of each example divided by its dense cost without padding, (B,) float64 in (0, 1]."""
+    """Compute the FLOPs of each example divided by its dense FLOPs without padding, (B,) float64 in (0, 1]."""
     cost, dense = flops_and_dense(token_lengths, hidden_size, intermediate_size)
     return cost / dense
 
 
 def total_relative_flops(token_lengths: Tensor, hidden_size: int, intermediate_size: int) -> Tensor:
-    """Cost of all examples divided by their dense cost: what results report, a scalar float64 in (0, 1]."""
+    """Compute the FLOPs of all examples divided by their dense FLOPs, as in ``results.json``: scalar float64."""
     cost, dense = flops_and_dense(token_lengths, hidden_size, intermediate_size)
     return cost.sum() / dense.sum()
 
 
 def lowest_relative_flops(lengths: Tensor, num_layers: int, hidden_size: int, intermediate_size: int) -> float:
-    """What examples cost, over their dense cost, where only the classification token survives the first layer.
+    """Compute the relative FLOPs if only the classification token survives the first layer: the lower bound.
 
     Args:
-        lengths: real tokens n of each example, (B,).
+        lengths: number of real tokens n of each example, (B,).
     """
     fewest = torch.ones(len(lengths), num_layers + 1, dtype=torch.float64)
     fewest[:, 0] = lengths
@@ -75,7 +75,7 @@ def lowest_relative_flops(lengths: Tensor, num_layers: int, hidden_size: int, in
 
 
 def flops_and_dense(token_lengths: Tensor, hidden_size: int, intermediate_size: int) -> tuple[Tensor, Tensor]:
-    """FLOPs of each example, and those of its dense pass without padding, each (B,) float64."""
+    """Compute the FLOPs of each example and its dense FLOPs without padding, each (B,) float64."""
     num_layers = token_lengths.shape[1] - 1
     cost = layer_flops(token_lengths, hidden_size, intermediate_size).sum(dim=1)
     dense = dense_layer_flops(token_lengths[:, 0], num_layers, hidden_size, intermediate_size).sum(dim=1)

@@ -1,4 +1,4 @@
-"""Token importance: the attention a token receives (LTP §3.1)."""
+"""Token importance: the mean attention that a token receives (LTP §3.1)."""
 
 import torch
 from torch import Tensor
@@ -7,42 +7,42 @@ from ltp.pruning import SCORING_MODES
 
 
 def importance(probs: Tensor, alive: Tensor, *, scoring_mode: str = "mean", score_length: int = 128) -> Tensor:
-    """Importance ``s(j) = 1/(H·Z) Σ_h Σ_{i alive} A[h,i,j]`` of every token, from attention before dropout.
+    """Compute the importance ``s(j) = 1/(H·Z) Σ_h Σ_{i alive} A[h,i,j]`` of every token.
 
-    Sums run over queries that are alive, so the score depends neither on padding nor on the rest of the batch.
+    The sum is over queries that are alive, so a score depends neither on padding nor on the rest of the batch.
 
     Args:
         probs: attention probabilities before dropout, (B, H, N, N), any float type; rows are queries.
         alive: tokens alive when the layer starts, (B, N) bool.
-        scoring_mode: ``mean``: Z is ``score_length``, so a token that gets a uniform share scores 1/Z whatever
-            the length of its sentence; ``mean_norm``: Z is the number of tokens alive.
+        scoring_mode: ``mean``: Z is ``score_length``, so a token that receives the mean attention of its sentence
+            has the score 1/Z at any sentence length; ``mean_norm``: Z is the number of tokens alive.
         score_length: the constant Z, in tokens (128 on GLUE).
 
     Returns:
-        Scores, (B, N) float32; 0 for tokens that are not alive (nobody attends to them).
+        Scores, (B, N) float32; 0 for tokens that are not alive (no query attends to them).
     """
     received = attention_received(probs, alive)
     return normalise(received, alive, probs.shape[1], scoring_mode=scoring_mode, score_length=score_length)
 
 
 def attention_received(probs: Tensor, alive: Tensor) -> Tensor:
-    """The attention that every token receives, summed over heads and the queries that are alive.
+    """Sum the attention that every token receives over the heads and the queries that are alive.
 
     Args:
         probs: see :func:`importance`.
         alive: tokens alive when the layer starts, (B, N) bool, or their survival probabilities, (B, N) float32,
-            with which each query then counts.
+            which then weight the queries.
 
     Returns:
         (B, N) float32.
     """
-    with torch.autocast(probs.device.type, enabled=False):  # a product in half precision would round the sums
+    with torch.autocast(probs.device.type, enabled=False):  # in half precision the sums would be rounded
         queries = alive.float()[:, None, None, :]  # (B, 1, 1, N)
         return (queries @ probs.float()).squeeze(2).sum(dim=1)  # (B, H, 1, N) -> (B, N)
 
 
 def normalise(received: Tensor, alive: Tensor, heads: int, *, scoring_mode: str, score_length: int) -> Tensor:
-    """Importance from the attention received: its sum over heads and queries, divided by H·Z.
+    """Divide the attention received (summed over heads and queries) by H·Z, which gives the importance.
 
     Args:
         received: (B, N) float32.

@@ -1,4 +1,4 @@
-"""Pruning by a threshold a layer, given or learned (LTP §3.2-3.3)."""
+"""Pruning with one threshold per layer, given or learned (LTP §3.2-3.3)."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from ltp.pruning.base import Pruner
 
 
 def threshold_schedule(final_token_threshold: float, num_layers: int) -> Tensor:
-    """Initial thresholds ``theta_l = final_token_threshold · l / L`` of layers l = 1..L.
+    """Compute the initial thresholds ``theta_l = final_token_threshold · l / L`` of layers l = 1..L.
 
     Returns:
         Thresholds on importance, (L,) float32. With 0.01 and 12 layers the 3rd, 6th, 9th and 12th are 0.0025,
@@ -20,7 +20,7 @@ def threshold_schedule(final_token_threshold: float, num_layers: int) -> Tensor:
 
 
 def threshold_survivors(scores: Tensor, threshold: Tensor, alive: Tensor) -> Tensor:
-    """Hard rule: token j survives when ``s(j) >= theta``; the classification token always does.
+    """Apply the hard rule: keep token j if ``s(j) >= theta``, and always keep the classification token.
 
     Args:
         scores: importance, (B, N) float32.
@@ -28,7 +28,7 @@ def threshold_survivors(scores: Tensor, threshold: Tensor, alive: Tensor) -> Ten
         alive: tokens alive when the layer starts, (B, N) bool.
 
     Returns:
-        Survivors, (B, N) bool.
+        Tokens kept, (B, N) bool.
     """
     survivors = alive & (scores >= threshold)
     survivors[:, 0] = alive[:, 0]
@@ -36,9 +36,9 @@ def threshold_survivors(scores: Tensor, threshold: Tensor, alive: Tensor) -> Ten
 
 
 def threshold_gate(scores: Tensor, threshold: Tensor, alive: Tensor, temperature: float) -> Tensor:
-    """Soft rule: ``m(j) = sigmoid((s(j) − theta) / temperature)``, 1 for the classification token.
+    """Apply the soft rule: ``m(j) = sigmoid((s(j) − theta) / temperature)``, 1 for the classification token.
 
-    Differentiable in the scores and in the threshold; it becomes the hard rule as the temperature goes to 0.
+    Differentiable in the scores and the threshold. It converges to the hard rule as the temperature goes to 0.
 
     Args:
         scores: importance, (B, N) float32.
@@ -56,12 +56,12 @@ def threshold_gate(scores: Tensor, threshold: Tensor, alive: Tensor, temperature
 
 
 def sparsity_penalty(gate_sums: Tensor, score_length: int) -> Tensor:
-    """The regulariser ``Σ_l 1/B Σ_b 1/Z Σ_j m_l(b, j)`` (LTP §3.3), which lambda multiplies.
+    """Compute the regulariser ``Σ_l 1/B Σ_b 1/Z Σ_j m_l(b, j)`` (LTP §3.3), without the factor lambda.
 
-    Z is constant, so a token has the same price in a short sentence as in a long one, as it has in FLOPs.
+    Z is constant, so a token is penalised equally in short and long sentences, in line with its cost in FLOPs.
 
     Args:
-        gate_sums: Σ_j m_l(b, j) over the real tokens, (B, L) float32.
+        gate_sums: sums Σ_j m_l(b, j) over the real tokens, (B, L) float32.
         score_length: the constant Z, in tokens.
 
     Returns:
@@ -71,19 +71,19 @@ def sparsity_penalty(gate_sums: Tensor, score_length: int) -> Tensor:
 
 
 class ThresholdPruner(Pruner):
-    """One threshold a layer on importance: ``prune_mode: absolute_threshold``.
+    """One threshold on importance per layer: ``prune_mode: absolute_threshold``.
 
     Args:
         num_layers: L.
-        final_token_threshold: of the schedule that thresholds start from.
+        final_token_threshold: last value of the initial schedule, see :func:`threshold_schedule`.
         temperature: T of the soft rule.
-        num_budgets: K, how many rows of thresholds it holds besides the effective ones.
+        num_budgets: K, the number of FLOPs budgets with thresholds of their own.
 
     Attributes:
         thresholds: the effective thresholds, (L,) float32, saved with the weights. Keep them float32.
-        budget_thresholds: those of each budget, (K, L) float32; absent without budgets. The row in use is only
-            brought up to date when another one is taken.
-        budget_in_use: the row in use, scalar int64; absent without budgets.
+        budget_thresholds: thresholds of each budget, (K, L) float32; absent without budgets. The row of the budget
+            in use is updated only when :meth:`use_budget` selects another one.
+        budget_in_use: row of the budget in use, scalar int64; absent without budgets.
     """
 
     budget_thresholds: Tensor
@@ -122,15 +122,15 @@ class ThresholdPruner(Pruner):
 
     @torch.no_grad()
     def share_thresholds(self) -> None:
-        """Give every budget the thresholds in use."""
+        """Copy the effective thresholds to every budget."""
         self.budget_thresholds.copy_(self.thresholds.expand_as(self.budget_thresholds))
 
     @torch.no_grad()
     def use_budget(self, number: int) -> None:
-        """Make a budget's thresholds the effective ones, in place; those in use so far are kept in their row.
+        """Make the thresholds of a budget the effective ones, in place, after saving the current ones in their row.
 
         Args:
-            number: the budget's row.
+            number: row of the budget.
         """
         self.budget_thresholds[self.budget_in_use] = self.thresholds
         self.thresholds.copy_(self.budget_thresholds[number])

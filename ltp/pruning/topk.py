@@ -1,4 +1,4 @@
-"""Pruning to a given share of the tokens: a cascade like SpAtten's (arXiv 2012.09852)."""
+"""Pruning to a given share of the tokens, as in SpAtten's cascade token pruning (arXiv 2012.09852)."""
 
 import math
 from typing import Any
@@ -9,13 +9,13 @@ from ltp.pruning.base import Pruner
 
 
 def keep_rates(token_keep_rate: float, num_layers: int) -> list[float]:
-    """Keep rate of layers 1..L: 1 in the first max(3, ceil(0.15·L)), then linear to ``token_keep_rate`` at L.
+    """Compute the keep rates of layers 1..L: 1 in the first max(3, ceil(0.15·L)), then linear to the last rate.
 
-    Rates are clipped at 0 only after the line is drawn, so a negative ``token_keep_rate`` prunes harder: the line
-    reaches 0 before the last layer.
+    ``token_keep_rate``, the rate of layer L, may be negative: rates are clipped at 0 only after interpolation, so a
+    negative value prunes harder, and the rate reaches 0 before the last layer.
 
     Returns:
-        L shares of the input's tokens, float64 in [0, 1].
+        L shares of the input tokens, in [0, 1].
     """
     dense_layers = max(3, math.ceil(0.15 * num_layers))
     rates = []
@@ -30,11 +30,11 @@ def keep_rates(token_keep_rate: float, num_layers: int) -> list[float]:
 
 
 def keep_counts(rate: float, lengths: Tensor) -> Tensor:
-    """Tokens that a layer keeps: ``max(1, round(rate · n))``, halves rounded to even as Python does.
+    """Compute the number of tokens that a layer keeps: ``max(1, round(rate · n))``, halves rounded to even.
 
     Args:
-        rate: the layer's keep rate.
-        lengths: real tokens n of each input, (B,) int64.
+        rate: keep rate of the layer.
+        lengths: number of real tokens n of each input, (B,) int64.
 
     Returns:
         (B,) int64.
@@ -43,25 +43,25 @@ def keep_counts(rate: float, lengths: Tensor) -> Tensor:
 
 
 def topk_survivors(scores: Tensor, counts: Tensor, alive: Tensor) -> Tensor:
-    """The ``counts`` most important tokens alive, the classification token among them; ties go to the earlier.
+    """Keep the classification token and the most important tokens, ``counts`` in all; ties go to the earlier token.
 
     Args:
         scores: importance, (B, N) float32.
-        counts: tokens to keep, (B,) int64, at least 1.
+        counts: number of tokens to keep, (B,) int64, at least 1.
         alive: tokens alive when the layer starts, (B, N) bool.
 
     Returns:
-        Survivors, (B, N) bool; all that are alive where they are no more than ``counts``.
+        Tokens kept, (B, N) bool; all tokens alive if there are no more than ``counts``.
     """
     ranked = scores.masked_fill(~alive, -math.inf)
     ranked[:, 0] = math.inf
     order = ranked.argsort(dim=1, descending=True, stable=True)
-    rank = order.argsort(dim=1)  # the inverse permutation: each token's place in the order
+    rank = order.argsort(dim=1)  # inverse permutation: rank of each token
     return alive & (rank < counts[:, None])
 
 
 class TopKPruner(Pruner):
-    """A fixed keep rate a layer: ``prune_mode: topk``. It has no parameters."""
+    """A fixed keep rate per layer: ``prune_mode: topk``. It has no parameters."""
 
     prune_mode = "topk"
 

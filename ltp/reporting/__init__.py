@@ -1,5 +1,5 @@
-"""Finished runs side by side: tables, files and figures. Needs neither Hydra nor Lightning.
+"""Comparison of finished runs: tables, files and figures. Requires neither Hydra nor Lightning.
 
-``collect`` finds and reads the runs, ``rows`` makes comparable groups and their rows of them, ``text`` says a row in
-words; ``table``, ``documents`` and ``figures`` show them.
+``collect`` finds and reads the runs, ``rows`` groups comparable runs, ``text`` formats rows, and ``table``,
+``documents`` and ``figures`` write the output.
 """

@@ -1,4 +1,4 @@
-"""Every run under some folders, and what else stands there: nothing is left out without a word."""
+"""Search of folders for finished runs. Folders that are left out are recorded with the reason."""
 
 import json
 import math
@@ -19,11 +19,10 @@ NO_RUN = f"no run (neither {CONFIG_FILE} nor {RESULTS_FILE} in it or below)"
 UNREADABLE = f"{RESULTS_FILE} cannot be read"
 NO_FOLDER = "cannot be opened"
 
-#: What other commands of ltp write beside the runs.
-_PRODUCTS = ("bench", "report")
-#: Where runs lie inside a run: a learned run's hard stage, and what was calibrated from it. What else a run directory
-#: holds is the run's own.
-_INSIDE_RUNS = ("hard", "calibrated")
+#: Output folders of other commands, next to the runs.
+_OUTPUTS_OF_COMMANDS = ("bench", "report")
+#: Folders of a run directory that contain runs: the hard stage of a learned run, and runs calibrated from it.
+_NESTED_RUNS = ("hard", "calibrated")
 
 
 @dataclass(frozen=True)
@@ -31,17 +30,17 @@ class Run:
     """A finished run, or one of its budgets.
 
     Attributes:
-        directory: where it lives, under the folder that was searched.
-        results: its ``results.json``; of a budget as :func:`ltp.runs.summary.at_budget` gives it.
-        in_use: whether the checkpoint prunes like this unless told otherwise; of a run's budgets one does.
+        directory: run directory, below the folder that was searched.
+        results: ``results.json`` of the run; of one budget as returned by :func:`ltp.runs.summary.at_budget`.
+        in_use: whether the checkpoint uses this budget by default; true for exactly one budget of a run.
     """
 
     directory: Path
     results: dict[str, Any] = field(repr=False)
     in_use: bool = True
 
-    def by_budget(self) -> "list[Run]":
-        """The run at each of its budgets, ascending; without several the run itself."""
+    def split_by_budget(self) -> "list[Run]":
+        """Return one run per budget, ascending; the run itself if it has fewer than two budgets."""
         budgets = self.budgets
         if len(budgets) < 2:
             return [self]
@@ -71,27 +70,27 @@ class Run:
 
     @property
     def metric_name(self) -> str:
-        """The task's main metric."""
+        """Name of the task's main metric."""
         return self.results["metric"]["name"]
 
     @property
     def metric(self) -> float:
-        """Its value on the validation split."""
+        """Value of the main metric on the validation split."""
         return self.results["metric"]["value"]
 
     @property
     def relative_flops(self) -> float:
-        """Of the dense cost of the same examples."""
+        """FLOPs relative to the dense FLOPs of the same examples."""
         return self.results["relative_flops"]
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
-        """As resolved."""
+        """Hyper-parameters, with resolved values."""
         return self.results["hyperparameters"]
 
     @cached_property
     def method(self) -> str:
-        """``dense``, ``learned``, ``manual`` or ``topk``; results of the first versions do not say it."""
+        """``dense``, ``learned``, ``manual`` or ``topk``; inferred for results of early versions."""
         if self.results.get("method"):
             return self.results["method"]
         mode = self.results["prune_mode"]
@@ -102,24 +101,24 @@ class Run:
 
     @property
     def budgets(self) -> list[float]:
-        """All that the weights were brought to, ascending, in relative FLOPs; empty without a budget."""
-        return [one["budget"] for one in self.results.get("budgets") or ()]
+        """Budgets of the checkpoint, ascending, in relative FLOPs; empty without a budget."""
+        return [entry["budget"] for entry in self.results.get("budgets") or ()]
 
     @property
     def target(self) -> float | None:
-        """The budget that these results are about; None where there is none, or they are of a run with several."""
+        """Budget of these results; None without a budget, or if they cover several budgets."""
         if len(self.budgets) == 1:
             return self.budgets[0]
         return self.hyperparameters.get("target_flops")
 
     @property
     def all_budgets(self) -> list[float]:
-        """The budgets of the whole run, whichever of them these results are about; empty without one."""
+        """Budgets of the whole run, also if these results are of one budget; empty without a budget."""
         return self.budgets or ([self.target] if self.target is not None else [])
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether it was brought to its budget without training."""
+        """Whether it reached its budget by calibration, without training."""
         return bool(self.results.get("calibrated"))
 
     @property
@@ -129,12 +128,12 @@ class Run:
 
     @property
     def thresholds(self) -> list[float] | None:
-        """One a layer; None where nothing is compared with a threshold."""
+        """Threshold of each layer; None for methods without thresholds."""
         return self.results.get("thresholds")
 
     @property
     def speedup(self) -> float | None:
-        """Measured over its own dense form, where it was measured."""
+        """Measured speed-up over the same weights without pruning; None if it was not measured."""
         match self.results.get("measured_speedup"):
             case {"speedup": {"median": float() | int() as median}}:
                 return median
@@ -143,12 +142,12 @@ class Run:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A folder that is in no table.
+    """A folder or file that the report does not use.
 
     Attributes:
-        path: the folder.
-        why: one reason for many.
-        detail: what is particular to it; may be empty.
+        path: the folder or file.
+        why: reason, shared by many entries.
+        detail: detail of this entry; may be empty.
     """
 
     path: Path
@@ -158,113 +157,108 @@ class LeftOut:
 
 @dataclass
 class Collection:
-    """What stands under some folders."""
+    """The finished runs found, and the folders left out."""
 
     runs: list[Run] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
 
 
 def collect(folders: Sequence[Path]) -> Collection:
-    """Read every run under some folders, in the order of their paths.
+    """Read every run in and below some folders, sorted by path.
 
-    A run that stands there twice (folders that overlap, a copied directory) counts once.
+    A run that is found twice (overlapping folders, a copied directory) is used once.
     """
-    found = Collection()
+    collection = Collection()
     seen: set[Path] = set()
     for folder in folders:
-        _search(folder, found, seen)
+        _search(folder, collection, seen)
     by_id: dict[str, Run] = {}
-    for run in found.runs:
+    for run in collection.runs:
         first = by_id.setdefault(run.results.get("run_id") or str(run.directory), run)
         if first is not run:
-            found.left_out.append(LeftOut(run.directory, "copies of a run", f"of {first.directory}"))
-    return Collection(list(by_id.values()), found.left_out)
+            collection.left_out.append(LeftOut(run.directory, "copies of a run", f"of {first.directory}"))
+    return Collection(list(by_id.values()), collection.left_out)
 
 
-def _search(folder: Path, found: Collection, seen: set[Path]) -> bool:
-    """Add what stands in a folder and below.
+def _search(folder: Path, collection: Collection, seen: set[Path]) -> bool:
+    """Add the runs in and below a folder to a collection.
 
     Returns:
-        Whether there is a run, or something that was left out for a reason of its own.
+        False if there is neither a run nor an entry that is left out for another reason.
     """
-    place = folder.resolve()
-    if place in seen:  # a link back, or folders that overlap
+    resolved = folder.resolve()
+    if resolved in seen:  # a symbolic link to a parent, or overlapping folders
         return True
-    seen.add(place)
+    seen.add(resolved)
     try:
         children = sorted(folder.iterdir())
     except OSError as error:
-        found.left_out.append(LeftOut(folder, NO_FOLDER, error.strerror or ""))
+        collection.left_out.append(LeftOut(folder, NO_FOLDER, error.strerror or ""))
         return True
     names = {child.name for child in children}
     is_run = bool(names & {CONFIG_FILE, RESULTS_FILE})
     if RESULTS_FILE in names:
-        _read(folder, found)
+        _read(folder, collection)
     elif is_run:
-        found.left_out.append(LeftOut(folder, UNFINISHED))
-    inside = list(_folders(children, is_run))
-    empty = [child for child in inside if not _search(child, found, seen)]
-    if not is_run and len(empty) == len(inside):
-        return False  # named once, by the highest folder without a run
-    found.left_out += [LeftOut(child, NO_RUN) for child in empty]
+        collection.left_out.append(LeftOut(folder, UNFINISHED))
+    subfolders = list(_subfolders(children, is_run))
+    empty = [child for child in subfolders if not _search(child, collection, seen)]
+    if not is_run and len(empty) == len(subfolders):
+        return False  # only the topmost folder without a run is reported
+    collection.left_out += [LeftOut(child, NO_RUN) for child in empty]
     return True
 
 
-def _folders(children: Sequence[Path], is_run: bool) -> Iterator[Path]:
+def _subfolders(children: Sequence[Path], is_run: bool) -> Iterator[Path]:
     for child in children:
-        ours = child.name in _INSIDE_RUNS if is_run else child.name not in _PRODUCTS
-        if ours and not child.name.startswith(".") and child.is_dir():
+        may_contain_runs = child.name in _NESTED_RUNS if is_run else child.name not in _OUTPUTS_OF_COMMANDS
+        if may_contain_runs and not child.name.startswith(".") and child.is_dir():
             yield child
 
 
-def _read(folder: Path, found: Collection) -> None:
+def _read(folder: Path, collection: Collection) -> None:
     try:
         results = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
     except OSError as error:
-        found.left_out.append(LeftOut(folder, UNREADABLE, error.strerror or ""))
+        collection.left_out.append(LeftOut(folder, UNREADABLE, error.strerror or ""))
         return
     except (ValueError, RecursionError) as error:
-        found.left_out.append(LeftOut(folder, UNREADABLE, f"no JSON: {error}"))
+        collection.left_out.append(LeftOut(folder, UNREADABLE, f"not valid JSON: {error}"))
         return
-    newer = _newer_version(results)
-    wrong = _first_fault(results)
-    if newer:
+    if newer := _newer_version(results):
         why = f"written by a newer version of ltp than this one ({__version__})"
-        found.left_out.append(LeftOut(folder, why, newer))
-    elif wrong:
-        found.left_out.append(LeftOut(folder, f"{RESULTS_FILE} is not one of ltp's", wrong))
+        collection.left_out.append(LeftOut(folder, why, newer))
+    elif problem := _validation_error(results):
+        collection.left_out.append(LeftOut(folder, f"{RESULTS_FILE} is not one of ltp's", problem))
     else:
-        found.runs.append(Run(folder, results))
+        collection.runs.append(Run(folder, results))
 
 
 def _newer_version(results: Any) -> str | None:
-    """The version that wrote the results, where it may have changed what a key means: not a mere patch."""
+    """Return the version that wrote the results if its major or minor version is newer than this one."""
     match results:
-        case {"versions": {"ltp": str() as format_value}}:
+        case {"versions": {"ltp": str() as version}}:
             try:
-                return format_value if Version(format_value).release[:2] > Version(__version__).release[:2] else None
+                return version if Version(version).release[:2] > Version(__version__).release[:2] else None
             except InvalidVersion:
                 return None
     return None
 
 
-def _first_fault(results: Any) -> str | None:
-    """What keeps results from being compared with others; None where nothing does."""
+def _validation_error(results: Any) -> str | None:
+    """Check the keys that the report needs; return the first error, or None."""
     if not isinstance(results, dict):
-        return "no JSON object"
-    for key, kind, words in (
-        ("task", str, "a word"),
-        ("model", str, "a word"),
-        ("stage", str, "a word"),
-        ("prune_mode", str, "a word"),
-        ("seed", int, "a whole number"),
+        return "not a JSON object"
+    for key, type_, name in (
+        *((key, str, "a string") for key in ("task", "model", "stage", "prune_mode")),
+        ("seed", int, "an integer"),
         ("hyperparameters", dict, "an object"),
         ("metric", dict, "an object"),
     ):
         if key not in results:
             return f"no key {key}"
-        if not isinstance(results[key], kind) or isinstance(results[key], bool):
-            return f"{key} is not {words}"
+        if not isinstance(results[key], type_) or isinstance(results[key], bool):
+            return f"{key} is not {name}"
     if not isinstance(results["metric"].get("name"), str):
         return "metric has no name"
     for key, value in (("metric", results["metric"].get("value")), ("relative_flops", results.get("relative_flops"))):
@@ -272,16 +266,16 @@ def _first_fault(results: Any) -> str | None:
             return f"{key} is {json.dumps(value)}, not a number"
     for key in ("method", "parent", "parent_run_id", "run_id"):
         if not isinstance(results.get(key, ""), str | None):
-            return f"{key} is not a word"
-    if wrong := _list_fault(results):
-        return wrong
+            return f"{key} is not a string"
+    if error := _list_error(results):
+        return error
     budgets = results.get("budgets")
     if budgets is not None and not (isinstance(budgets, list) and all(map(_is_budget, budgets))):
         return "budgets is not a list of results"
     return None
 
 
-def _list_fault(results: dict[str, Any]) -> str | None:
+def _list_error(results: dict[str, Any]) -> str | None:
     for key in ("tokens_per_layer", "thresholds"):
         values = results.get(key)
         if values is not None and not (isinstance(values, list) and values and all(map(_is_number, values))):
@@ -292,7 +286,7 @@ def _list_fault(results: dict[str, Any]) -> str | None:
 def _is_budget(entry: Any) -> bool:
     match entry:
         case {"budget": budget, "metric": {"name": str(), "value": value}, "relative_flops": cost}:
-            return all(map(_is_number, (budget, value, cost))) and _list_fault(entry) is None
+            return all(map(_is_number, (budget, value, cost))) and _list_error(entry) is None
     return False
 
 

@@ -1,4 +1,4 @@
-"""The report as files: every run as CSV, the tables as Markdown and LaTeX."""
+"""Files of the report: all runs as CSV, the tables as Markdown and LaTeX."""
 
 import csv
 import io
@@ -12,8 +12,8 @@ from ltp.reporting.collect import LeftOut
 from ltp.reporting.rows import Group, Row
 from ltp.reporting.table import left_out
 
-#: Columns of the CSV that come first; the others follow in the order of results.json.
-_FIRST = (
+#: First columns of the CSV; the others follow in the order of results.json.
+_FIRST_COLUMNS = (
     *("task", "model", "method", "stage", "seed", "metric.name", "metric.value", "difference", "relative_flops"),
     *("on_front", "row", "table", "directory"),
 )
@@ -34,16 +34,16 @@ _LATEX = {
 
 
 def table_of_runs(groups: Sequence[Group]) -> str:
-    """Every run, at each of its budgets, with all that its results say, as CSV; lists are JSON.
+    """Write the results of every run, one line per run and budget, as CSV; lists are JSON.
 
-    ``row`` counts the rows of a table, so that runs which differ in the seed only share theirs; ``difference`` is the
-    row's, ``table`` begins the names of the figures' files.
+    ``row`` is the number of the row in its table; runs that differ only in the seed share it. ``difference`` is that
+    of the row. ``table`` is the prefix of the names of figure files.
     """
     records = []
     for group in groups:
         for number, row in enumerate(group.rows, 1):
             for run in row.runs:
-                # config.yaml beside it says the same again, and each budget has a line of its own
+                # config is in config.yaml, and each budget has its own line
                 content = {name: value for name, value in run.results.items() if name not in ("config", "budgets")}
                 content |= {"budget": run.target} if run.target is not None else {}
                 records.append(
@@ -57,7 +57,7 @@ def table_of_runs(groups: Sequence[Group]) -> str:
                         "directory": str(run.directory),
                     }
                 )
-    names = dict.fromkeys(_FIRST) | {name: None for record in records for name in record}
+    names = dict.fromkeys(_FIRST_COLUMNS) | {name: None for record in records for name in record}
     stream = io.StringIO(newline="")
     writer = csv.DictWriter(stream, names, lineterminator="\n")
     writer.writeheader()
@@ -76,12 +76,12 @@ def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def summary_markdown(groups: Sequence[Group], entries: Sequence[LeftOut], pictures: dict[str, list[str]]) -> str:
-    """The tables with their summaries, the figures, and what is in none of them.
+    """Write the tables with summaries and figures, and the folders left out, as Markdown.
 
     Args:
-        groups: the tables.
-        entries: what was left out.
-        pictures: files beside this one to show, by group's slug.
+        groups: groups of comparable runs, one table each.
+        entries: folders and files left out.
+        pictures: names of figure files in the same folder, by the slug of their group.
     """
     parts = []
     for group in groups:
@@ -97,7 +97,7 @@ def summary_markdown(groups: Sequence[Group], entries: Sequence[LeftOut], pictur
 
 
 def summaries(group: Group) -> list[str]:
-    """The paper's summary of a group: for each method."""
+    """Write the summary of a group, one sentence per pruning method."""
     return [text.summary(group, name) for name in group.methods] or [text.summary(group)]
 
 
@@ -111,12 +111,12 @@ def _markdown_table(group: Group) -> str:
     return "\n".join(f"| {' | '.join(map(_markdown, line))} |" for line in lines)
 
 
-def _markdown(words: str) -> str:
-    return re.sub(r"([|*_`<\\])", r"\\\1", words.replace("\n", " "))
+def _markdown(content: str) -> str:
+    return re.sub(r"([|*_`<\\])", r"\\\1", content.replace("\n", " "))
 
 
 def summary_tex(groups: Sequence[Group]) -> str:
-    """The tables for a paper, one float each."""
+    """Write the tables as LaTeX, one float per table."""
     head = r"% needs \usepackage{booktabs} and, for the check mark, \usepackage{amssymb}"
     return "\n\n".join([head, *map(_latex_table, groups)]) + "\n"
 
@@ -153,6 +153,6 @@ def _latex_table(group: Group) -> str:
     )
 
 
-def latex(words: str) -> str:
-    """Text with what LaTeX reads as commands written out."""
-    return "".join(_LATEX.get(letter, letter) for letter in words)
+def latex(content: str) -> str:
+    """Escape text for LaTeX."""
+    return "".join(_LATEX.get(character, character) for character in content)

@@ -1,4 +1,4 @@
-"""The figures of the field's papers, one file each as PNG and PDF. Drawn without pyplot, which keeps global state."""
+"""Figures of the report, each as PNG and PDF. They are drawn without pyplot, which has global state."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from ltp.reporting.collect import LeftOut
 from ltp.reporting.predictions import UnreadableError, find_predictions, read_token_lengths
 from ltp.reporting.rows import METHODS, Group, Row
 
-_STYLE: Any = {  # any, because Matplotlib spells out the names of all its settings
+_STYLE: Any = {  # Any, because Matplotlib types rc settings with a literal of all names
     "font.family": "sans-serif",
     "font.size": 8,
     "axes.titlesize": 8,
@@ -33,18 +33,18 @@ _STYLE: Any = {  # any, because Matplotlib spells out the names of all its setti
     "lines.linewidth": 1.2,
     "lines.markersize": 4.5,
     "savefig.dpi": 200,
-    "pdf.fonttype": 42,  # letters stay letters, which publishers ask for
+    "pdf.fonttype": 42,  # embed TrueType fonts, which publishers require
 }
-_LINES = 5  # so many curves can be told apart
-_NARROW = 0.2  # of relative FLOPs
+_MAX_CURVES = 5  # of one method: more are hard to distinguish
+_MIN_X_RANGE = 0.2  # in relative FLOPs
 _WIDTH, _HEIGHT = 3.5, 2.9  # inches: one column of a paper
-_SHORT_LABEL = 24  # letters: two labels of a legend fit beside each other
-_LINE_HEIGHT = 0.15  # inches, of a legend's line
+_SHORT_LABEL = 24  # characters: two labels of a legend fit in a line
+_LINE_HEIGHT = 0.15  # inches, of a line of the legend
 
 
 @dataclass(frozen=True)
 class Style:
-    """How a method looks: told apart by shape and lightness too, for prints in black and white."""
+    """Style of a method; marker and lightness differ, too, for black-and-white prints."""
 
     color: str
     marker: str
@@ -62,19 +62,19 @@ _OTHERS = (
     Style("#56B4E9", "P", "--"),
     Style("#000000", "X", "-."),
 )
-#: Variants of a method keep its colour, darker and lighter in turn.
+#: Marker and line of variants; their colour is that of the method, alternately darker and lighter.
 _VARIANTS = (("D", "-"), ("v", "--"), ("P", "-."), ("X", ":"), ("p", "-"), ("<", "--"), (">", "-."), ("h", ":"))
-#: Curves of one method, from the cheapest on: darker is dearer.
+#: Styles of the curves of one method, from cheap to costly: darker is costlier.
 _SHADES = ("#9ecae1", "#6baed6", "#3182bd", "#08519c", "#08203f")
 _SHADE_LINES = ((0, (1, 1)), "-.", "--", (0, (5, 1)), "-")
 _SHADE_MARKERS = ("v", "^", "s", "D", "o")
 
 
 def draw(group: Group) -> tuple[dict[str, bytes], list[LeftOut]]:
-    """A group's figures.
+    """Draw the figures of a group.
 
     Returns:
-        Contents by file name (``<slug>_tradeoff.png``, …); and the files of predictions that could not be read.
+        File contents by file name (``<slug>_tradeoff.png``, …), and the predictions files that cannot be read.
     """
     lengths, left_out = _lengths(group)
     with matplotlib.rc_context(_STYLE):
@@ -83,7 +83,7 @@ def draw(group: Group) -> tuple[dict[str, bytes], list[LeftOut]]:
             figures["tradeoff"] = tradeoff(group)
         if any(row.tokens for method in group.methods for row in group.front_of(method)):
             figures["tokens"] = tokens(group)
-        if any(map(_has_learned, group.front_of("learned"))):
+        if any(map(_has_known_origin, group.front_of("learned"))):
             figures["thresholds"] = thresholds(group)
         if lengths:
             figures["lengths"] = kept_lengths(group, lengths)
@@ -95,19 +95,19 @@ def draw(group: Group) -> tuple[dict[str, bytes], list[LeftOut]]:
 
 
 def _saved(figure: Figure) -> dict[str, bytes]:
-    """A figure as PNG and as PDF."""
+    """Render a figure as PNG and as PDF."""
     files = {}
     for form in ("png", "pdf"):
         stream = io.BytesIO()
-        # no date: the same runs make the same file
+        # no creation date, so that files are reproducible
         figure.savefig(stream, format=form, metadata={"CreationDate": None} if form == "pdf" else None)
-        figure.set_layout_engine("none")  # what was worked out for the first form holds for the second
+        figure.set_layout_engine("none")  # reuse the layout computed for the first format
         files[form] = stream.getvalue()
     return files
 
 
 def tradeoff(group: Group) -> Figure:
-    """Metric against relative FLOPs: one curve a method and variant through its Pareto front, other rows beside it."""
+    """Plot metric over relative FLOPs: a curve through the Pareto front of each method and variant, and other rows."""
     figure = Figure((_WIDTH, _HEIGHT), layout="constrained")
     axes = figure.subplots()
     if group.dense is not None:
@@ -116,10 +116,10 @@ def tradeoff(group: Group) -> Figure:
         within = f"within {text.value(group.points)} {'point' if group.points == 1 else 'points'}"
         axes.axhspan(dense - group.points, dense, color="0.92", linewidth=0, zorder=0, label=within)
     others = 0
-    heights = [] if group.dense is None else [100 * group.dense.metric.mean]
+    metrics = [] if group.dense is None else [100 * group.dense.metric.mean]
     for (method, variant), style in _variant_styles(group):
         front = group.front_of(method, variant)
-        heights += [100 * row.metric.mean for row in front]
+        metrics += [100 * row.metric.mean for row in front]
         if front:
             _curve(axes, front, style, label=text.method_title(method, variant))
         alike = [row for row in group.rows if (row.method, row.variant) == (method, variant)]
@@ -130,8 +130,8 @@ def tradeoff(group: Group) -> Figure:
         )
     if others:
         axes.plot([], [], "o", color="0.4", fillstyle="none", markersize=3.5, label="off its curve")
-    _widen(axes)
-    _leave_out_the_lowest(axes, group, heights)
+    _set_x_range(axes)
+    _clip_low_outliers(axes, group, metrics)
     axes.set(xlabel="relative FLOPs", ylabel=text.metric_title(group.split), title=_title(group))
     _legend_below(figure)
     return figure
@@ -157,29 +157,29 @@ def _points(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
     return [row.relative_flops.mean for row in rows], [100 * row.metric.mean for row in rows]
 
 
-def _widen(axes: Axes) -> None:
-    """Room around the points: a few that lie close together must not look far apart."""
+def _set_x_range(axes: Axes) -> None:
+    """Set margins and a minimum range of the x axis, so that close points do not look far apart."""
     axes.margins(0.08)
     low, high = axes.get_xlim()
-    if high - low < _NARROW:
+    if high - low < _MIN_X_RANGE:
         middle = (low + high) / 2
-        axes.set_xlim(middle - _NARROW / 2, middle + _NARROW / 2)
+        axes.set_xlim(middle - _MIN_X_RANGE / 2, middle + _MIN_X_RANGE / 2)
     axes.locator_params(axis="x", nbins=6)
 
 
-def _leave_out_the_lowest(axes: Axes, group: Group, heights: Sequence[float]) -> None:
-    """Let a run that went wrong not press all others together; the axis says how many are below it."""
-    span = max(max(heights) - min(heights), 2.0)
-    floor = min(heights) - 0.25 * span
+def _clip_low_outliers(axes: Axes, group: Group, metrics: Sequence[float]) -> None:
+    """Clip the y axis above failed runs, which would compress the others, and show the number of rows below."""
+    span = max(max(metrics) - min(metrics), 2.0)
+    floor = min(metrics) - 0.25 * span
     below = [row for row in group.rows if row.method != "dense" and 100 * row.metric.mean < floor]
     if below:
         axes.set_ylim(bottom=floor)
-        words = f"{len(below)} below the axis"
-        axes.text(0.01, 0.01, words, transform=axes.transAxes, fontsize=6.5, va="bottom")
+        note = f"{len(below)} below the axis"
+        axes.text(0.01, 0.01, note, transform=axes.transAxes, fontsize=6.5, va="bottom")
 
 
 def tokens(group: Group) -> Figure:
-    """The fraction of tokens alive entering each layer, and after the last: a panel a method."""
+    """Plot the fraction of tokens alive entering each layer, and after the last, one panel per method."""
     methods = [name for name in group.methods if any(row.tokens for row in group.front_of(name))]
     figure, panels = _panels(len(methods))
     for axes, method in zip(panels, methods, strict=True):
@@ -197,20 +197,24 @@ def tokens(group: Group) -> Figure:
 
 
 def thresholds(group: Group) -> Figure:
-    """Learned thresholds layer by layer, beside the straight lines that they began as where those are known."""
+    """Plot learned thresholds over layers, and the initial thresholds if they are known."""
     figure = Figure((_WIDTH, _HEIGHT), layout="constrained")
     axes = figure.subplots()
-    rows = _sample([row for row in group.front_of("learned") if _has_learned(row)])
-    begun = {row.settings["final_token_threshold"]: before for row in rows if (before := _before(row))}
-    for number, before in enumerate(begun.values()):
+    rows = _sample([row for row in group.front_of("learned") if _has_known_origin(row)])
+    schedules = {
+        row.settings["final_token_threshold"]: initial for row in rows if (initial := _initial_thresholds(row))
+    }
+    for number, initial in enumerate(schedules.values()):
         label = "before learning" if number == 0 else None
-        axes.plot(range(1, len(before) + 1), before, color="0.45", linestyle=":", linewidth=1, label=label)
+        axes.plot(range(1, len(initial) + 1), initial, color="0.45", linestyle=":", linewidth=1, label=label)
     for row, style in zip(rows, _shades(len(rows)), strict=True):
         assert row.thresholds is not None
-        aim = text.value(row.settings["target_flops"]) if "target_flops" in row.settings else None
-        how = f"learned from {row.settings['final_token_threshold']:g}" if aim is None else f"target {aim}"
-        words = [word for word in row.variant if word in ("calibrated", "distilled")]
-        label = ", ".join([f"{row.relative_flops.mean:.2f}", how, *words])
+        if "target_flops" in row.settings:
+            origin = f"target {text.value(row.settings['target_flops'])}"
+        else:
+            origin = f"learned from {row.settings['final_token_threshold']:g}"
+        variants = [word for word in row.variant if word in ("calibrated", "distilled")]
+        label = ", ".join([f"{row.relative_flops.mean:.2f}", origin, *variants])
         axes.plot(range(1, len(row.thresholds) + 1), row.thresholds, label=label, **style)
     _layers(axes, max(len(row.thresholds or ()) for row in rows))
     axes.set(ylabel="threshold", title=_title(group))
@@ -219,24 +223,24 @@ def thresholds(group: Group) -> Figure:
     return figure
 
 
-def _has_learned(row: Row) -> bool:
-    """Whether a row's results say from where or to what its thresholds were led."""
-    return bool(row.thresholds and (_before(row) or "target_flops" in row.settings))
+def _has_known_origin(row: Row) -> bool:
+    """Whether a row has thresholds, and their initial values or their target is known."""
+    return bool(row.thresholds and (_initial_thresholds(row) or "target_flops" in row.settings))
 
 
-def _before(row: Row) -> list[float]:
-    """A learned row's thresholds before they were learned; empty where its results do not say."""
+def _initial_thresholds(row: Row) -> list[float]:
+    """Compute the thresholds of a row before learning; empty if the results do not contain their schedule."""
     final, count = row.settings.get("final_token_threshold"), len(row.thresholds or ())
     return [final * layer / count for layer in range(1, count + 1)] if isinstance(final, int | float) else []
 
 
 def kept_lengths(group: Group, lengths: dict[str, tuple[Row, np.ndarray]]) -> Figure:
-    """Each example's mean tokens a layer against its length: a panel a method."""
+    """Plot the mean number of tokens kept over the length of each example, one panel per method."""
     figure, panels = _panels(len(lengths))
-    top = max(matrix[:, 0].max() for _, matrix in lengths.values())
+    longest = max(matrix[:, 0].max() for _, matrix in lengths.values())
     for axes, (method, (row, matrix)) in zip(panels, lengths.items(), strict=True):
         style = dict(_styles(group))[method]
-        axes.plot([0, top], [0, top], color="0.5", linewidth=0.8, zorder=1)
+        axes.plot([0, longest], [0, longest], color="0.5", linewidth=0.8, zorder=1)
         axes.plot(matrix[:, 0], matrix[:, 1:].mean(axis=1), ".", color=style.color, markersize=3, alpha=0.4)
         axes.set(xlabel="input tokens", title=_example_title(row))
     panels[0].set_ylabel("tokens kept, mean over layers")
@@ -245,11 +249,11 @@ def kept_lengths(group: Group, lengths: dict[str, tuple[Row, np.ndarray]]) -> Fi
 
 
 def trajectories(group: Group, lengths: dict[str, tuple[Row, np.ndarray]]) -> Figure:
-    """Tokens alive layer by layer in a few examples, from a short one to a long one: a panel a method."""
+    """Plot the tokens alive over layers for a few examples of different lengths, one panel per method."""
     figure, panels = _panels(len(lengths))
     for axes, (row, matrix) in zip(panels, lengths.values(), strict=True):
         by_length = np.argsort(matrix[:, 0], kind="stable")
-        indices = np.unique(np.linspace(0, len(by_length) - 1, num=_LINES).round().astype(int))
+        indices = np.unique(np.linspace(0, len(by_length) - 1, num=_MAX_CURVES).round().astype(int))
         for example, style in zip(matrix[by_length[indices]], _shades(len(indices)), strict=True):
             axes.plot(range(1, len(example) + 1), example, label=f"{example[0]:.0f}", **style)
         _layers(axes, matrix.shape[1], after_last=True)
@@ -261,20 +265,20 @@ def trajectories(group: Group, lengths: dict[str, tuple[Row, np.ndarray]]) -> Fi
 
 
 def _lengths(group: Group) -> tuple[dict[str, tuple[Row, np.ndarray]], list[LeftOut]]:
-    """Tokens alive in each example, of one row a method: the summary's, or the cheapest that has predictions."""
-    found: dict[str, tuple[Row, np.ndarray]] = {}
+    """Read the tokens alive of one row per method: the summary's row, or the cheapest row with predictions."""
+    lengths: dict[str, tuple[Row, np.ndarray]] = {}
     left_out = []
     for method in group.methods:
-        chosen = group.cheapest(method)
-        for row in [*([chosen] if chosen is not None else []), *group.front_of(method)]:
+        cheapest = group.cheapest(method)
+        for row in [*([cheapest] if cheapest is not None else []), *group.front_of(method)]:
             path = find_predictions(row)
-            if path is not None and method not in found:
+            if path is not None and method not in lengths:
                 try:
-                    found[method] = row, read_token_lengths(path)
+                    lengths[method] = row, read_token_lengths(path)
                 except UnreadableError as error:
                     entry = LeftOut(path, "predictions that cannot be read", str(error))
                     left_out += [entry] if entry not in left_out else []
-    return found, left_out
+    return lengths, left_out
 
 
 def _example_title(row: Row) -> str:
@@ -283,12 +287,12 @@ def _example_title(row: Row) -> str:
 
 def _styles(group: Group) -> list[tuple[str, Style]]:
     others = [name for name in group.methods if name not in METHODS]
-    own = {name: _OTHERS[index % len(_OTHERS)] for index, name in enumerate(others)}
-    return [(name, (_METHOD_STYLES | own)[name]) for name in group.methods]
+    styles = _METHOD_STYLES | {name: _OTHERS[index % len(_OTHERS)] for index, name in enumerate(others)}
+    return [(name, styles[name]) for name in group.methods]
 
 
 def _variant_styles(group: Group) -> list[tuple[tuple[str, tuple[str, ...]], Style]]:
-    styles, found = dict(_styles(group)), []
+    styles, variant_styles = dict(_styles(group)), []
     others = [pair for pair in group.variants if pair[1]]
     for method, variant in group.variants:
         style = styles[method]
@@ -296,13 +300,12 @@ def _variant_styles(group: Group) -> list[tuple[tuple[str, tuple[str, ...]], Sty
             number = others.index((method, variant))
             marker, line = _VARIANTS[number % len(_VARIANTS)]
             style = Style(_mixed(style.color, "white" if number % 2 else "black"), marker, line)
-        found.append(((method, variant), style))
-    return found
+        variant_styles.append(((method, variant), style))
+    return variant_styles
 
 
 def _mixed(color: str, other: str) -> str:
-    red, green, blue = (0.6 * own + 0.4 * added for own, added in zip(to_rgb(color), to_rgb(other), strict=True))
-    return to_hex((red, green, blue))
+    return to_hex(tuple(0.6 * np.array(to_rgb(color)) + 0.4 * np.array(to_rgb(other))))
 
 
 def _panels(count: int) -> tuple[Figure, Sequence[Axes]]:
@@ -311,23 +314,23 @@ def _panels(count: int) -> tuple[Figure, Sequence[Axes]]:
 
 
 def _sample(rows: Sequence[Row]) -> list[Row]:
-    """Some of the rows, from the first to the last, as many as can be told apart."""
-    indices = np.unique(np.linspace(0, len(rows) - 1, num=min(_LINES, len(rows))).round().astype(int))
-    return [rows[place] for place in indices]
+    """Return at most :data:`_MAX_CURVES` rows, evenly spaced from the first to the last."""
+    indices = np.unique(np.linspace(0, len(rows) - 1, num=min(_MAX_CURVES, len(rows))).round().astype(int))
+    return [rows[index] for index in indices]
 
 
 def _shades(count: int) -> Iterator[dict[str, Any]]:
-    for place in range(_LINES - count, _LINES):
+    for index in range(_MAX_CURVES - count, _MAX_CURVES):
         yield {
-            "color": _SHADES[place],
-            "linestyle": _SHADE_LINES[place],
-            "marker": _SHADE_MARKERS[place],
+            "color": _SHADES[index],
+            "linestyle": _SHADE_LINES[index],
+            "marker": _SHADE_MARKERS[index],
             "markersize": 3,
         }
 
 
 def _layers(axes: Axes, count: int, *, after_last: bool = False) -> None:
-    """Layers along the x axis, and ``out`` for what is alive after the last."""
+    """Label the x axis with layers, and with ``out`` after the last layer."""
     layers = count - after_last
     step = 1 if layers <= 12 else 3
     ticks = list(range(1, layers + 1, step))
@@ -336,7 +339,7 @@ def _layers(axes: Axes, count: int, *, after_last: bool = False) -> None:
 
 
 def _legend_below(figure: Figure, title: str | None = None) -> None:
-    """What the lines mean, where it hides none of them."""
+    """Add a legend below the axes, where it covers no line."""
     labels = [label for axes in figure.axes for label in axes.get_legend_handles_labels()[1]]
     columns = 2 if max(map(len, labels), default=0) <= _SHORT_LABEL else 1
     if columns == 1:

@@ -1,4 +1,4 @@
-"""Tokens alive in each example, as ``python -m ltp.evaluate`` leaves them in a run directory."""
+"""Tokens alive in each example, from the predictions that ``python -m ltp.evaluate`` writes to a run directory."""
 
 from pathlib import Path
 
@@ -13,20 +13,20 @@ _COLUMN = "token_lengths"
 
 
 class UnreadableError(Exception):
-    """A file of predictions that cannot be used; says why."""
+    """A predictions file cannot be used; the message gives the reason."""
 
 
 def find_predictions(row: Row) -> Path | None:
-    """The predictions of the first of a row's runs that has some: they are those of the budget in use."""
+    """Return the first predictions file among the runs of a row, if the row is of the budget in use."""
     files = (run.directory / PREDICTIONS_FILE for run in row.runs if run.in_use)
     return next((file for file in files if file.is_file()), None)
 
 
 def read_token_lengths(path: Path) -> np.ndarray:
-    """Tokens alive entering each layer, and after the last, (examples, L+1).
+    """Read the tokens alive entering each layer, and after the last, (examples, L+1) float64.
 
     Raises:
-        UnreadableError: the file is damaged, of another kind or empty.
+        UnreadableError: the file is damaged, empty or not a predictions file.
     """
     try:
         lengths = pq.read_table(path, columns=[_COLUMN]).column(_COLUMN).to_pylist()

@@ -1,4 +1,4 @@
-"""Comparable runs: a group a task, model and validation split; in it a row for runs that differ in the seed only."""
+"""Groups of comparable runs (same task, model and validation split), with one row per setting, over all seeds."""
 
 import dataclasses
 import json
@@ -12,45 +12,45 @@ from typing import Any
 
 from ltp.reporting.collect import Run
 
-#: The order of methods in tables; others follow.
+#: Order of methods in tables; other methods follow.
 METHODS = ("dense", "learned", "manual", "topk")
 _STAGES = ("finetune", "soft", "hard")
-#: What sets a method's cost: said even where it does not vary.
+#: Settings that are shown even if they do not vary, by method: they determine its cost.
 _ALWAYS_SHOWN = {"topk": ("token_keep_rate",), "manual": ("final_token_threshold",)}
-#: The same of any method: what it was brought to, and how.
-_SHOWN_OF_ALL = ("target_flops", "budgets", "target_latency_ms", "distill_mode", "calibrated")
-#: What a budget replaces or brings its own default of: compared only among rows that were led to one, or to none.
-_OF_NO_BUDGET = ("final_token_threshold", "lr_threshold", "temperature")
-#: What a budget's search finds, other for every seed, rather than what somebody set.
-_FOUND = {"manual": ("final_token_threshold",), "topk": ("token_keep_rate",)}
-_ROUNDING = 1e-9  # differences of metrics that are this close are equal
+#: The same for all methods: the budget, and how it was reached.
+_SHOWN_FOR_ALL = ("target_flops", "budgets", "target_latency_ms", "distill_mode", "calibrated")
+#: Settings that a budget replaces or has other defaults for: rows with and without a budget are compared separately.
+_BUDGET_DEPENDENT = ("final_token_threshold", "lr_threshold", "temperature")
+#: Settings that the search for a budget determines, with another value for every seed, by method.
+_SEARCHED = {"manual": ("final_token_threshold",), "topk": ("token_keep_rate",)}
+_ROUNDING = 1e-9  # metrics that differ by less are equal
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean over seeds, and the sample's standard deviation where there are several."""
+    """Mean over runs, and the sample standard deviation; None for a single run."""
 
     mean: float
     deviation: float | None = None
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        """Of one or more values."""
+    def from_values(cls, values: Sequence[float]) -> "Spread":
+        """Compute the spread of one or more values."""
         return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
 @dataclass(frozen=True)
 class Split:
-    """What runs must share to be compared.
+    """Task, model and validation split, which comparable runs have in common.
 
     Attributes:
-        task: its name.
-        model: its name.
-        metric: the main one.
-        max_length: in tokens.
-        examples: of the validation split; None in results that do not say it.
-        tokens: mean length of its examples: another split, or another tokenizer, has another.
-        dense_gflops: the model's dense cost of one: another shape under the same name has another.
+        task: name of the task.
+        model: name of the model.
+        metric: name of the main metric.
+        max_length: maximum length, in tokens.
+        examples: number of validation examples; None if the results do not contain it.
+        tokens: mean length of the examples, in tokens; it differs for another split or tokenizer.
+        dense_gflops: dense GFLOPs per example; it differs for another architecture with the same model name.
     """
 
     task: str
@@ -64,23 +64,23 @@ class Split:
 
 @dataclass(frozen=True)
 class Row:
-    """Runs, at one of their budgets where they have several, that differ in the seed only.
+    """Runs that differ only in the seed; of runs with several budgets, their results at one budget.
 
     Attributes:
         method: ``dense``, ``learned``, ``manual``, ``topk``.
-        variant: what else it is, in words: of ``target``, ``budgets``, ``calibrated``, ``distilled``; figures draw a
-            curve for each method and variant.
+        variant: of ``target``, ``budgets``, ``calibrated``, ``distilled`` those that apply. Figures draw one curve per
+            method and variant.
         stage: ``finetune``, ``soft``, ``hard``.
-        runs: by seed.
-        settings: hyper-parameters, and those of the runs it started from as ``soft lr``.
-        said: the names of those settings that tell it from the other rows of its method and stage.
-        metric, relative_flops: over the runs.
-        difference: of the metric to the dense parent's; None where there is no dense run.
-        speedup: as measured; None where it was not.
+        runs: the runs, sorted by seed.
+        settings: hyper-parameters; those of parent runs are prefixed with their stage, such as ``soft lr``.
+        shown_settings: names of the settings that distinguish the row from others of its method and stage.
+        metric, relative_flops: spread over the runs.
+        difference: difference of the metric to the dense parent; None without a dense run.
+        speedup: measured speed-up; None if it was not measured.
         tokens: mean tokens alive entering each layer, and after the last.
-        thresholds: means, one a layer.
-        is_passed: whether it is a soft stage whose hard stage is finished: that one stands for both.
-        on_front: whether no other row of the group is as good and cheaper, or as cheap and better.
+        thresholds: mean threshold of each layer.
+        is_superseded: whether it is a soft stage whose hard stage is finished, and is represented by it.
+        on_front: whether the row is on the Pareto front of the group (metric, relative FLOPs).
     """
 
     method: str
@@ -101,14 +101,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that can be compared.
+    """Comparable rows.
 
     Attributes:
-        split: what they share.
-        slug: a word for names of files.
-        rows: by method, the costly ones first.
-        dense: the best dense row.
-        points: how much of the metric (in points of a hundred) the summary gives away.
+        split: task, model and validation split of the rows.
+        slug: prefix of file names.
+        rows: the rows, sorted by method, then by descending cost.
+        dense: the best dense row; None without one.
+        points: loss of the metric that the summary tolerates, in points (metric × 100).
     """
 
     split: Split
@@ -119,19 +119,19 @@ class Group:
 
     @property
     def methods(self) -> list[str]:
-        """The pruning methods among the rows."""
+        """The pruning methods of the rows."""
         return list(dict.fromkeys(row.method for row in self.rows if row.method != "dense"))
 
     @property
     def variants(self) -> list[tuple[str, tuple[str, ...]]]:
-        """The pruning methods with their variants among the rows, the plain ones first."""
-        found = {(row.method, row.variant) for row in self.rows if row.method != "dense"}
+        """The pruning methods of the rows with their variants; those without a variant first."""
+        variants = {(row.method, row.variant) for row in self.rows if row.method != "dense"}
         methods = self.methods
-        return sorted(found, key=lambda pair: (methods.index(pair[0]), len(pair[1]), pair[1]))
+        return sorted(variants, key=lambda pair: (methods.index(pair[0]), len(pair[1]), pair[1]))
 
     def cheapest(self, method: str | None = None) -> Row | None:
-        """The paper's summary: the cheapest row (of a method) that loses no more than ``points`` to dense."""
-        able = [
+        """Return the cheapest row (of a method) that loses no more than ``points`` to dense."""
+        candidates = [
             row
             for row in self.rows
             if row.method != "dense"
@@ -140,10 +140,10 @@ class Group:
             and row.difference is not None
             and 100 * row.difference.mean >= -self.points - _ROUNDING
         ]
-        return min(able, key=lambda row: (row.relative_flops.mean, -row.metric.mean), default=None)
+        return min(candidates, key=lambda row: (row.relative_flops.mean, -row.metric.mean), default=None)
 
     def front_of(self, method: str, variant: tuple[str, ...] | None = None) -> list[Row]:
-        """The Pareto front among the rows of a method, or of one of its variants; the cheap ones first."""
+        """Return the Pareto front of a method, or of one of its variants, sorted by cost."""
         front = pareto_front(
             row
             for row in self.rows
@@ -153,7 +153,7 @@ class Group:
 
 
 def compare(runs: Sequence[Run], points: float = 1.0) -> list[Group]:
-    """Groups of comparable runs, by task and model.
+    """Group comparable runs, sorted by task and model.
 
     Args:
         runs: finished runs.
@@ -162,9 +162,9 @@ def compare(runs: Sequence[Run], points: float = 1.0) -> list[Group]:
     ancestry = Ancestry(runs)
     groups: dict[Split, list[Run]] = defaultdict(list)
     for run in runs:
-        for each in run.by_budget():
-            groups[_split(each)].append(each)
-    _join_unrecorded(groups)
+        for run_at_budget in run.split_by_budget():
+            groups[_split(run_at_budget)].append(run_at_budget)
+    _merge_incomplete_splits(groups)
     splits = sorted(groups, key=repr)
     return [
         _group(split, slug, groups[split], ancestry, points) for split, slug in zip(splits, _slugs(splits), strict=True)
@@ -172,22 +172,22 @@ def compare(runs: Sequence[Run], points: float = 1.0) -> list[Group]:
 
 
 def pareto_front(rows: Iterable[Row]) -> list[Row]:
-    """The rows that no other one dominates: metric up, relative FLOPs down."""
+    """Return the rows that no other row dominates: higher metric, lower relative FLOPs."""
     by_cost: dict[float, list[Row]] = defaultdict(list)
     for row in rows:
         by_cost[row.relative_flops.mean].append(row)
     front: list[Row] = []
     best = float("-inf")
     for cost in sorted(by_cost):
-        top = max(row.metric.mean for row in by_cost[cost])
-        if top > best:
-            front += [row for row in by_cost[cost] if row.metric.mean == top]
-            best = top
+        highest = max(row.metric.mean for row in by_cost[cost])
+        if highest > best:
+            front += [row for row in by_cost[cost] if row.metric.mean == highest]
+            best = highest
     return front
 
 
 class Ancestry:
-    """Which run started from which: by run id, and in results without one by the parent's path.
+    """Parents of runs, found by run id, or by path if the results have no run id.
 
     Args:
         runs: all finished runs.
@@ -202,75 +202,76 @@ class Ancestry:
         }
 
     def parent(self, run: Run) -> Run | None:
-        """The run that a run started from, if it is among the runs."""
-        identifier, name = run.results.get("parent_run_id"), run.results.get("parent")
-        if identifier in self._by_id:
-            return self._by_id[identifier]
-        if identifier is not None or not isinstance(name, str):
-            return None  # another training may stand at the parent's path by now
+        """Return the run that a run started from, if it is among the runs."""
+        parent_id, name = run.results.get("parent_run_id"), run.results.get("parent")
+        if parent_id in self._by_id:
+            return self._by_id[parent_id]
+        if parent_id is not None or not isinstance(name, str):
+            return None  # the parent's path may contain another run by now
         tail = _tail(run, Path(name))
-        found = self._by_path.get(Path(name).resolve()) or (self._by_tail.get(tail) if tail is not None else None)
-        return found if found is None or found.directory != run.directory else None
+        parent = self._by_path.get(Path(name).resolve()) or (self._by_tail.get(tail) if tail is not None else None)
+        return parent if parent is None or parent.directory != run.directory else None
 
     def is_superseded(self, run: Run) -> bool:
         """Whether a run is a soft stage that a finished hard one started from."""
         return run.stage == "soft" and run.directory in self._parents
 
-    def line(self, run: Run) -> list[Run]:
-        """A run's parent, its parent, and so on."""
-        line: list[Run] = []
-        while (parent := self.parent(line[-1] if line else run)) is not None and parent not in (run, *line):
-            line.append(parent)
-        return line
+    def ancestors(self, run: Run) -> list[Run]:
+        """Return the parent of a run, the parent of this parent, and so on."""
+        ancestors: list[Run] = []
+        parent = self.parent(run)
+        while parent is not None and parent not in (run, *ancestors):
+            ancestors.append(parent)
+            parent = self.parent(parent)
+        return ancestors
 
     def settings(self, run: Run) -> dict[str, Any]:
-        """What was set for a run, with what was set for its ancestors as ``soft lr``. Nulls are left out."""
-        settings, line = _own_settings(run), self.line(run)
+        """Return the settings of a run and its ancestors (prefixed, such as ``soft lr``), without nulls."""
+        settings, ancestors = _run_settings(run), self.ancestors(run)
         trained = run
-        while trained.is_calibrated and line:  # its settings are those of the run that was calibrated
-            trained = line.pop(0)
+        while trained.is_calibrated and ancestors:  # the settings are those of the run that was calibrated
+            trained = ancestors.pop(0)
         if run.results.get("train_examples") is not None:
             settings["train_examples"] = run.results["train_examples"]
         oldest = trained
-        for oldest in line:
-            above = _own_settings(oldest)
-            if oldest.all_budgets == trained.all_budgets:  # held where it was led
-                above = {name: value for name, value in above.items() if name not in ("target_flops", "budgets")}
-            settings |= {f"{oldest.stage} {name}": value for name, value in above.items()}
+        for oldest in ancestors:
+            inherited = _run_settings(oldest)
+            if oldest.all_budgets == trained.all_budgets:  # the same budget, which the run's own settings contain
+                inherited = {key: value for key, value in inherited.items() if key not in ("target_flops", "budgets")}
+            settings |= {f"{oldest.stage} {key}": value for key, value in inherited.items()}
         if isinstance(name := oldest.results.get("parent"), str):
             tail = _tail(oldest, Path(name))
             settings["parent"] = _without_seed("/".join(tail[2:]) if tail is not None else Path(name).name)
         return settings
 
     def dense(self, run: Run) -> Run | None:
-        """The dense run that a run descends from."""
-        return next((ancestor for ancestor in self.line(run) if ancestor.method == "dense"), None)
+        """Return the dense run that a run descends from."""
+        return next((ancestor for ancestor in self.ancestors(run) if ancestor.method == "dense"), None)
 
 
-def _own_settings(run: Run) -> dict[str, Any]:
-    """What was set for a run, its budget first; what was found for the budget is left out, and so are nulls."""
-    several = run.budgets if len(run.budgets) > 1 else None
-    settings: dict[str, Any] = {"target_flops": run.target, "budgets": several}
-    is_led = run.is_calibrated or run.target is not None or several is not None
-    found = (*(_FOUND.get(run.method, ()) if is_led else ()), "trained_for")
-    settings |= {name: value for name, value in run.hyperparameters.items() if name not in (*settings, *found)}
+def _run_settings(run: Run) -> dict[str, Any]:
+    """Return the settings of a run, its budget first, without nulls and without values that a search determined."""
+    budgets = run.budgets if len(run.budgets) > 1 else None
+    settings: dict[str, Any] = {"target_flops": run.target, "budgets": budgets}
+    has_budget = run.is_calibrated or run.target is not None or budgets is not None
+    omitted = (*(_SEARCHED.get(run.method, ()) if has_budget else ()), "trained_for")
+    settings |= {name: value for name, value in run.hyperparameters.items() if name not in (*settings, *omitted)}
     if isinstance(teacher := settings.get("distill_teacher"), str):
         settings["distill_teacher"] = _without_seed(teacher)
-    settings["calibrated"] = _origin(run) if run.is_calibrated else None
+    settings["calibrated"] = _before_calibration(run) if run.is_calibrated else None
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def _origin(run: Run) -> dict[str, Any] | bool:
-    """How hard a calibrated run pruned before, where something was set for that; else True."""
-    given = run.hyperparameters
-    if (trained_for := given.get("trained_for")) is not None:
-        several = isinstance(trained_for, list)
-        return {"budgets": sorted(trained_for)} if several else {"target_flops": trained_for}
-    return {name: given[name] for name in _FOUND.get(run.method, ()) if given.get(name) is not None} or True
+def _before_calibration(run: Run) -> dict[str, Any] | bool:
+    """Return the settings that determined a calibrated run's cost before calibration; True if there are none."""
+    settings = run.hyperparameters
+    if (trained_for := settings.get("trained_for")) is not None:
+        return {"budgets": sorted(trained_for)} if isinstance(trained_for, list) else {"target_flops": trained_for}
+    return {name: settings[name] for name in _SEARCHED.get(run.method, ()) if settings.get(name) is not None} or True
 
 
 def _variant(settings: dict[str, Any]) -> tuple[str, ...]:
-    """What tells a kind of runs from others of its method: see :class:`Row`."""
+    """Return the variant of a row, see :class:`Row`."""
     budget = "budgets" if "budgets" in settings else "target" if "target_flops" in settings else None
     if "calibrated" in settings:
         budget = "calibrated"
@@ -279,7 +280,7 @@ def _variant(settings: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _tail(run: Run, directory: Path) -> tuple[str, ...] | None:
-    """A run's place from ``<model>/<task>`` on: the same in a tree that was moved."""
+    """Return the path of a run from ``<model>/<task>`` on, which does not change if the output folder is moved."""
     parts = directory.parts
     for start in reversed(range(len(parts) - 2)):
         if parts[start : start + 2] == (run.model, run.task):
@@ -310,8 +311,8 @@ def _six_digits(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def _join_unrecorded(groups: dict[Split, list[Run]]) -> None:
-    """Join results that do not say how many examples they saw to those that do, where only one split can be meant."""
+def _merge_incomplete_splits(groups: dict[Split, list[Run]]) -> None:
+    """Merge groups without a number of examples into the group that is otherwise equal, if there is only one."""
     for split in [split for split in groups if split.examples is None]:
         same = [
             other
@@ -323,7 +324,7 @@ def _join_unrecorded(groups: dict[Split, list[Run]]) -> None:
 
 
 def _slugs(splits: Sequence[Split]) -> list[str]:
-    """A name for files each: task and model, and what else tells them apart."""
+    """Return a file name prefix per split: task and model, and other fields if needed to distinguish splits."""
     parts = [
         {
             "": f"{split.task}_{split.model}",
@@ -347,48 +348,52 @@ def _group(split: Split, slug: str, runs: Sequence[Run], ancestry: Ancestry, poi
     by_settings: dict[str, list[Run]] = defaultdict(list)
     settings: dict[str, dict[str, Any]] = {}
     for run in runs:
-        own = ancestry.settings(run)
-        identity = json.dumps([run.method, run.stage, own], sort_keys=True)
+        run_settings = ancestry.settings(run)
+        identity = json.dumps([run.method, run.stage, run_settings], sort_keys=True)
         by_settings[identity].append(run)
-        settings[identity] = own
+        settings[identity] = run_settings
     members = {identity: tuple(sorted(same, key=lambda run: run.seed)) for identity, same in by_settings.items()}
     dense_metrics = {
-        identity: Spread.of([run.metric for run in same])
+        identity: Spread.from_values([run.metric for run in same])
         for identity, same in members.items()
         if same[0].method == "dense"
     }
     best = max(dense_metrics, key=lambda identity: dense_metrics[identity].mean, default=None)
     fallback = members[best] if best is not None else ()
     shown_settings = _settings_to_show({identity: (same[0], settings[identity]) for identity, same in members.items()})
-    here = {run.directory for run in runs}
+    directories = {run.directory for run in runs}
     rows = []
     for identity, same in members.items():
-        difference = _difference(same, ancestry, here, fallback)
+        difference = _difference(same, ancestry, directories, fallback)
         rows.append(_row(same, settings[identity], shown_settings[identity], difference, ancestry))
     front = {id(row) for row in pareto_front(row for row in rows if not row.is_superseded)}
     rows = [dataclasses.replace(row, on_front=id(row) in front) for row in rows]
-    rows.sort(key=_order)
+    rows.sort(key=_sort_key)
     dense = max((row for row in rows if row.method == "dense"), key=lambda row: row.metric.mean, default=None)
     return Group(split, slug, tuple(rows), dense, points)
 
 
-def _order(row: Row) -> tuple[Any, ...]:
+def _sort_key(row: Row) -> tuple[Any, ...]:
     method = METHODS.index(row.method) if row.method in METHODS else len(METHODS)
     stage = _STAGES.index(row.stage) if row.stage in _STAGES else len(_STAGES)
     return method, row.method, stage, -row.relative_flops.mean, -row.metric.mean, str(row.runs[0].directory)
 
 
-def _difference(runs: Sequence[Run], ancestry: Ancestry, here: set[Path], dense: Sequence[Run]) -> Spread | None:
-    """To each run's own dense parent, where that was scored on the same examples; else to the group's ``dense``."""
+def _difference(runs: Sequence[Run], ancestry: Ancestry, directories: set[Path], dense: Sequence[Run]) -> Spread | None:
+    """Compute the differences of the metric to dense runs; None for dense runs, or without ``dense``.
+
+    Each run is compared with its own dense parent if this is in the group (in ``directories``), and otherwise with the
+    runs of ``dense`` of the same seed, or with the mean of ``dense``.
+    """
     if runs[0].method == "dense" or not dense:
         return None
     differences = []
     for run in runs:
-        own = ancestry.dense(run)
+        parent = ancestry.dense(run)
         same_seed = [other for other in dense if other.seed == run.seed]
-        against = [own] if own is not None and own.directory in here else same_seed or dense
-        differences.append(run.metric - statistics.fmean(other.metric for other in against))
-    return Spread.of(differences)
+        references = [parent] if parent is not None and parent.directory in directories else same_seed or dense
+        differences.append(run.metric - statistics.fmean(reference.metric for reference in references))
+    return Spread.from_values(differences)
 
 
 def _row(
@@ -407,10 +412,10 @@ def _row(
         runs=runs,
         settings=settings,
         shown_settings=shown_settings,
-        metric=Spread.of([run.metric for run in runs]),
-        relative_flops=Spread.of([run.relative_flops for run in runs]),
+        metric=Spread.from_values([run.metric for run in runs]),
+        relative_flops=Spread.from_values([run.relative_flops for run in runs]),
         difference=difference,
-        speedup=Spread.of(speedups) if speedups else None,
+        speedup=Spread.from_values(speedups) if speedups else None,
         tokens=_means([run.tokens for run in runs]),
         thresholds=_means([run.thresholds for run in runs]),
         is_superseded=all(map(ancestry.is_superseded, runs)),
@@ -425,39 +430,39 @@ def _means(lists: Sequence[list[float] | None]) -> list[float] | None:
 
 
 def _settings_to_show(rows: dict[str, tuple[Run, dict[str, Any]]]) -> dict[str, tuple[str, ...]]:
-    """The names of the settings that vary among the rows of a method and stage, for each row."""
-    kinds: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    """Return the names of the settings that vary among the rows of a method and stage, for each row."""
+    by_method_and_stage: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for run, settings in rows.values():
-        kinds[run.method, run.stage].append(settings)
+        by_method_and_stage[run.method, run.stage].append(settings)
     varying: dict[tuple[str, str], set[str]] = {}
-    for kind, alike in kinds.items():
+    for key, alike in by_method_and_stage.items():
         names = {name for settings in alike for name in settings}
-        varying[kind] = {
+        varying[key] = {
             name
             for name in names
             if _varies(name, alike)
-            # a hard run has its soft run's temperature
-            and not (" " in name and all(own.get(name) == own.get(name.split()[1]) for own in alike))
+            # omit settings of a parent that equal the run's own, such as the temperature of the soft stage
+            and not (" " in name and all(settings.get(name) == settings.get(name.split()[1]) for settings in alike))
         }
     return {
         identity: tuple(
             name
             for name in settings
-            if name in varying[run.method, run.stage] or name in (*_SHOWN_OF_ALL, *_ALWAYS_SHOWN.get(run.method, ()))
+            if name in varying[run.method, run.stage] or name in (*_SHOWN_FOR_ALL, *_ALWAYS_SHOWN.get(run.method, ()))
         )
         for identity, (run, settings) in rows.items()
     }
 
 
 def _varies(name: str, alike: Sequence[dict[str, Any]]) -> bool:
-    """Whether a setting tells some of these rows apart, among those for which it means the same."""
+    """Whether a setting has several values among these rows; rows with and without a budget may count separately."""
     stage, space, last = name.rpartition(" ")
-    is_optional = last in _OF_NO_BUDGET or last.startswith(("distill_", "latency_"))
+    is_optional = last in _BUDGET_DEPENDENT or last.startswith(("distill_", "latency_"))
     is_optional = is_optional and last != "distill_mode"
     values: dict[bool, set[str]] = defaultdict(set)
     for settings in alike:
-        led = any(f"{stage}{space}{key}" in settings for key in ("target_flops", "budgets"))
-        led = led and not (stage == "" and "calibrated" in settings)
+        has_budget = any(f"{stage}{space}{key}" in settings for key in ("target_flops", "budgets"))
+        has_budget = has_budget and not (stage == "" and "calibrated" in settings)
         if not is_optional or name in settings:
-            values[is_optional and led].add(json.dumps(settings.get(name), sort_keys=True))
+            values[is_optional and has_budget].add(json.dumps(settings.get(name), sort_keys=True))
     return any(len(different) > 1 for different in values.values())

@@ -1,7 +1,6 @@
-"""The report in the terminal."""
+"""Terminal output of the report."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
@@ -11,13 +10,13 @@ from ltp.reporting import text
 from ltp.reporting.collect import LeftOut
 from ltp.reporting.rows import Group, Row
 
-#: A table with more rows than this shows the Pareto fronts only.
-LONG = 40
-_NAMED = 5
+#: A table with more rows than this shows only the Pareto fronts.
+MAX_ROWS = 40
+_MAX_NAMES = 5
 
 
 def comparison(group: Group) -> Table:
-    """A group's rows."""
+    """Build the table of a group."""
     table = Table(title=escape(text.title(group.split)), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     columns = text.columns(group)
     for column in columns:
@@ -33,25 +32,21 @@ def comparison(group: Group) -> Table:
 
 
 def shown_rows(group: Group) -> Sequence[Row]:
-    """All rows, or where they are many the dense one, the Pareto fronts and the summary's."""
-    if len(group.rows) <= LONG:
+    """Return all rows, or those on a Pareto front and the dense row if there are more than :data:`MAX_ROWS`."""
+    if len(group.rows) <= MAX_ROWS:
         return group.rows
-    chosen = {id(row) for method, variant in group.variants for row in group.front_of(method, variant)}
-    return [row for row in group.rows if row.on_front or row is group.dense or id(row) in chosen]
+    on_fronts = {id(row) for method, variant in group.variants for row in group.front_of(method, variant)}
+    return [row for row in group.rows if row.on_front or row is group.dense or id(row) in on_fronts]
 
 
-def left_out(entries: Iterable[LeftOut], named: int = _NAMED) -> list[str]:
-    """A line for each reason, with the number of folders and the first of them."""
+def left_out(entries: Iterable[LeftOut], max_names: int = _MAX_NAMES) -> list[str]:
+    """Write one line per reason, with the number of folders and the first of them."""
     by_reason: dict[str, list[LeftOut]] = {}
     for entry in entries:
         by_reason.setdefault(entry.why, []).append(entry)
     lines = []
     for why, same in by_reason.items():
-        names = [_named(entry.path, entry.detail) for entry in same[:named]]
-        more = [f"and {len(same) - named} more"] if len(same) > named else []
+        names = [f"{entry.path} ({entry.detail})" if entry.detail else str(entry.path) for entry in same[:max_names]]
+        more = [f"and {len(same) - max_names} more"] if len(same) > max_names else []
         lines.append(f"left out, {why}: {len(same)}: {', '.join([*names, *more])}")
     return lines
-
-
-def _named(path: Path, detail: str) -> str:
-    return f"{path} ({detail})" if detail else str(path)

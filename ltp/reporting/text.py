@@ -1,4 +1,4 @@
-"""Rows in words and numbers, the same in the terminal, in Markdown and in LaTeX."""
+"""Text of table cells, titles and summaries, shared by the terminal, Markdown and LaTeX."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ DEFINITIONS = (
     "embeddings, pooler and head left out.",
     "Speed-up: measured over the same weights without pruning, both packed, on the run's own machine.",
     "Runs that differ in the seed only are one row: mean ± sample standard deviation over n runs.",
-    "Target: the relative FLOPs that a run was led to; calibrated: brought there without training. A run with several "
-    "budgets is a row for each of them: the same weights, other thresholds.",
+    "Target: a run's FLOPs budget, in relative FLOPs; calibrated: reached without training. A run with several "
+    "budgets has a row for each of them: the same weights, other thresholds.",
     "● on the Pareto front of all rows of the table (no other row is as cheap and better, or as good and cheaper). "
-    "✓ the cheapest near dense. A soft stage whose hard stage is finished is neither: that one stands for both.",
+    "✓ the cheapest row near dense. A soft stage whose hard stage is finished has neither mark.",
 )
 
 
@@ -35,9 +35,9 @@ class Column:
     """A column of the summary tables.
 
     Attributes:
-        title: its head.
-        cell: a row's text.
-        right: aligned to the right.
+        title: header of the column.
+        cell: function from a row to the text of its cell.
+        right: whether the column is aligned to the right.
     """
 
     title: str
@@ -46,12 +46,12 @@ class Column:
 
 
 def columns(group: Group) -> list[Column]:
-    """What a table of a group shows; columns that would be empty are left out."""
+    """Return the columns of a group's table; empty ones are left out."""
     rows = group.rows
-    chosen = group.cheapest()
-    shown = [
-        Column("", lambda row: ("●" if row.on_front else "") + ("✓" if row is chosen else ""), right=False),
-        Column("method", lambda row: method(row), right=False),
+    cheapest = group.cheapest()
+    all_columns = [
+        Column("", lambda row: ("●" if row.on_front else "") + ("✓" if row is cheapest else ""), right=False),
+        Column("method", method, right=False),
         Column("settings", settings, right=False),
         Column("n", number_of_runs),
         Column(metric_title(group.split), lambda row: spread(row.metric, 2, times=100)),
@@ -60,47 +60,47 @@ def columns(group: Group) -> list[Column]:
         Column("speed-up", lambda row: spread(row.speedup, 2, unit="×")),
     ]
     optional = ("settings", "difference", "speed-up")
-    return [column for column in shown if column.title not in optional or any(map(column.cell, rows))]
+    return [column for column in all_columns if column.title not in optional or any(map(column.cell, rows))]
 
 
 def number_of_runs(row: Row) -> str:
-    """How many runs a row is the mean of, and of how many seeds where one stands twice."""
+    """Return the number of runs of a row, with the number of seeds if several runs have the same seed."""
     seeds = {run.seed for run in row.runs}
     return str(len(row.runs)) + ("" if len(seeds) == len(row.runs) else f" ({len(seeds)} seeds)")
 
 
 def title(split: Split) -> str:
-    """What a group's runs share, in a line."""
-    words = [split.task, split.model]
+    """Write the title of a group: what its runs have in common."""
+    parts = [split.task, split.model]
     if split.max_length is not None:
-        words.append(f"max_length {split.max_length}")
+        parts.append(f"max_length {split.max_length}")
     if split.examples is not None:
-        words.append(f"{split.examples} validation examples")
+        parts.append(f"{split.examples} validation examples")
     if split.tokens is not None:
-        words.append(f"{split.tokens:.1f} tokens an example")
+        parts.append(f"{split.tokens:.1f} tokens an example")
     if split.dense_gflops is not None:
-        words.append(f"dense {split.dense_gflops:.3g} GFLOPs")
-    return " · ".join(words)
+        parts.append(f"dense {split.dense_gflops:.3g} GFLOPs")
+    return " · ".join(parts)
 
 
 def metric_title(split: Split) -> str:
-    """A metric's name and scale."""
+    """Return name and scale of a metric."""
     return f"{split.metric}, %" if split.metric in ("accuracy", "f1") else f"{split.metric} × 100"
 
 
 def method(row: Row) -> str:
-    """The method, and the stage where the method has several."""
+    """Return the method of a row, with the stage if the method has several."""
     name = method_title(row.method)
     return f"{name}, {row.stage}" if row.method == "learned" else name
 
 
 def method_title(name: str, variant: Sequence[str] = ()) -> str:
-    """A method's name in words, and its variant's."""
+    """Return the displayed name of a method and its variant."""
     return ", ".join([_TITLES.get(name, name), *variant])
 
 
 def settings(row: Row) -> str:
-    """What tells a row from others of its method."""
+    """Write the settings that distinguish a row from the other rows of its method."""
     return ", ".join(_setting(name, row.settings[name]) for name in row.shown_settings)
 
 
@@ -118,38 +118,38 @@ def _short(name: str) -> str:
 
 
 def value(content: Any) -> str:
-    """A setting's value, short but exact."""
+    """Format the value of a setting, short but exact."""
     if isinstance(content, float):
         short = f"{content:g}"
         return short if float(short) == content else repr(content)
     if isinstance(content, list):
         return "/".join(map(value, content))
     if isinstance(content, dict):
-        return ", ".join(f"{_short(name).removeprefix('of ')} {value(one)}" for name, one in content.items())
+        return ", ".join(f"{_short(name).removeprefix('of ')} {value(item)}" for name, item in content.items())
     return str(content)
 
 
 def spread(numbers: Spread | None, digits: int, times: float = 1, sign: str = "", unit: str = "") -> str:
-    """``78.19 ± 0.30``; nothing for None."""
+    """Format mean and deviation, such as ``78.19 ± 0.30``; an empty string for None."""
     if numbers is None:
         return ""
-    # adding 0 turns a rounded -0.0 into 0.0
+    # + 0 converts a rounded -0.0 to 0.0
     text = f"{round(times * numbers.mean, digits) + 0:{sign}.{digits}f}{unit}".replace("-", "−")
     return text if numbers.deviation is None else f"{text} ± {times * numbers.deviation:.{digits}f}"
 
 
 def summary(group: Group, method_name: str | None = None) -> str:
-    """The paper's summary in a sentence."""
-    what = f"within {value(group.points)} {'point' if group.points == 1 else 'points'} of dense"
+    """Write the summary of a group in one sentence: the cheapest row near dense."""
+    criterion = f"within {value(group.points)} {'point' if group.points == 1 else 'points'} of dense"
     if group.dense is None:
         return "No dense run here to compare with."
-    what += f" ({spread(group.dense.metric, 2, times=100)})"
+    criterion += f" ({spread(group.dense.metric, 2, times=100)})"
     row = group.cheapest(method_name)
     if row is None:
-        return f"No {'pruned run' if method_name is None else method_title(method_name) + ' run'} {what}."
-    words = ", ".join(word for word in (method(row), settings(row)) if word)
+        return f"No {'pruned run' if method_name is None else method_title(method_name) + ' run'} {criterion}."
+    name = ", ".join(part for part in (method(row), settings(row)) if part)
     assert row.difference is not None
     return (
-        f"Cheapest {what}: {words}: {spread(row.metric, 2, times=100)} "
+        f"Cheapest {criterion}: {name}: {spread(row.metric, 2, times=100)} "
         f"({spread(row.difference, 2, times=100, sign='+')}) at {spread(row.relative_flops, 3)} of the FLOPs."
     )

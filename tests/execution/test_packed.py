@@ -81,7 +81,7 @@ def test_equals_the_masked_form_as_on_a_gpu(pruned, lengths, monkeypatch):
 
 def test_packing_by_hand():
     rows = torch.tensor([[1, 1, 1, 0], [1, 0, 1, 0], [1, 1, 0, 1]], dtype=torch.bool)
-    packing, indices = Packing.of(rows)
+    packing, indices = Packing.from_mask(rows)
     assert packing.lengths == [2, 3, 3]
     assert packing.order.tolist() == [1, 0, 2]
     assert indices.tolist() == [4, 6, 0, 1, 2, 8, 9, 11]
@@ -89,7 +89,7 @@ def test_packing_by_hand():
     assert packing.groups == [(1, 2), (2, 3)]
     assert packing.pad(torch.arange(1, 9)).tolist() == [[1, 2, 0], [3, 4, 5], [6, 7, 8]]
     assert packing.pack(packing.pad(torch.arange(8))).tolist() == list(range(8))
-    assert packing.by_example(torch.tensor([10, 20, 30])).tolist() == [20, 10, 30]
+    assert packing.to_example_order(torch.tensor([10, 20, 30])).tolist() == [20, 10, 30]
 
     kept, indices = packing.keep(torch.tensor([[1, 1, 0], [1, 0, 0], [1, 0, 1]], dtype=torch.bool))
     assert kept.lengths == [1, 2, 2]
@@ -101,7 +101,7 @@ def test_packing_by_hand():
 @pytest.mark.parametrize("needs_received", [True, False])
 def test_attention_of_each_sequence_is_its_own(attention, needs_received):
     """Against the formula, sequence by sequence."""
-    packing, _ = Packing.of(torch.arange(6) < torch.tensor([3, 6, 1, 3])[:, None])
+    packing, _ = Packing.from_mask(torch.arange(6) < torch.tensor([3, 6, 1, 3])[:, None])
     query, key, value = torch.randn(3, 13, 2, 4)
     context, received = attention(query, key, value, packing, 0.0, needs_received=needs_received)
     for start, length in zip(packing.starts.tolist(), packing.lengths, strict=True):

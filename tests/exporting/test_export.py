@@ -269,11 +269,11 @@ def test_the_base_model_is_found_through_the_line_of_runs(tmp_path):
     for name, settings in {"dense": root, "soft": {"parent": {"name": str(tmp_path / "dense")}}}.items():
         directory = finished_run(tmp_path / name)
         (directory / "config.yaml").write_text(yaml.safe_dump(settings))
-    assert ExportedRun.of(inspect_checkpoint(str(tmp_path / "soft"))).base_model == "google/bert"
+    assert ExportedRun.from_checkpoint(inspect_checkpoint(str(tmp_path / "soft"))).base_model == "google/bert"
     (tmp_path / "dense" / "config.yaml").write_text(yaml.safe_dump({"parent": {"name": "/somewhere/else"}}))
-    assert ExportedRun.of(inspect_checkpoint(str(tmp_path / "soft"))).base_model is None
+    assert ExportedRun.from_checkpoint(inspect_checkpoint(str(tmp_path / "soft"))).base_model is None
     (tmp_path / "dense" / "config.yaml").unlink()
-    assert ExportedRun.of(inspect_checkpoint(str(tmp_path / "soft"))).base_model is None
+    assert ExportedRun.from_checkpoint(inspect_checkpoint(str(tmp_path / "soft"))).base_model is None
 
 
 # -- budgets ----------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from ltp.reporting.documents import latex, summary_markdown, summary_tex, table_
 from ltp.reporting.figures import _STYLE, draw, thresholds, tradeoff
 from ltp.reporting.predictions import UnreadableError, find_predictions, read_token_lengths
 from ltp.reporting.rows import Spread, compare
-from ltp.reporting.table import LONG, comparison, left_out, shown_rows
+from ltp.reporting.table import MAX_ROWS, comparison, left_out, shown_rows
 from ltp.reporting.text import number_of_runs, settings, spread, summary
 from ltp.runs.summary import at_budget, describe, print_results
 
@@ -160,15 +160,15 @@ def test_what_is_no_finished_run_is_named_with_its_reason(tree):
         "numbered",
     }
     assert "unfinished" in why["unfinished"]
-    assert "cannot be read: no JSON" in why["damaged"]
-    assert "cannot be read: no JSON" in why["binary"]
+    assert "cannot be read: not valid JSON" in why["damaged"]
+    assert "cannot be read: not valid JSON" in why["binary"]
     assert "no run" in why["notes"]
     assert "newer version of ltp than this one (0.1.0): 7.1.0" in why["newer"]
     assert "metric is null, not a number" in why["foreign"]
     assert "metric is NaN, not a number" in why["nan"]
     assert "no key" in why["keyless"]
-    assert "run_id is not a word" in why["numbered"]
-    assert "no JSON object" in why["list"]
+    assert "run_id is not a string" in why["numbered"]
+    assert "not a JSON object" in why["list"]
     assert 'relative_flops is "half"' in why["textual"]
     lines = left_out(collection.left_out)
     assert any(line.startswith("left out, unfinished") and ": 1: " in line for line in lines)
@@ -228,7 +228,7 @@ def test_seeds_are_one_row_with_mean_and_standard_deviation(tree):
     assert learned.difference.deviation == pytest.approx(0, abs=1e-12)
     assert learned.speedup.mean == pytest.approx(2.0)
     assert row_of(group, "manual").speedup is None
-    assert Spread.of([0.5]) == Spread(0.5)
+    assert Spread.from_values([0.5]) == Spread(0.5)
 
 
 def test_the_front_and_the_summary(tree):
@@ -671,10 +671,10 @@ def test_budgets_that_are_no_results_are_left_out(tmp_path, budgets):
 
 
 def test_a_long_table_shows_the_fronts_only(tmp_path):
-    for number in range(LONG + 1):
+    for number in range(MAX_ROWS + 1):
         write(tmp_path / str(number), "topk", None, 0.5, 0.3 + number / 100, hyper={"token_keep_rate": number / 100})
     (group,) = groups_of(tmp_path)
-    assert len(group.rows) == LONG + 1
+    assert len(group.rows) == MAX_ROWS + 1
     assert len(shown_rows(group)) == 1
 
 
