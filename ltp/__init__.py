@@ -1,6 +1,6 @@
 """Token pruning for transformer encoders: train, compare and deploy token-pruned BERT and RoBERTa classifiers.
 
-The public names are imported when they are first used, since PyTorch and transformers take seconds to import.
+The public names are imported on first use, because PyTorch and transformers take seconds to import.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""``python -m ltp.bench``: how fast pruning is, measured side by side. The measuring is :mod:`ltp.benchmark`'s."""
+"""``python -m ltp.bench``: benchmark pruned and dense engines. The measurement is in :mod:`ltp.benchmark`."""
 
 import dataclasses
 import datetime
@@ -23,15 +23,15 @@ from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint
 from ltp.runs.loading import check_budget, load_model, load_tokenizer, silence_libraries, stored_task
 from ltp.runs.settings import TaskSettings
 
-if TYPE_CHECKING:  # torch and transformers take seconds to import, and a mistake should not
+if TYPE_CHECKING:  # torch and transformers take seconds to import; report mistakes before that
     from ltp.model.classifier import LTPForSequenceClassification
 
 
 @dataclass
 class BenchOptions:
-    """What is measured (``bench.…``); ``python -m ltp.bench --help`` says what each key means.
+    """Settings under ``bench.…``; ``python -m ltp.bench --help`` explains the keys.
 
-    ``batch_size`` (int), ``dtype`` and ``engines`` (str) are one or a list: :func:`resolve` makes them lists.
+    ``batch_size`` (int), ``dtype`` and ``engines`` (str) are a value or a list: :func:`resolve` makes them lists.
     """
 
     shape: str | None = None
@@ -53,7 +53,7 @@ class BenchOptions:
 
 @dataclass
 class BenchSettings:
-    """One benchmark."""
+    """Settings of a benchmark."""
 
     bench: BenchOptions = field(default_factory=BenchOptions)
     task: TaskSettings | None = None
@@ -65,7 +65,7 @@ class BenchSettings:
 
 
 def main(settings: BenchSettings) -> None:
-    """Run the benchmark that a configuration describes; print its table and write its report."""
+    """Run a benchmark, write its report and print its table."""
     settings, checkpoint = resolve(settings)
     output = output_path(settings, checkpoint)
     report = measure(settings, checkpoint)
@@ -78,21 +78,21 @@ def main(settings: BenchSettings) -> None:
 
 
 def fill(settings: BenchSettings) -> BenchSettings:
-    """The settings with their nulls filled."""
+    """Fill the nulls of the settings."""
     return resolve(settings)[0]
 
 
 def resolve(settings: BenchSettings) -> tuple[BenchSettings, Checkpoint | None]:
-    """Check the configuration and fill its nulls. Reads small files only.
+    """Check the settings and fill their nulls. Reads small files only.
 
     Returns:
-        The settings, and the checkpoint that is restored.
+        The settings, and the checkpoint to restore, or None for random weights.
 
     Raises:
-        UserError: a value is out of range, keys contradict each other, or the checkpoint is not there.
+        UserError: a value is out of range, keys contradict each other, or the checkpoint does not exist.
     """
     options = settings.bench
-    for key in ("batch_size", "dtype", "engines"):  # one may be written without brackets
+    for key in ("batch_size", "dtype", "engines"):  # a single value may be given without brackets
         value = getattr(options, key)
         if value is not None and not isinstance(value, list):
             setattr(options, key, [value])
@@ -117,10 +117,10 @@ def resolve(settings: BenchSettings) -> tuple[BenchSettings, Checkpoint | None]:
 
 
 def check(settings: BenchSettings) -> None:
-    """Check every value.
+    """Check each value, and that the keys do not contradict each other.
 
     Raises:
-        UserError: names the key, its value and its range.
+        UserError: a check failed; names the key, its value and its range.
     """
     from ltp.benchmark.engines import DTYPES, ENGINES
     from ltp.benchmark.shapes import SHAPES
@@ -138,12 +138,17 @@ def check(settings: BenchSettings) -> None:
     for dtype in options.dtype:
         check_choice("bench.dtype", dtype, DTYPES)
     check_choice("bench.baseline", options.baseline, list(ENGINES))
-    cost = options.relative_flops
-    check_range(cost is None or 0 < cost <= 1, "bench.relative_flops", cost, "above 0 and at most 1")
+    relative_flops = options.relative_flops
+    check_range(
+        relative_flops is None or 0 < relative_flops <= 1,
+        "bench.relative_flops",
+        relative_flops,
+        "above 0 and at most 1",
+    )
     check_range(options.sequences >= 1, "bench.sequences", options.sequences, "1 or more")
     sizes = options.batch_size
-    whole = all(isinstance(size, int) and size >= 1 for size in sizes)
-    check_range(bool(sizes) and whole, "bench.batch_size", sizes, "one or more whole numbers from 1 on, as [1,32]")
+    are_valid = all(isinstance(size, int) and size >= 1 for size in sizes)
+    check_range(bool(sizes) and are_valid, "bench.batch_size", sizes, "one or more whole numbers from 1 on, as [1,32]")
     check_range(bool(options.dtype), "bench.dtype", options.dtype, f"one or more of {', '.join(DTYPES)}")
     check_range(options.engines != [], "bench.engines", options.engines, "one or more engines, or null for all")
     check_range(options.rounds >= 1, "bench.rounds", options.rounds, "1 or more")
@@ -160,9 +165,10 @@ def check(settings: BenchSettings) -> None:
         )
     if settings.budget is not None and settings.restore is None:
         raise UserError(f"budget={settings.budget:g} goes with restore=…, a checkpoint that holds it")
-    if settings.budget is not None and cost is not None:
+    if settings.budget is not None and relative_flops is not None:
         raise UserError(
-            f"budget={settings.budget:g} and bench.relative_flops={cost:g} contradict each other: give one of them"
+            f"budget={settings.budget:g} and bench.relative_flops={relative_flops:g} contradict each other: "
+            "give one of them"
         )
     if settings.task is not None and options.lengths is not None:
         raise UserError(
@@ -173,33 +179,34 @@ def check(settings: BenchSettings) -> None:
 
 
 def output_path(settings: BenchSettings, checkpoint: Checkpoint | None) -> Path:
-    """Where the report goes; its folder is made.
+    """The path of the report; creates its folder.
 
     Raises:
-        UserError: nothing can be written there.
+        UserError: the report cannot be written there.
     """
     options = settings.bench
     if options.output is not None:
-        path, key = Path(options.output).expanduser(), f"bench.output={options.output}"
+        path, setting = Path(options.output).expanduser(), f"bench.output={options.output}"
     else:
         model = checkpoint.name if checkpoint is not None else options.shape
         lengths = settings.task.name if settings.task is not None else options.lengths
         now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         name = re.sub(r"[^\w.-]", "_", f"{model}_{lengths}_{now}.json")
-        path, key = Path(settings.output_root) / "bench" / name, f"output_root={settings.output_root}"
-    check_writable(key, path)
+        path, setting = Path(settings.output_root) / "bench" / name, f"output_root={settings.output_root}"
+    check_writable(setting, path)
     return path
 
 
 def measure(settings: BenchSettings, checkpoint: Checkpoint | None) -> dict[str, Any]:
-    """Load or make the model and the sequences, and compare the engines on them.
+    """Load or create the model and the sequences, and compare the engines on them.
 
     Returns:
-        The report: :func:`ltp.benchmark.run_benchmark`'s, with ``created``, ``settings``, ``model`` and ``lengths``.
+        The report of :func:`ltp.benchmark.compare.run_benchmark`, with ``created``, ``command``, ``settings``,
+        ``model``, ``pruning`` and ``lengths``.
 
     Raises:
-        UserError: model, data or device do not fit.
-        RunError: an engine computes wrong results.
+        UserError: model, data and device do not fit together.
+        RunError: the results of an engine are wrong.
     """
     with fast_imports():
         import torch
@@ -225,7 +232,7 @@ def measure(settings: BenchSettings, checkpoint: Checkpoint | None) -> dict[str,
         train=options.train,
         clock=options.clock,
     )
-    with _threads(options.threads):
+    with _num_threads(options.threads):
         model = build_model(settings, checkpoint)
         sequences = read_sequences(settings, checkpoint, model)
         model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides self from mypy
@@ -238,7 +245,7 @@ def measure(settings: BenchSettings, checkpoint: Checkpoint | None) -> dict[str,
             device=device,
         )
         if options.relative_flops is not None:
-            _calibrate(model, batches(len(sequences.ids))[0], options.relative_flops)
+            _set_relative_flops(model, batches(len(sequences.ids))[0], options.relative_flops)
         with step_progress() as progress:
             report = run_benchmark(model, batches, plan, progress)
     sizes = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
@@ -255,30 +262,30 @@ def measure(settings: BenchSettings, checkpoint: Checkpoint | None) -> dict[str,
 
 
 @contextmanager
-def _threads(wanted: int | None) -> Iterator[None]:
-    """Let PyTorch compute on so many threads, and afterwards on as many as before."""
+def _num_threads(count: int | None) -> Iterator[None]:
+    """Set the number of PyTorch's threads (None: leave it), and restore the previous number on exit."""
     import torch
 
     before = torch.get_num_threads()
-    if wanted is not None:
-        torch.set_num_threads(wanted)
+    if count is not None:
+        torch.set_num_threads(count)
     try:
         yield
     finally:
         torch.set_num_threads(before)
 
 
-def _calibrate(model: "LTPForSequenceClassification", batch: dict[str, Any], wanted: float) -> None:
+def _set_relative_flops(model: "LTPForSequenceClassification", batch: dict[str, Any], target: float) -> None:
     from ltp.benchmark.profiles import set_profile_thresholds
 
     try:
-        set_profile_thresholds(model, batch, wanted)
+        set_profile_thresholds(model, batch, target)
     except ValueError as error:
-        raise UserError(f"bench.relative_flops={wanted} cannot be had here: {error}") from error
+        raise UserError(f"bench.relative_flops={target} cannot be had here: {error}") from error
 
 
 def build_model(settings: BenchSettings, checkpoint: Checkpoint | None) -> "LTPForSequenceClassification":
-    """The restored classifier, or one of a shape with random weights; float32, in evaluation mode.
+    """Load the checkpoint, or create a classifier with random weights; float32, in evaluation mode.
 
     Raises:
         UserError: the checkpoint cannot be loaded.
@@ -295,10 +302,10 @@ def build_model(settings: BenchSettings, checkpoint: Checkpoint | None) -> "LTPF
 def read_sequences(
     settings: BenchSettings, checkpoint: Checkpoint | None, model: "LTPForSequenceClassification"
 ) -> Sequences:
-    """A sample of a task's validation split as the checkpoint's tokenizer reads it, or synthetic sequences.
+    """A sample of a task's validation split, tokenised with the checkpoint's tokenizer, or synthetic sequences.
 
     Raises:
-        UserError: the data or the tokenizer are not there, or do not fit the model.
+        UserError: the data or the tokenizer do not exist, or do not fit the model.
     """
     from ltp.data.lengths import LENGTHS, synthetic_lengths
     from ltp.data.sequences import random_sequences
@@ -310,14 +317,14 @@ def read_sequences(
         mean = LENGTHS[options.lengths].mean
         source = f"synthetic, like {options.lengths} (log-normal, mean {mean:g}, 4 to 128 tokens)"
         return Sequences(source, random_sequences(lengths, model.config.vocab_size, settings.seed))
-    assert checkpoint is not None  # resolve asked for it
+    assert checkpoint is not None  # checked by resolve()
     return validation_sequences(
         settings.task, settings.data_dir, load_tokenizer(checkpoint), model, options.sequences, settings.seed
     )
 
 
 def write_report(path: Path, report: dict[str, Any]) -> None:
-    """Write the report as JSON, whole or not at all."""
+    """Write the report atomically as JSON."""
     from ltp.runs.directory import write_atomically
 
     write_atomically(path, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
@@ -329,7 +336,7 @@ COMMAND = Command(
     main,
     fill,
     hints={
-        # given, or asked for by task=demo, which brings a model to train
+        # users may give it, and task=demo adds it, because it selects the model to train
         "model": "unknown key model; a benchmark's is chosen by restore=… (a demo run brings its task) or bench.shape=…"
     },
 )

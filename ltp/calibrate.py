@@ -1,6 +1,6 @@
-"""``python -m ltp.calibrate``: a finished run at another budget, without training, as a run of its own.
+"""``python -m ltp.calibrate``: calibrate a finished run to another budget without training, as a new run.
 
-The search is :mod:`ltp.calibration.search`'s, everything around it :mod:`ltp.calibration`'s.
+The search is in :mod:`ltp.calibration.search`, the rest of the work in :mod:`ltp.calibration`.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ DTYPES = ("float32", "bfloat16", "int8")
 
 
 def main(settings: CalibrateSettings) -> None:
-    """Calibrate what a configuration describes, unless that is done already."""
+    """Calibrate a run, or skip it if that is done already, and print a summary."""
     request = resolve(settings)
     directory = request.directory
     if is_finished(directory) and not request.settings.overwrite:
@@ -43,17 +43,17 @@ def main(settings: CalibrateSettings) -> None:
 
 
 def fill(settings: CalibrateSettings) -> CalibrateSettings:
-    """The settings with their nulls filled."""
+    """Fill the nulls of the settings."""
     request = resolve(settings)
     return dataclasses.replace(request.settings, to=str(request.directory))
 
 
 def resolve(settings: CalibrateSettings) -> Request:
-    """Check the configuration and fill its nulls. Reads small files only.
+    """Check the settings and fill their nulls. Reads small files only.
 
     Raises:
-        UserError: a value is out of range, keys contradict each other, the checkpoint is not there or does not prune,
-            or something else stands where the run would go.
+        UserError: a value is out of range, keys contradict each other, the checkpoint does not exist or does not
+            prune, or the directory of the new run is in use.
     """
     check(settings)
     if settings.budgets is not None:
@@ -77,15 +77,15 @@ def resolve(settings: CalibrateSettings) -> Request:
 
 
 def check(settings: CalibrateSettings) -> None:
-    """Check every value.
+    """Check each value, and that the keys do not contradict each other.
 
     Raises:
-        UserError: names the key, its value and its range, or the keys of which one must be given.
+        UserError: a check failed; names the key, its value and its range, or the keys of which one must be given.
     """
     given = [f"{key}={format_value(getattr(settings, key))}" for key in BUDGETS if getattr(settings, key) is not None]
     if len(given) != 1:
-        what = f"{' and '.join(given)} are given" if given else "no budget is given"
-        raise UserError(f"{what}: give exactly one of {', '.join(BUDGETS.values())}")
+        problem = f"{' and '.join(given)} are given" if given else "no budget is given"
+        raise UserError(f"{problem}: give exactly one of {', '.join(BUDGETS.values())}")
     check_shares("target_flops", settings.target_flops)
     check_shares("budgets", settings.budgets)
     latency = settings.target_latency_ms
@@ -113,10 +113,10 @@ def check(settings: CalibrateSettings) -> None:
 
 
 def check_method(settings: CalibrateSettings, checkpoint: Checkpoint) -> None:
-    """Check that a checkpoint prunes by something that can be turned.
+    """Check that a checkpoint has thresholds or a keep rate to calibrate.
 
     Raises:
-        UserError: it does not prune, or holds one keep rate where thresholds for several budgets are asked for.
+        UserError: it does not prune, or prunes by a keep rate but several budgets are requested.
     """
     mode = checkpoint.pruning.get("prune_mode", "none")
     if mode == "none":
@@ -137,7 +137,7 @@ COMMAND = Command(
     CalibrateSettings,
     main,
     fill,
-    # given, or asked for by task=demo, which brings a model to train
+    # users may give it, and task=demo adds it, because it selects the model to train
     hints={"model": "unknown key model; what is calibrated is chosen by restore=… (a demo run brings its task)"},
 )
 

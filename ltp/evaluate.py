@@ -1,4 +1,4 @@
-"""``python -m ltp.evaluate``: a finished run on a split. The work is done in :mod:`ltp.evaluation`."""
+"""``python -m ltp.evaluate``: evaluate a finished run on a split. The evaluation itself is in :mod:`ltp.evaluation`."""
 
 import dataclasses
 import json
@@ -17,13 +17,13 @@ from ltp.runs.loading import StoredTask, check_budget, stored_task
 
 
 def main(settings: EvaluateSettings) -> None:
-    """Evaluate what a configuration describes; print the table, write the predictions."""
+    """Evaluate a run: write its predictions, and print the table or write it as JSON."""
     request = resolve(settings)
     output = request.settings.output
     if request.predictions is not None:
-        given = request.settings.to
-        what = f"to={given}" if given is not None else f"restore={request.settings.restore}"
-        check_writable(what, request.predictions, "; name another place with to=FILE")
+        to, restore = request.settings.to, request.settings.restore
+        setting = f"to={to}" if to is not None else f"restore={restore}"
+        check_writable(setting, request.predictions, "; name another place with to=FILE")
     if output is not None and output != "-":
         check_writable(f"output={output}", Path(output))
 
@@ -44,18 +44,18 @@ def main(settings: EvaluateSettings) -> None:
 
 
 def fill(settings: EvaluateSettings) -> EvaluateSettings:
-    """The settings with their nulls filled."""
+    """Fill the nulls of the settings."""
     request = resolve(settings)
     return dataclasses.replace(request.settings, to=str(request.predictions) if request.predictions else None)
 
 
 def resolve(settings: EvaluateSettings) -> Request:
-    """Check the configuration and fill its nulls. Reads small files only.
+    """Check the settings and fill their nulls. Reads small files only.
 
     Raises:
-        UserError: a value is out of range, keys contradict each other, or the checkpoint is not there.
+        UserError: a value is out of range, keys contradict each other, or the checkpoint does not exist.
     """
-    if not isinstance(settings.threshold_scale, list):  # one may be written without brackets
+    if not isinstance(settings.threshold_scale, list):  # a single value may be given without brackets
         settings.threshold_scale = [settings.threshold_scale]
     check(settings)
     checkpoint = inspect_checkpoint(settings.restore)
@@ -70,10 +70,10 @@ def resolve(settings: EvaluateSettings) -> Request:
     is_default = settings.split == "validation" and settings.execution == "packed"
     is_default = is_default and settings.dtype is None and settings.budget is None
     if settings.dtype is None:
-        settings.dtype = _own_dtype(settings, stored)
+        settings.dtype = _training_dtype(settings, stored)
     scales = settings.threshold_scale
     if scales != [1] and checkpoint.pruning.get("prune_mode") != "absolute_threshold":
-        raise UserError(_no_thresholds(settings, checkpoint))
+        raise UserError(_no_thresholds_message(settings, checkpoint))
     if len(scales) > 1 and settings.to is not None:
         raise UserError(f"to={settings.to} holds the predictions of one threshold_scale, not of {len(scales)}")
     predictions = Path(settings.to).expanduser() if settings.to is not None else None
@@ -82,13 +82,13 @@ def resolve(settings: EvaluateSettings) -> Request:
     return Request(settings, checkpoint, predictions)
 
 
-def _own_dtype(settings: EvaluateSettings, stored: StoredTask | None) -> str:
-    """The type in which a run was evaluated while it trained, so that metrics equal those of its results."""
+def _training_dtype(settings: EvaluateSettings, stored: StoredTask | None) -> str:
+    """The type of a run's evaluations during training, so that metrics equal those in its results."""
     return stored.evaluation_dtype if settings.execution != "deployed" and stored is not None else "float32"
 
 
-def _no_thresholds(settings: EvaluateSettings, checkpoint: Checkpoint) -> str:
-    scales = format_value(_given(settings.threshold_scale))
+def _no_thresholds_message(settings: EvaluateSettings, checkpoint: Checkpoint) -> str:
+    scales = format_value(_without_brackets(settings.threshold_scale))
     if checkpoint.pruning.get("prune_mode") == "topk":
         return (
             f"threshold_scale={scales}: restore={settings.restore} prunes by top-k, which keeps a given share of the "
@@ -97,16 +97,16 @@ def _no_thresholds(settings: EvaluateSettings, checkpoint: Checkpoint) -> str:
     return f"threshold_scale={scales}: restore={settings.restore} is dense and has no thresholds to scale"
 
 
-def _given(values: list[Any]) -> Any:
-    """As they were given: one without brackets."""
+def _without_brackets(values: list[Any]) -> Any:
+    """The value itself if there is only one, otherwise the list."""
     return values[0] if len(values) == 1 else values
 
 
 def check(settings: EvaluateSettings) -> None:
-    """Check every value.
+    """Check each value, and that the keys do not contradict each other.
 
     Raises:
-        UserError: names the key, its value and its range.
+        UserError: a check failed; names the key, its value and its range.
     """
     check_choice("execution", settings.execution, EXECUTIONS)
     check_choice("dtype", settings.dtype, DTYPES)
@@ -118,7 +118,10 @@ def check(settings: EvaluateSettings) -> None:
     scales = settings.threshold_scale
     numbers = all(type(scale) in (int, float) and 0 <= scale < math.inf for scale in scales)
     check_range(
-        bool(scales) and numbers, "threshold_scale", _given(scales), "one or more numbers from 0 on, as [0.8,1,1.2]"
+        bool(scales) and numbers,
+        "threshold_scale",
+        _without_brackets(scales),
+        "one or more numbers from 0 on, as [0.8,1,1.2]",
     )
     if settings.dtype == "int8" and settings.execution != "deployed":
         raise UserError(f"dtype=int8 goes with execution=deployed, not execution={settings.execution}")
@@ -133,7 +136,7 @@ COMMAND = Command(
     EvaluateSettings,
     main,
     fill,
-    # given, or asked for by task=demo, which brings a model to train
+    # users may give it, and task=demo adds it, because it selects the model to train
     hints={"model": "unknown key model; what is evaluated is chosen by restore=… (a demo run brings its task)"},
 )
 

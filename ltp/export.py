@@ -1,4 +1,4 @@
-"""``python -m ltp.export``: a finished run for use elsewhere. What is written is :mod:`ltp.exporting`'s."""
+"""``python -m ltp.export``: export a finished run to Hugging Face or ONNX. The writers are in :mod:`ltp.exporting`."""
 
 import itertools
 import sys
@@ -15,7 +15,7 @@ from ltp.evaluation.samples import Sequences, validation_sequences
 from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint
 from ltp.runs.loading import check_budget, load_model, load_tokenizer, silence_libraries, stored_task
 
-if TYPE_CHECKING:  # torch and transformers take seconds to import, and a mistake should not
+if TYPE_CHECKING:  # torch and transformers take seconds to import; report mistakes before that
     from ltp.model.classifier import LTPForSequenceClassification
 
 FORMATS = ("huggingface", "onnx")
@@ -23,9 +23,9 @@ FORMATS = ("huggingface", "onnx")
 
 @dataclass
 class ExportSettings:
-    """One export; ``python -m ltp.export --help`` says what each key means.
+    """Settings of an export; ``python -m ltp.export --help`` explains the keys.
 
-    ``batch_size`` (int) is one or a list: :func:`resolve` makes it a list.
+    ``batch_size`` is an int or a list of ints: :func:`resolve` makes it a list.
     """
 
     restore: str = MISSING
@@ -40,7 +40,7 @@ class ExportSettings:
 
 
 def main(settings: ExportSettings) -> None:
-    """Export what a configuration describes."""
+    """Export a run."""
     settings, checkpoint = resolve(settings)
 
     with fast_imports():
@@ -58,21 +58,21 @@ def main(settings: ExportSettings) -> None:
 
 
 def fill(settings: ExportSettings) -> ExportSettings:
-    """The settings, checked."""
+    """Check the settings."""
     return resolve(settings)[0]
 
 
 def resolve(settings: ExportSettings) -> tuple[ExportSettings, Checkpoint]:
-    """Check the configuration. Reads small files only.
+    """Check the settings. Reads small files only.
 
     Returns:
-        The settings, and the run that is exported.
+        The settings, and the checkpoint of the run to export.
 
     Raises:
-        UserError: a value is out of range, a package is missing, the run is not there or not finished, or something
-            stands where the export should go.
+        UserError: a value is out of range, a package is missing, the run does not exist or is not finished, or the
+            target directory is in use.
     """
-    if not isinstance(settings.batch_size, list):  # one may be written without brackets
+    if not isinstance(settings.batch_size, list):  # a single value may be given without brackets
         settings.batch_size = [settings.batch_size]
     check(settings)
     from ltp.exporting.exported_run import ExportedRun
@@ -86,17 +86,17 @@ def resolve(settings: ExportSettings) -> tuple[ExportSettings, Checkpoint]:
 
 
 def check(settings: ExportSettings) -> None:
-    """Check every value.
+    """Check each value, and that the packages for the format are installed.
 
     Raises:
-        UserError: names the key, its value and its range, or the packages that are missing.
+        UserError: a check failed; names the key, its value and its range, or the missing packages.
     """
     if settings.format not in FORMATS:
         hint = suggest(settings.format, FORMATS)
         raise UserError(f"format={settings.format}: no such format.{hint} Formats: {', '.join(FORMATS)}")
     sizes = settings.batch_size
-    whole = all(isinstance(size, int) and size >= 1 for size in sizes)
-    check_range(bool(sizes) and whole, "batch_size", sizes, "one or more whole numbers from 1 on, as [1,32]")
+    are_valid = all(isinstance(size, int) and size >= 1 for size in sizes)
+    check_range(bool(sizes) and are_valid, "batch_size", sizes, "one or more whole numbers from 1 on, as [1,32]")
     check_range(settings.sequences >= 1, "sequences", settings.sequences, "1 or more")
     check_range(settings.rounds >= 0, "rounds", settings.rounds, "0 or more")
     if settings.format == "onnx":
@@ -107,7 +107,7 @@ def check(settings: ExportSettings) -> None:
 
 
 def to_onnx(settings: ExportSettings, checkpoint: Checkpoint, target: Path) -> None:
-    """Write the graph, checked on real sequences, and time it beside a dense one."""
+    """Write the ONNX graph, check it against the model, and time it against a dense graph."""
     from ltp.data.sequences import make_batches
     from ltp.exporting.run import GRAPH_FILE, export_onnx, graph_engine
     from ltp.exporting.speed import compare_speed
@@ -119,9 +119,9 @@ def to_onnx(settings: ExportSettings, checkpoint: Checkpoint, target: Path) -> N
         size: make_batches(sequences.ids, size, pad_token_id=padding, token_types=sequences.types)
         for size in settings.batch_size
     }
-    checked = itertools.chain.from_iterable(batches.values())
-    agreement = export_onnx(checkpoint, target, checked, model=model, overwrite=settings.overwrite)
-    tolerated = f"; {agreement.tolerated} decided otherwise by rounding" if agreement.tolerated else ""
+    check_batches = itertools.chain.from_iterable(batches.values())
+    agreement = export_onnx(checkpoint, target, check_batches, model=model, overwrite=settings.overwrite)
+    tolerated = f"; {agreement.tolerated} sequences pruned differently by rounding" if agreement.tolerated else ""
     print(f"checked on {sequences.source}: logits differ from the model's by {agreement.difference:.1g}{tolerated}")
     if settings.rounds:
         for size, speed in compare_speed(model, graph_engine(target / GRAPH_FILE), batches, settings.rounds).items():
@@ -135,10 +135,10 @@ def to_onnx(settings: ExportSettings, checkpoint: Checkpoint, target: Path) -> N
 def read_sequences(
     settings: ExportSettings, checkpoint: Checkpoint, model: "LTPForSequenceClassification"
 ) -> Sequences:
-    """A sample of the run's own validation split; random tokens where it is out of reach.
+    """A sample of the run's own validation split, or random tokens if it cannot be read.
 
     Raises:
-        UserError: it is not in the ``data_dir`` that was given.
+        UserError: ``data_dir`` was given, and the split cannot be read from it.
     """
     from ltp.data.lengths import synthetic_lengths
     from ltp.data.sequences import random_sequences
@@ -153,8 +153,8 @@ def read_sequences(
         if settings.data_dir is not None:
             raise
         print(f"the run's own validation split is out of reach: {error}")
-    longest = model.config.max_input_tokens
-    lengths = [min(length, longest) for length in synthetic_lengths("sst2", settings.sequences)]
+    max_length = model.config.max_input_tokens
+    lengths = [min(length, max_length) for length in synthetic_lengths("sst2", settings.sequences)]
     return Sequences("random tokens", random_sequences(lengths, model.config.vocab_size))
 
 

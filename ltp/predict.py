@@ -1,4 +1,4 @@
-"""``python -m ltp.predict``: labels for new texts, and what a pruned classifier read of them."""
+"""``python -m ltp.predict``: classify new texts, and show which tokens were pruned in each layer."""
 
 import sys
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from ltp.runs.loading import (
     stored_task,
 )
 
-if TYPE_CHECKING:  # transformers takes seconds to import, and a mistake should not
+if TYPE_CHECKING:  # transformers takes seconds to import; report mistakes before that
     from ltp.evaluation.prediction import Prediction
 
 SUFFIXES = (".csv", ".jsonl")
@@ -35,7 +35,7 @@ SUFFIXES = (".csv", ".jsonl")
 
 @dataclass
 class PredictSettings:
-    """What is predicted; ``python -m ltp.predict --help`` says what each key means."""
+    """Settings of a prediction; ``python -m ltp.predict --help`` explains the keys."""
 
     restore: str = MISSING
     budget: float | None = None
@@ -53,7 +53,7 @@ class PredictSettings:
 
 
 def main(settings: PredictSettings) -> None:
-    """Classify the texts that a configuration names; print or write what comes out."""
+    """Classify the texts that the settings name; print or write the predictions."""
     settings, checkpoint = resolve(settings)
     texts = read_inputs(settings)
     for key in ("output", "html"):
@@ -61,65 +61,68 @@ def main(settings: PredictSettings) -> None:
             check_writable(f"{key}={path}", Path(path))
     predictions, thresholds = predict_texts(settings, checkpoint, texts)
 
-    from ltp.evaluation import prediction_output as show
+    from ltp.evaluation import prediction_output
 
-    show.print_notes(texts, predictions)
+    prediction_output.print_notes(texts, predictions)
     if settings.output is not None:
-        show.write_predictions(Path(settings.output), texts, predictions)
+        prediction_output.write_predictions(Path(settings.output), texts, predictions)
     if settings.html is not None:
-        show.write_page(Path(settings.html), _title(settings, checkpoint), texts, predictions, thresholds)
+        prediction_output.write_page(Path(settings.html), _title(settings, checkpoint), texts, predictions, thresholds)
     if settings.show:
-        show.print_layers(texts, predictions)
+        prediction_output.print_layers(texts, predictions)
     elif settings.output is None and settings.html is None:
-        show.print_table(texts, predictions)
+        prediction_output.print_table(texts, predictions)
     for path in (settings.output, settings.html):
         if path is not None:
             print(f"{len(predictions)} texts: {path}")
 
 
 def fill(settings: PredictSettings) -> PredictSettings:
-    """The settings with their nulls filled."""
+    """Fill the nulls of the settings."""
     return resolve(settings)[0]
 
 
 def resolve(settings: PredictSettings) -> tuple[PredictSettings, Checkpoint]:
-    """Check the configuration and fill its nulls. Reads small files only.
+    """Check the settings and fill their nulls. Reads small files only.
+
+    Returns:
+        The settings, and the checkpoint to predict with.
 
     Raises:
-        UserError: a value is out of range, keys contradict each other, or the checkpoint is not there.
+        UserError: a value is out of range, keys contradict each other, or the checkpoint does not exist.
     """
     check(settings)
     checkpoint = inspect_checkpoint(settings.restore)
     check_budget(checkpoint, settings.budget)
     if checkpoint.config.get("problem_type") == "multi_label_classification":
-        raise UserError(f"restore={settings.restore} gives a text several labels at once, which predict cannot say")
+        raise UserError(f"restore={settings.restore} is a multi-label classifier, which ltp.predict does not support")
     stored = stored_task(checkpoint)
     expected = _text_columns(stored)
     if settings.columns is None and settings.input is not None:
         settings.columns = list(expected or ("text",))
-    given = _texts_a_row(settings)
-    if expected is not None and given != len(expected):
-        raise UserError(_wrong_number(settings, len(expected)))
+    if expected is not None and _texts_per_row(settings) != len(expected):
+        raise UserError(_wrong_text_count_message(settings, len(expected)))
     if settings.max_length is None and stored is not None:
         settings.max_length = stored.task.max_length
     return settings, checkpoint
 
 
 def _text_columns(stored: StoredTask | None) -> tuple[str, ...] | None:
+    """The text columns of a run's task; None if the task is unknown."""
     from ltp.runs.plan import task_of
 
     return None if stored is None else task_of(stored.task).text_columns
 
 
-def _texts_a_row(settings: PredictSettings) -> int:
+def _texts_per_row(settings: PredictSettings) -> int:
     if settings.text is not None:
         return 1 if settings.text_pair is None else 2
-    assert settings.input is not None and settings.columns is not None  # checked, and filled
+    assert settings.input is not None and settings.columns is not None  # by check() and resolve()
     has_columns = settings.input != "-" and Path(settings.input).suffix != ".txt"
     return len(settings.columns) if has_columns else 1
 
 
-def _wrong_number(settings: PredictSettings, expected: int) -> str:
+def _wrong_text_count_message(settings: PredictSettings, expected: int) -> str:
     reads = f"restore={settings.restore} reads {'a pair of texts' if expected == 2 else 'one text'}"
     if settings.text is not None:
         return f"{reads}: {'give text_pair=… too' if expected == 2 else 'leave text_pair out'}"
@@ -129,10 +132,10 @@ def _wrong_number(settings: PredictSettings, expected: int) -> str:
 
 
 def check(settings: PredictSettings) -> None:
-    """Check every value.
+    """Check each value, and that the keys do not contradict each other.
 
     Raises:
-        UserError: names the key, its value and its range.
+        UserError: a check failed; names the key, its value and its range.
     """
     if (settings.text is None) == (settings.input is None):
         raise UserError("give what is to be classified: either text=… or input=FILE (input=- reads standard input)")
@@ -147,18 +150,18 @@ def check(settings: PredictSettings) -> None:
         raise UserError(f"output={settings.output}: unknown format; use one of {', '.join(SUFFIXES)}")
     if settings.html is not None and Path(settings.html).suffix not in (".html", ".htm"):
         raise UserError(f"html={settings.html} is a page: its name must end in .html")
-    longest = settings.max_length
-    check_range(longest is None or longest >= 4, "max_length", longest, "4 or more (tokens)")
+    max_length = settings.max_length
+    check_range(max_length is None or max_length >= 4, "max_length", max_length, "4 or more (tokens)")
     check_range(settings.batch_size >= 1, "batch_size", settings.batch_size, "1 or more")
     check_range(settings.threads is None or settings.threads >= 1, "threads", settings.threads, "1 or more")
     check_choice("device", settings.device, ("auto", "cpu", "cuda"))
 
 
 def read_inputs(settings: PredictSettings) -> Texts:
-    """The texts that the settings name.
+    """Read the texts that the settings name.
 
     Raises:
-        UserError: they cannot be read, or there are none.
+        UserError: the texts cannot be read, or there are none.
     """
     if settings.text is None:
         assert settings.input is not None and settings.columns is not None
@@ -173,10 +176,10 @@ def predict_texts(
     """Load the model and classify the texts.
 
     Returns:
-        A prediction a text, and the model's thresholds where it has any.
+        One prediction per text, and the model's L thresholds, or None if it has none.
 
     Raises:
-        UserError: model, tokenizer or device do not fit.
+        UserError: model, tokenizer and device do not fit together.
     """
     with fast_imports():
         from ltp.evaluation.prediction import predict
@@ -211,7 +214,7 @@ def _title(settings: PredictSettings, checkpoint: Checkpoint) -> str:
     return f"{results['task']} · {results['model']} · {describe(results, settings.budget)}"
 
 
-COMMAND = Command("predict", PredictSettings, main, fill, prepare=lambda words: list(map(quote_text, words)))
+COMMAND = Command("predict", PredictSettings, main, fill, prepare=lambda arguments: list(map(quote_text, arguments)))
 
 if __name__ == "__main__":
     sys.exit(COMMAND())

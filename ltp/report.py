@@ -1,4 +1,4 @@
-"""``python -m ltp.report``: finished runs side by side. Reading, tables and figures are :mod:`ltp.reporting`'s."""
+"""``python -m ltp.report``: compare finished runs. Reading, tables and figures are in :mod:`ltp.reporting`."""
 
 import logging
 import sys
@@ -14,16 +14,16 @@ from ltp.command.cli import Command
 from ltp.command.overrides import folders_as_key
 from ltp.errors import UserError
 
-if TYPE_CHECKING:  # Matplotlib takes a second to import, and a mistake should not
+if TYPE_CHECKING:  # Matplotlib takes a second to import; report mistakes before that
     from ltp.reporting.collect import Collection, LeftOut
     from ltp.reporting.rows import Group
 
 
 @dataclass
 class ReportSettings:
-    """One report; ``python -m ltp.report --help`` says what each key means.
+    """Settings of a report; ``python -m ltp.report --help`` explains the keys.
 
-    ``folders`` is one (str) or a list: :func:`fill` makes it a list.
+    ``folders`` is a str or a list of str: :func:`fill` makes it a list.
     """
 
     output_root: str = MISSING
@@ -34,10 +34,10 @@ class ReportSettings:
 
 
 def main(settings: ReportSettings) -> None:
-    """Read the runs that a configuration names, print their tables and write the report's files."""
+    """Read the runs under the folders, write the report's files and print the tables."""
     from ltp.reporting.rows import compare
 
-    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells of every letter that goes into a PDF
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it logs every glyph that it embeds in a PDF
     settings = fill(settings)
     collection = read_runs(settings)
     groups = compare(collection.runs, settings.points)
@@ -51,10 +51,10 @@ def main(settings: ReportSettings) -> None:
 
 
 def fill(settings: ReportSettings) -> ReportSettings:
-    """Check the configuration and fill its nulls.
+    """Check the settings and fill their nulls.
 
     Raises:
-        UserError: a value is out of range, or a folder is not there.
+        UserError: a value is out of range, or a folder does not exist.
     """
     if not isinstance(settings.folders, list):
         settings.folders = [settings.folders]
@@ -73,10 +73,10 @@ def fill(settings: ReportSettings) -> ReportSettings:
 
 
 def read_runs(settings: ReportSettings) -> "Collection":
-    """Every run under the folders.
+    """Read every run under the folders.
 
     Raises:
-        UserError: there is no finished one.
+        UserError: there is no finished run.
     """
     from ltp.reporting.collect import collect
     from ltp.reporting.table import left_out
@@ -91,20 +91,20 @@ def read_runs(settings: ReportSettings) -> "Collection":
 def build_files(
     groups: "Sequence[Group]", entries: "Sequence[LeftOut]", *, figures: bool
 ) -> "tuple[dict[str, bytes], list[LeftOut]]":
-    """The report's files.
+    """Build the report's files.
 
     Returns:
-        Contents by name; and what could not be drawn.
+        Contents by file name, and entries for what could not be drawn.
     """
     from ltp.reporting.documents import summary_markdown, summary_tex, table_of_runs
     from ltp.reporting.figures import draw
 
-    pictures: dict[str, bytes] = {}
+    images: dict[str, bytes] = {}
     unread: list[LeftOut] = []
     by_group: dict[str, list[str]] = {}
     for group in groups if figures else ():
         drawn, missing = draw(group)
-        pictures |= drawn
+        images |= drawn
         unread += missing
         by_group[group.slug] = [name for name in drawn if name.endswith(".png")]
     texts = {
@@ -112,14 +112,14 @@ def build_files(
         "summary.md": summary_markdown(groups, [*entries, *unread], by_group),
         "summary.tex": summary_tex(groups),
     }
-    return {**{name: text.encode("utf-8") for name, text in texts.items()}, **pictures}, unread
+    return {**{name: text.encode("utf-8") for name, text in texts.items()}, **images}, unread
 
 
 def write_files(folder: Path, files: dict[str, bytes]) -> None:
-    """Write files, each whole or not at all.
+    """Write files, each atomically.
 
     Raises:
-        UserError: nothing can be written there.
+        UserError: the folder cannot be written to.
     """
     from ltp.runs.directory import open_atomically
 
@@ -133,15 +133,15 @@ def write_files(folder: Path, files: dict[str, bytes]) -> None:
 
 
 def print_report(groups: "Sequence[Group]", entries: "Sequence[LeftOut]") -> None:
-    """Print a table a group with its summary, and what is in none."""
+    """Print one table per group with its summary, the definitions, and what was left out."""
     from ltp.reporting.table import comparison, left_out, shown_rows
     from ltp.reporting.text import DEFINITIONS, summary
 
     console = Console()
-    console.width = max(console.width, 130)  # a narrower terminal wraps lines, which is better than cut columns
+    console.width = max(console.width, 130)  # in a narrower terminal lines wrap, which is better than truncated columns
 
-    def print_line(words: str) -> None:
-        console.print(words, highlight=False, markup=False, soft_wrap=True)
+    def print_line(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     for group in groups:
         console.print(comparison(group))

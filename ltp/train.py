@@ -1,4 +1,4 @@
-"""``python -m ltp.train``: train one run, with the parents it needs."""
+"""``python -m ltp.train``: train one run, after the parent runs that it needs."""
 
 import dataclasses
 import logging
@@ -25,24 +25,32 @@ log = logging.getLogger("ltp")
 _POLL_SECONDS = 2.0
 
 
-def main(given: TrainSettings) -> float | None:
-    """Train the run that a configuration describes, or the job of a sweep in a process of its own.
+def main(settings: TrainSettings) -> float | None:
+    """Train one run in this process, or a job of a sweep in a separate process.
 
     Returns:
-        The task's main metric on the validation split, for sweepers that optimise it.
+        The task's main metric on the validation split; in a sweep, the value of :func:`sweep_job`.
     """
-    return sweep_job(given) if cli.is_sweep() else train_run(given)
+    return sweep_job(settings) if cli.is_sweep() else train_run(settings)
 
 
-def train_run(given: TrainSettings) -> float:
-    """Train the run that a configuration describes."""
-    run = plan(given)
+def train_run(settings: TrainSettings) -> float:
+    """Train one run, or skip it if it is finished; trains a missing parent first.
 
-    with fast_imports():  # Lightning takes seconds to import, and a mistake should not
+    Returns:
+        The task's main metric on the validation split.
+
+    Raises:
+        UserError: the settings are invalid.
+        RunError: the run or its parent failed.
+    """
+    run = plan(settings)
+
+    with fast_imports():  # after the checks, because Lightning takes seconds to import
         from ltp.training import building
         from ltp.training import run as training
 
-    if is_finished(run.directory) and not given.overwrite:
+    if is_finished(run.directory) and not settings.overwrite:
         results = read_results(run.directory)
         if training.is_main_process():
             check_same_settings(run)
@@ -52,32 +60,32 @@ def train_run(given: TrainSettings) -> float:
     if training.is_main_process():
         check_same_settings(run)
         if run.missing is not None:
-            building.check_sources(run)  # a mistake should show before the parent's hours
+            building.check_sources(run)  # report mistakes before the parent trains for hours
             log.info("parent missing, training it first: %s", run.missing.directory)
             try:
                 start_run(parent_overrides(run))
             except RunError as error:
                 raise RunError(f"the parent run {run.missing.directory}: {error}") from error
-            run = plan(given)
-            if run.missing is not None:  # waiting for it would never end
+            run = plan(settings)
+            if run.missing is not None:  # the loop below would never end
                 raise RunError(
                     f"the parent run was trained, but not into {run.missing.directory}: this is a bug of ltp"
                 )
             check_same_settings(run)
-    while run.missing is not None:  # a rank that was started together with the main process
+    while run.missing is not None:  # a rank that was started with the main process waits for the parent
         time.sleep(_POLL_SECONDS)
-        run = plan(given)
+        run = plan(settings)
     results = training.train(run)
     if training.is_main_process():
         print_results(results, run.directory)
     return float(results["metric"]["value"])
 
 
-def sweep_job(given: TrainSettings) -> float | None:
-    """Run one job of a sweep in a process of its own; that it fails is noted, and stops no other.
+def sweep_job(settings: TrainSettings) -> float | None:
+    """Run one job of a sweep in a separate process. A failure is recorded and does not stop the other jobs.
 
     Returns:
-        What a sweeper optimises (:func:`ltp.sweeps.objective.objective`); None where the job failed.
+        The value that a sweeper optimises (:func:`ltp.sweeps.objective.objective`); None if the job failed.
     """
     record = SweepRecord.current()
     assert record is not None
@@ -85,48 +93,48 @@ def sweep_job(given: TrainSettings) -> float | None:
         exit_with_parent()
     job = Job(" ".join(cli.task_overrides()), DONE)
     try:
-        run = plan(given)
+        run = plan(settings)
         job = dataclasses.replace(job, directory=str(run.directory))
         check_same_settings(run)
-        if is_finished(run.directory) and not given.overwrite:
+        if is_finished(run.directory) and not settings.overwrite:
             job = dataclasses.replace(job, status=SKIPPED)
             log.info("finished already, skipped: %s", run.directory)
         else:
-            wanted = gpus_wanted(given.trainer) if cli.shares_machine() else 0
-            with reserve_gpus(wanted, lock_folder()) as gpus:
+            gpu_count = gpus_wanted(settings.trainer) if cli.shares_machine() else 0
+            with reserve_gpus(gpu_count, lock_folder()) as gpus:
                 start_run(cli.task_overrides(), gpus, as_rank=True)
-        value = objective(read_results(plan(given).directory), given.flops_budget)
+        value = objective(read_results(plan(settings).directory), settings.flops_budget)
     except LTPError as error:
         job = dataclasses.replace(job, status=FAILED, message=str(error), exit_code=error.exit_code)
-        value = None  # what a sampler takes for a failure; NaN ends Optuna's study
+        value = None  # a failed trial for Optuna; NaN would end its study
     if is_first_task():
         record.add(job)
     return value
 
 
-def fill(given: TrainSettings) -> TrainSettings:
-    """The settings with their nulls filled; prints the run directory and the parent first, as yaml's comments."""
-    run = plan(given)
+def fill(settings: TrainSettings) -> TrainSettings:
+    """Fill the nulls of the settings; also prints the run directory and the parent as YAML comments."""
+    run = plan(settings)
     print(f"# run directory: {run.directory}")
     print(f"# parent: {run.parent_name}{' (missing: trained first)' if run.missing else ''}")
     return run.settings
 
 
-def plan(given: TrainSettings) -> Run:
-    """:func:`ltp.runs.plan.plan_run`, with what only the command line knows."""
+def plan(settings: TrainSettings) -> Run:
+    """Plan a run with :func:`ltp.runs.plan.plan_run`, considering which keys the command line gives."""
     cli.check_selections()
     keys = {override.lstrip("+~").split("=")[0] for override in cli.task_overrides()}
     if "model.name_or_path" in keys and "model.name" not in keys:
-        # another checkpoint than the option's: runs are named after it
-        given = dataclasses.replace(given, model=dataclasses.replace(given.model, name=None, architecture={}))
-    return plan_run(given, model_is_chosen=bool(keys & {"model", "model.name_or_path"}))
+        # not the option's checkpoint: name runs after the given one
+        settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, name=None, architecture={}))
+    return plan_run(settings, model_is_chosen=bool(keys & {"model", "model.name_or_path"}))
 
 
 def parent_overrides(run: Run) -> list[str]:
-    """The command line that trains a run's missing parent.
+    """The overrides that train a run's missing parent.
 
-    What belongs to the machine, the model and the task is passed on as it was resolved; what belongs to the
-    stage (learning rate, epochs, …) is left to the parent's own recipe.
+    Passes on the resolved settings of the machine, the model and the task. Settings of the stage (learning rate,
+    epochs, …) come from the recipe of the parent's stage.
     """
     assert run.missing is not None
     choices = HydraConfig.get().runtime.choices
@@ -136,8 +144,8 @@ def parent_overrides(run: Run) -> list[str]:
     for group in ("task", "model", "recipe", "trainer"):
         node = dataclasses.asdict(getattr(settings, group))
         if group == "trainer":
-            del node["max_steps"]  # a limit of this run, not of its parent
-            node["num_nodes"] = 1  # only the main process's node starts it
+            del node["max_steps"]  # limits this run only, not its parent
+            node["num_nodes"] = 1  # only the main process's node trains the parent
         overrides += as_overrides(group, node)
     loggers = ",".join(settings.logger)
     overrides += [f"logger=[{loggers}]", *as_overrides("logger", settings.logger)]

@@ -1,5 +1,5 @@
-"""How fast pruning is: engines side by side in one process, in interleaved rounds. Needs neither Hydra nor Lightning.
+"""Speed benchmark: compares inference engines in one process, in interleaved rounds. Uses neither Hydra nor Lightning.
 
-:func:`run_benchmark` is behind ``python -m ltp.bench``; :func:`measured_speedup` is its small sister for a trained
-model.
+:func:`~ltp.benchmark.compare.run_benchmark` implements ``python -m ltp.bench``;
+:func:`~ltp.benchmark.compare.measured_speedup` is a short version that compares a pruned model with a dense one.
 """

@@ -1,4 +1,4 @@
-"""Check that an engine computes what the reference does, before it is timed."""
+"""Check an engine's logits against the reference before it is timed."""
 
 from collections.abc import Sequence
 
@@ -8,45 +8,45 @@ from torch import Tensor
 from ltp.benchmark.engines import ALLOWED
 from ltp.errors import RunError
 
-#: Share of the sequences that may differ in float32: tokens whose score is the threshold but for rounding.
+#: Share of the sequences that may differ in float32: rounding can move a token's score across the threshold.
 _TOLERATED_SHARE = 0.02
 
 
 class WrongResultsError(RunError):
-    """An engine's logits are not the reference's: timing it would be pointless."""
+    """An engine's logits or gradients differ from the reference's, so it is not timed."""
 
 
 def check_logits(name: str, dtype: str, logits: Sequence[Tensor], reference: Tensor, against: str) -> float:
-    """Check that an engine computes what it should before it is timed.
+    """Check an engine's logits against the reference.
 
     Args:
-        name: for the message.
-        dtype: the engine's type, which decides what is allowed: :data:`ALLOWED`.
-        logits: batch by batch, (B, num_labels).
-        reference: of all sequences, (S, num_labels) float32.
-        against: what the reference is, for the message.
+        name: the engine's name in the error message.
+        dtype: the engine's type; it selects the tolerance in :data:`ALLOWED`.
+        logits: one tensor per batch, (B, num_labels).
+        reference: the logits of all S sequences, (S, num_labels) float32.
+        against: the reference's name in the error message.
 
     Returns:
-        The difference, as :data:`ALLOWED` measures it.
+        The difference, measured as :data:`ALLOWED` defines it.
 
     Raises:
-        WrongResultsError: it is too large.
+        WrongResultsError: the difference is larger than allowed.
     """
-    found, wanted = torch.cat([part.float().cpu() for part in logits]), reference.float()
+    actual, expected = torch.cat([part.float().cpu() for part in logits]), reference.float()
     allowed = ALLOWED[dtype]
     if dtype == "float32":
-        differences = (found - wanted).abs().amax(dim=1) / max(1.0, float(wanted.abs().max()))
-        wrong = int((~(differences <= allowed)).sum())  # NaN is wrong
+        differences = (actual - expected).abs().amax(dim=1) / max(1.0, float(expected.abs().max()))
+        wrong = int((~(differences <= allowed)).sum())  # NaN counts as wrong
         difference = float(differences.max())
-        ok = wrong <= _TOLERATED_SHARE * len(wanted)
+        ok = wrong <= _TOLERATED_SHARE * len(expected)
     else:
-        difference = float((found - wanted).square().mean().sqrt() / wanted.square().mean().sqrt())
-        wrong = len(wanted)
+        difference = float((actual - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+        wrong = len(expected)
         ok = difference <= allowed
     if not ok:
         raise WrongResultsError(
-            f"{name}, {dtype}: the logits of {wrong} of {len(wanted)} sequences differ from those of {against} by up "
-            f"to {difference:.2g} (allowed: {allowed:g}), so nothing was timed. Wrong results have no speed: please "
-            "report this, or leave the engine out with bench.engines=[…]."
+            f"{name}, {dtype}: the logits of {wrong} of {len(expected)} sequences differ from those of {against} by up "
+            f"to {difference:.2g} (allowed: {allowed:g}), so nothing was timed. Please report this, or "
+            "leave the engine out with bench.engines=[…]."
         )
     return difference

@@ -1,4 +1,4 @@
-"""The benchmark: build the engines, check what they compute, time them in interleaved rounds, report."""
+"""The benchmark: build the engines, check their logits, time them in interleaved rounds, and report."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,21 +29,21 @@ from ltp.model.classifier import LTPForSequenceClassification
 from ltp.pruning.flops import total_relative_flops
 from ltp.runs.provenance import hardware, versions
 
-Tick = Callable[[str], None]  # a pass is done
+Tick = Callable[[str], None]  # called with a description after each pass
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is compared, and how.
+    """The settings of a benchmark.
 
     Attributes:
         engines: names of :data:`ENGINES`.
-        dtypes: of :data:`~ltp.benchmark.engines.DTYPES`; an engine is timed in those it has.
-        batch_sizes: sequences a batch.
+        dtypes: of :data:`~ltp.benchmark.engines.DTYPES`; each engine is timed in those that it supports.
+        batch_sizes: sequences per batch.
         rounds: how often each engine is timed.
-        baseline: the engine that speed-ups are over.
-        train: time hard-stage training steps too, masked and packed.
-        clock: ``wall``, or ``processor`` for one thread on a machine that is busy with other things.
+        baseline: the engine that speed-ups are computed against.
+        train: whether to time hard-stage training steps too, masked and packed.
+        clock: ``wall``, or ``processor`` (process time, for one thread on a busy machine).
     """
 
     engines: Sequence[str] = tuple(ENGINES)
@@ -59,23 +59,23 @@ def run_benchmark(
     model: LTPForSequenceClassification,
     batches: Callable[[int], Sequence[Batch]],
     plan: Plan,
-    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+    progress: Callable[[int, int, str], None] = lambda done, total, description: None,
 ) -> dict[str, Any]:
     """Compare the engines on the same sequences.
 
     Args:
         model: the pruned classifier, float32, in evaluation mode on its device. It is not changed.
-        batches: all sequences in batches of a size, for every size in the same order.
-        plan: what is compared, and how.
-        progress: told how many passes are done, of how many, and which was the last.
+        batches: maps a batch size to all sequences in batches of that size, always in the same order.
+        plan: the settings of the benchmark.
+        progress: called with the number of passes done, the total, and a description of the last one.
 
     Returns:
         The report in plain containers: ``hardware``, ``versions``, ``plan``, ``definitions``, ``sequences``,
-        ``tokens`` (a sequence), ``relative_flops``, ``tokens_per_layer``, ``left_out`` (engine, type, why) and
-        ``results``: a dict an engine, type and batch size.
+        ``tokens`` (per sequence: mean, min, max), ``relative_flops``, ``tokens_per_layer``, ``left_out`` (engine,
+        type and reason) and ``results`` (one dict per engine, type and batch size).
 
     Raises:
-        WrongResultsError: an engine does not compute what the reference does.
+        WrongResultsError: an engine's logits or gradients differ from the reference's.
     """
     models = Models(model)
     built, left_out = _build(models, plan)
@@ -84,20 +84,20 @@ def run_benchmark(
     steps = (1 + plan.rounds) * (len(built) + len(training) * len(TRAINING)) + plan.rounds * len(limits)
     done, total = 0, steps * len(plan.batch_sizes)
 
-    def tick(what: str) -> None:
+    def tick(description: str) -> None:
         nonlocal done
         done += 1
-        progress(done, total, what)
+        progress(done, total, description)
 
     progress(0, total, "the reference")
     reference = _reference(models, batches(max(plan.batch_sizes)))
     facts = Facts(len(reference.lengths), reference.relative_flops, plan.baseline)
     results: list[dict[str, Any]] = []
     for size in plan.batch_sizes:
-        chosen = batches(size)
-        results += _time_inference(built, limits, chosen, size, reference, facts, plan, tick)
+        sized_batches = batches(size)
+        results += _time_inference(built, limits, sized_batches, size, reference, facts, plan, tick)
         for dtype in training:
-            results += _time_training(models, dtype, chosen, size, facts, plan, tick)
+            results += _time_training(models, dtype, sized_batches, size, facts, plan, tick)
     tokens = reference.lengths[:, 0].double()
     return {
         "hardware": hardware(models.device),
@@ -120,15 +120,15 @@ def measured_speedup(
     *,
     rounds: int = 5,
 ) -> dict[str, Any]:
-    """How much faster a pruned classifier is than a dense one, both packed, as they are, on some batches.
+    """Measure the speed-up of a pruned classifier over a dense one, both with packed execution.
 
-    Threads, device and type are the caller's; modes and executions of the models are restored.
+    Uses the current number of threads and the models' device and type. Restores the models' mode and execution.
 
     Args:
         model: the pruned classifier.
-        dense: what it is compared with; None compares with its own weights without pruning.
-        batches: a few hundred sequences; what is no input of the model (labels) is left out.
-        rounds: how often each is timed, two passes a round.
+        dense: the classifier to compare with; None uses the same weights without pruning.
+        batches: a few hundred sequences; entries that are not model inputs (labels) are ignored.
+        rounds: how often each model is timed; each round runs both.
 
     Returns:
         Plain containers: ``speedup`` (median, min, max), ``relative_flops``, ``efficiency``,
@@ -136,24 +136,24 @@ def measured_speedup(
         ``batch_size``, ``rounds``, ``threads`` and ``device``.
     """
     names = ("input_ids", "attention_mask", "token_type_ids")
-    chosen = [{name: batch[name].to(model.device) for name in names if name in batch} for batch in batches]
-    other = dense if dense is not None else without_pruning(model)
-    with _measured(model), _measured(other), torch.inference_mode():
-        lengths = torch.cat([model(**batch).token_lengths.cpu() for batch in chosen])  # warms up, too
-        passes = {"dense": _pass(lambda batch: other(**batch).logits, chosen)}
-        passes["pruned"] = _pass(lambda batch: model(**batch).logits, chosen)
+    inputs = [{name: batch[name].to(model.device) for name in names if name in batch} for batch in batches]
+    baseline = dense if dense is not None else without_pruning(model)
+    with _packed_evaluation(model), _packed_evaluation(baseline), torch.inference_mode():
+        lengths = torch.cat([model(**batch).token_lengths.cpu() for batch in inputs])  # also the warm-up
+        passes = {"dense": _pass(lambda batch: baseline(**batch).logits, inputs)}
+        passes["pruned"] = _pass(lambda batch: model(**batch).logits, inputs)
         passes["dense"]()
         seconds = interleaved(passes, rounds, synchronise=_synchroniser(model.device))
     speedup = ratio(seconds["dense"], seconds["pruned"])
-    relative = float(total_relative_flops(lengths, model.config.hidden_size, model.config.intermediate_size))
+    relative_flops = float(total_relative_flops(lengths, model.config.hidden_size, model.config.intermediate_size))
     return {
         "speedup": speedup.as_dict(),
-        "relative_flops": relative,
-        "efficiency": speedup.median * relative,
+        "relative_flops": relative_flops,
+        "efficiency": speedup.median * relative_flops,
         "milliseconds_per_sequence": 1000 * Spread.of(seconds["pruned"]).median / len(lengths),
         "dense_milliseconds_per_sequence": 1000 * Spread.of(seconds["dense"]).median / len(lengths),
         "sequences": len(lengths),
-        "batch_size": max(len(batch["input_ids"]) for batch in chosen),
+        "batch_size": max(len(batch["input_ids"]) for batch in inputs),
         "rounds": rounds,
         "threads": torch.get_num_threads(),
         "device": hardware(model.device)["device"],
@@ -161,8 +161,8 @@ def measured_speedup(
 
 
 @contextlib.contextmanager
-def _measured(model: LTPForSequenceClassification) -> Iterator[None]:
-    """Evaluation mode and packed execution, and afterwards what was before."""
+def _packed_evaluation(model: LTPForSequenceClassification) -> Iterator[None]:
+    """Set evaluation mode and packed execution; restore the previous ones on exit."""
     training, execution = model.training, model.execution
     model.eval()
     model.execution = "packed"
@@ -175,12 +175,12 @@ def _measured(model: LTPForSequenceClassification) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Reference:
-    """What every engine must compute, for all sequences in order.
+    """The reference outputs of all sequences, in order.
 
     Attributes:
-        config: the model's.
+        config: the model's configuration.
         dense_logits, pruned_logits: (S, num_labels) float32.
-        lengths: tokens alive entering each layer, and after the last, (S, L+1) int64.
+        lengths: tokens alive before each layer and after the last, (S, L+1) int64.
         relative_flops: of the pruned model over all sequences.
     """
 
@@ -193,7 +193,7 @@ class _Reference:
 
 @torch.inference_mode()
 def _reference(models: Models, batches: Sequence[Batch]) -> _Reference:
-    """Hugging Face's eager attention for what is dense, the masked form for what is pruned."""
+    """Compute the references: Hugging Face with eager attention (dense), and masked execution (pruned)."""
     eager = models.hugging_face("float32", "eager")
     masked = models.ltp("float32", pruned=True, execution="masked")
     dense_logits = torch.cat([eager(**batch).logits.cpu() for batch in batches])
@@ -201,12 +201,12 @@ def _reference(models: Models, batches: Sequence[Batch]) -> _Reference:
     pruned_logits = torch.cat([output.logits.cpu() for output in outputs])
     lengths = torch.cat([output.token_lengths.cpu() for output in outputs])
     config = models.pruned.config
-    relative = float(total_relative_flops(lengths, config.hidden_size, config.intermediate_size))
-    return _Reference(config, dense_logits, pruned_logits, lengths, relative)
+    relative_flops = float(total_relative_flops(lengths, config.hidden_size, config.intermediate_size))
+    return _Reference(config, dense_logits, pruned_logits, lengths, relative_flops)
 
 
 def _build(models: Models, plan: Plan) -> tuple[dict[Key, Infer], list[dict[str, str]]]:
-    """The engines that run here, in the order of :data:`ENGINES`, and why others do not."""
+    """Build the engines that can run here, in the order of :data:`ENGINES`; list the others with the reason."""
     built: dict[Key, Infer] = {}
     left_out = []
     for name, engine in ENGINES.items():
@@ -231,7 +231,7 @@ def _time_inference(
     plan: Plan,
     tick: Tick,
 ) -> list[dict[str, Any]]:
-    """Check the engines, then time them together with their limits: the report's rows."""
+    """Check the engines, time them together with their limits, and return the report's rows."""
     device = batches[0]["input_ids"].device
     passes: dict[Key | Limit, Pass] = {}
     checks: dict[Key, Check] = {}
@@ -254,7 +254,7 @@ def _time_inference(
 
 
 def _check(key: Key, infer: Infer, batches: Sequence[Batch], reference: _Reference) -> Check:
-    """One pass, which also warms up: are the logits right, and what memory did it take?"""
+    """Run one warm-up pass: check the logits and measure the peak memory."""
     logits: list[Tensor] = []
     pruned = ENGINES[key.engine].pruned
     memory = peak_memory(lambda: logits.extend(infer(batch) for batch in batches), batches[0]["input_ids"].device)
@@ -271,7 +271,7 @@ def _check(key: Key, infer: Infer, batches: Sequence[Batch], reference: _Referen
 def _time_training(
     models: Models, dtype: str, batches: Sequence[Batch], size: int, facts: Facts, plan: Plan, tick: Tick
 ) -> list[dict[str, Any]]:
-    """Time training steps, masked and packed: the report's rows."""
+    """Time training steps, masked and packed, and return the report's rows."""
     passes: dict[Key, Pass] = {}
     for name, steps in training_passes(models, batches, dtype).items():
         passes[Key(name, dtype)] = steps
@@ -288,6 +288,8 @@ def _time_training(
 
 
 def _pass(infer: Infer, batches: Sequence[Batch]) -> Pass:
+    """A function that runs the engine on all batches once."""
+
     def run() -> None:
         for batch in batches:
             infer(batch)
@@ -296,4 +298,5 @@ def _pass(infer: Infer, batches: Sequence[Batch]) -> Pass:
 
 
 def _synchroniser(device: torch.device) -> Callable[[], None]:
+    """A function that waits for the device."""
     return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)

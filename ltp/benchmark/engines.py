@@ -1,4 +1,4 @@
-"""The engines that are compared: each turns a batch into logits. How it is built, and where it cannot run."""
+"""The engines to compare, each a function from a batch to logits: how they are built, and where they cannot run."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
     from ltp.benchmark.models import Models
 
-Infer = Callable[[dict[str, Any]], "Tensor"]  #: from a batch to its logits, (B, num_labels)
+Infer = Callable[[dict[str, Any]], "Tensor"]  #: maps a batch to its logits, (B, num_labels)
 
 DTYPES = ("float32", "bfloat16", "int8")
 
 
 class UnavailableError(Exception):
-    """An engine cannot run here; the text says why and what would help."""
+    """An engine cannot run here; the message gives the reason and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,13 @@ class Engine:
     """A way to run the classifier.
 
     Attributes:
-        title: for people.
-        pruned: whether it prunes; it is then compared with the masked form, and else with Hugging Face's.
-        dtypes: those it has.
-        build: makes it for a type; raises :class:`UnavailableError` where it cannot.
-        dense: the engine that differs only in not pruning, for the efficiency.
-        backend: whose bare matrix products are its limit: ``plain`` linears, ``deployed`` ones, or None.
+        title: its name in tables and messages.
+        pruned: whether it prunes. Its reference is then masked execution, otherwise Hugging Face eager.
+        dtypes: the types that it supports.
+        build: builds it for a type; raises :class:`UnavailableError` if it cannot run.
+        dense: name of the same engine without pruning, to compute the efficiency; None if there is none.
+        backend: the linear layers whose bare matrix products are its limit: ``plain``, ``deployed``, or
+            None for no limit.
     """
 
     title: str
@@ -65,7 +66,7 @@ def _deployed(*, pruned: bool) -> Callable[[Models, str], Infer]:
         _require_cpu(models, "deploy() is")
         try:
             deployed = models.ltp("float32", pruned=pruned).deploy(dtype)
-        except RuntimeError as error:  # a type that this CPU has no products for
+        except RuntimeError as error:  # the CPU has no matrix products for this type
             raise UnavailableError(str(error)) from error
         return lambda batch: cast("Tensor", deployed(**batch).logits)
 
@@ -76,14 +77,14 @@ def _hugging_face_prepacked(models: Models, dtype: str) -> Infer:
     _require_cpu(models, "the linears of deploy() are")
     try:
         model = models.prepacked(dtype)
-    except RuntimeError as error:  # a type that this CPU has no products for
+    except RuntimeError as error:  # the CPU has no matrix products for this type
         raise UnavailableError(str(error)) from error
     return lambda batch: model(**batch).logits
 
 
-def _require_cpu(models: Models, what: str) -> None:
+def _require_cpu(models: Models, subject: str) -> None:
     if models.device.type != "cpu":
-        raise UnavailableError(f"{what} for CPUs")
+        raise UnavailableError(f"{subject} for CPUs")
 
 
 def _onnx(models: Models, dtype: str) -> Infer:
@@ -95,7 +96,7 @@ def _onnx(models: Models, dtype: str) -> Infer:
     return onnx_engine(models.hugging_face("float32", "sdpa"), dtype)
 
 
-#: Every engine by the name that ``bench.engines`` takes, in the order of the table.
+#: All engines by their names in ``bench.engines``, in the order of the report's table.
 ENGINES: dict[str, Engine] = {
     "hf_sdpa": Engine("HF sdpa", False, ("float32", "bfloat16"), _hugging_face("sdpa")),
     "hf_eager": Engine("HF eager", False, ("float32", "bfloat16"), _hugging_face("eager")),
@@ -116,7 +117,7 @@ ENGINES: dict[str, Engine] = {
     ),
 }
 
-#: How far logits may be from the float32 reference. float32: the largest difference of a sequence, in units of the
-#: reference's largest logit or 1, whichever is larger. Others: root mean square of the differences over that of the
-#: reference, since a token whose score is close to the threshold may fall the other way.
+#: Largest allowed difference from the float32 reference logits. float32: the largest difference of a sequence, divided
+#: by the reference's largest logit or 1, whichever is larger. Other types: root mean square of the differences over
+#: that of the reference, because rounding can move a token's score across the threshold.
 ALLOWED = {"float32": 1e-4, "bfloat16": 0.15, "int8": 0.3}

@@ -1,4 +1,4 @@
-"""The models behind the engines: random classifiers of a shape, and copies in other types and forms."""
+"""The models that engines run: random classifiers of a given shape, and copies in other types, dense or pruned."""
 
 import copy
 from functools import cached_property
@@ -8,42 +8,23 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ltp.benchmark.shapes import SHAPES
 from ltp.deploy.linears import DTYPES, PlainLinear, linear_type
 from ltp.encoders import encoder_family
 from ltp.model.classifier import LTPForSequenceClassification
-
-_BERT_TINY = {
-    "num_hidden_layers": 6,
-    "hidden_size": 96,
-    "num_attention_heads": 4,
-    "intermediate_size": 384,
-}
-_LARGE = {"num_hidden_layers": 24, "hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096}
-_MINILM = {"num_hidden_layers": 6, "hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536}
-_ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
-
-#: Shapes to fill with random weights: Hugging Face's configuration where it differs from BERT-base's.
-SHAPES: dict[str, dict[str, Any]] = {
-    "tiny": {"model_type": "bert", **_BERT_TINY, "vocab_size": 1000},
-    "minilm": {"model_type": "bert", **_MINILM},
-    "bert-base": {"model_type": "bert"},
-    "bert-large": {"model_type": "bert", **_LARGE},
-    "roberta-base": {"model_type": "roberta", **_ROBERTA},
-    "roberta-large": {"model_type": "roberta", **_ROBERTA, **_LARGE},
-}
 
 _TORCH_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def random_classifier(shape: str, seed: int = 0) -> PreTrainedModel:
-    """A dense classifier of a shape with random weights, in evaluation mode.
+    """Build a dense classifier with random weights, in evaluation mode.
 
-    Queries and keys are twice as large as usual: attention is then far from uniform and importance spreads, as in
-    trained models.
+    Query and key weights are doubled: attention is then far from uniform and importance scores vary between tokens, as
+    in trained models.
 
     Args:
-        shape: one of :data:`SHAPES`.
-        seed: of the weights.
+        shape: a key of :data:`SHAPES`.
+        seed: seed of the weights.
     """
     family = encoder_family(SHAPES[shape]["model_type"])
     config = family.config_class.from_dict(SHAPES[shape])
@@ -58,13 +39,13 @@ def random_classifier(shape: str, seed: int = 0) -> PreTrainedModel:
 
 
 def shared_copy(model: nn.Module) -> Any:
-    """A copy of a model that shares its tensors, so that its settings can differ and no memory is spent."""
+    """Copy a model but share its tensors, so that settings can differ without extra memory."""
     tensors = (*model.parameters(), *model.buffers())
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
 def in_type(model: LTPForSequenceClassification, dtype: torch.dtype) -> LTPForSequenceClassification:
-    """A copy whose dense weights have another type; thresholds stay float32. Shares what it can."""
+    """Copy a classifier with its dense weights in another type; thresholds stay float32. Shares tensors if possible."""
     if model.dense.dtype == dtype:
         return shared_copy(model)
     copied = copy.deepcopy(model)
@@ -73,15 +54,15 @@ def in_type(model: LTPForSequenceClassification, dtype: torch.dtype) -> LTPForSe
 
 
 def without_pruning(model: LTPForSequenceClassification) -> LTPForSequenceClassification:
-    """The dense form of a pruned classifier: the same tensors, and every token stays."""
+    """The classifier without pruning, with the same tensors."""
     return LTPForSequenceClassification.from_dense(shared_copy(model.dense), prune_mode="none").eval()
 
 
 class Models:
-    """One classifier in every type and form the engines need; copies are made when first asked for, and shared.
+    """One classifier in every type and form that the engines need; copies are made on first use and share tensors.
 
     Args:
-        pruned: the classifier, float32, in evaluation mode on its device, with the pruning to measure.
+        pruned: the classifier with the pruning to measure, float32, in evaluation mode on its device.
     """
 
     def __init__(self, pruned: LTPForSequenceClassification) -> None:
@@ -91,11 +72,11 @@ class Models:
 
     @cached_property
     def prunes(self) -> bool:
-        """Whether there is anything to compare a dense model with."""
+        """Whether the classifier prunes."""
         return self.pruned.config.prune_mode != "none"
 
     def ltp(self, dtype: str, *, pruned: bool, execution: str = "packed") -> LTPForSequenceClassification:
-        """The classifier in a type, pruned or dense, packed or masked."""
+        """The classifier in a type, pruned or dense, with packed or masked execution."""
         if (dtype, pruned) not in self._copies:
             if pruned:
                 model = in_type(self.pruned, _TORCH_TYPES[dtype])
@@ -116,24 +97,24 @@ class Models:
         """The dense Hugging Face classifier with sdpa attention and the linears of ``deploy()``.
 
         Raises:
-            RuntimeError: the processor has no products for the type.
+            RuntimeError: the CPU has no matrix products for the type.
         """
         linear = linear_type(dtype)
         model = self.hugging_face("bfloat16" if dtype == "bfloat16" else "float32", "sdpa")
         for layer in self.pruned.family.layers(model):
             for name, module in list(layer.named_modules()):
                 if isinstance(module, nn.Linear):
-                    layer.set_submodule(name, _Product(module, linear, DTYPES[dtype]))
+                    layer.set_submodule(name, _DeployedLinear(module, linear, DTYPES[dtype]))
         return model
 
 
-class _Product(nn.Module):
-    """A linear layer of ``deploy()`` in the place of a Hugging Face model's."""
+class _DeployedLinear(nn.Module):
+    """A linear layer of ``deploy()`` that replaces one of a Hugging Face model."""
 
     def __init__(self, replaced: nn.Linear, linear: type[PlainLinear], dtype: torch.dtype) -> None:
         super().__init__()
         with torch.no_grad():
-            self.product = linear(replaced.weight.detach(), replaced.bias.detach(), dtype)
+            self.linear = linear(replaced.weight.detach(), replaced.bias.detach(), dtype)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.product(hidden)
+        return self.linear(hidden)

@@ -1,4 +1,4 @@
-"""What the rounds say: the report's rows, the numbers' definitions and the machine."""
+"""The rows of the benchmark's report, computed from the measured seconds, and the definitions of their numbers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,29 +11,29 @@ from ltp.benchmark.training import TRAINING
 from ltp.pruning import flops
 
 DEFINITIONS = {
-    "milliseconds_per_sequence": "time (plan.clock) of a pass ÷ sequences; median, min and max of rounds",
+    "milliseconds_per_sequence": "time (by plan.clock) of a pass ÷ sequences; median, min and max of the rounds",
     "sequences_per_second": "1000 ÷ the median of milliseconds_per_sequence",
-    "speedup": "seconds of `over` ÷ seconds of the engine, in the same round; median, min and max of rounds. Over the "
-    "baseline in the same type (int8: float32); training steps over the masked ones",
+    "speedup": "seconds of `over` ÷ seconds of the engine, in the same round; median, min and max of the rounds. "
+    "`over` is the baseline in the same type (int8: in float32); for training steps, the masked ones",
     "relative_flops": flops.DEFINITION,
-    "flops_ratio": "dense FLOPs ÷ the engine's: 1 ÷ relative_flops where it prunes, 1 where not",
-    "efficiency": "speed-up over the same engine without pruning ÷ flops_ratio: the share of the FLOPs saved that is "
-    "saved in time too",
+    "flops_ratio": "dense FLOPs ÷ the engine's FLOPs: 1 ÷ relative_flops if it prunes, otherwise 1",
+    "efficiency": "speed-up over the same engine without pruning ÷ flops_ratio: 1 where time falls as FLOPs do",
     "limit": "seconds of the bare matrix products ÷ seconds of the engine, in the same round: " + products.DEFINITION,
-    "peak_memory_mb": "MiB that a pass needs beyond what stands before it (weights); CPU: growth of the resident set",
-    "logits_difference": "float32: largest difference from the reference, in units of its largest logit or 1; other "
-    "types: root mean square of the differences ÷ that of the reference. Reference: Hugging Face eager, "
-    "and the masked form where tokens are pruned, in float32",
+    "peak_memory_mb": "MiB that a pass needs beyond what is allocated before it (weights); CPU: growth of the "
+    "resident set",
+    "logits_difference": "float32: largest difference from the reference ÷ its largest logit or 1, if that is larger; "
+    "other types: root mean square of the differences ÷ that of the reference. Reference, in float32: Hugging Face "
+    "eager, or masked execution for engines that prune",
     "allowed_logits_difference": ", ".join(f"{dtype} {allowed:g}" for dtype, allowed in ALLOWED.items()),
 }
 
 
-Seconds = Sequence[float]  #: of one engine, one a round
+Seconds = Sequence[float]  #: of one engine, one value per round
 
 
 @dataclass(frozen=True, order=True)
 class Key:
-    """What is timed: an engine in a type."""
+    """An engine in a type, which is timed."""
 
     engine: str
     dtype: str
@@ -44,7 +44,7 @@ class Key:
 
 @dataclass(frozen=True, order=True)
 class Limit:
-    """What is timed beside the engines: the bare matrix products, pruned or dense."""
+    """The bare matrix products, pruned or dense, which are timed together with the engines."""
 
     backend: str
     dtype: str
@@ -52,7 +52,7 @@ class Limit:
 
     @property
     def title(self) -> str:
-        """For people."""
+        """Its name in tables."""
         return f"bare products, {self.backend}, {'pruned' if self.pruned else 'dense'}"
 
     def __str__(self) -> str:
@@ -61,7 +61,7 @@ class Limit:
 
 @dataclass(frozen=True)
 class Check:
-    """What the pass before the rounds found: the difference from the reference, and the peak memory in MiB."""
+    """Result of the warm-up pass: the difference from the reference, and the peak memory in MiB."""
 
     logits_difference: float
     peak_memory: float | None
@@ -69,12 +69,12 @@ class Check:
 
 @dataclass(frozen=True)
 class Facts:
-    """What all rows of a report share.
+    """Values that all rows of a report share.
 
     Attributes:
-        sequences: how many a pass goes through.
-        relative_flops: of the pruned model on them.
-        baseline: the engine that speed-ups are over.
+        sequences: the number of sequences in a pass.
+        relative_flops: of the pruned model on these sequences.
+        baseline: the engine that speed-ups are computed against.
     """
 
     sequences: int
@@ -83,7 +83,7 @@ class Facts:
 
 
 def limit_of(key: Key) -> Limit | None:
-    """The limit of an engine, where there is one."""
+    """The limit of an engine, or None if it has none."""
     engine = ENGINES[key.engine]
     return Limit(engine.backend, key.dtype, engine.pruned) if engine.backend else None
 
@@ -94,10 +94,10 @@ def inference_rows(
     """The report's rows for one batch size: first the engines, then their limits.
 
     Args:
-        seconds: of a pass, one a round, of all that was timed together.
-        checks: of each engine.
-        batch_size: for the rows.
-        facts: see :class:`Facts`.
+        seconds: seconds per pass in each round, of all engines and limits.
+        checks: the result of each engine's warm-up pass.
+        batch_size: the batch size of the rows.
+        facts: values that all rows share.
     """
     rows = []
     for key in checks:
@@ -112,8 +112,8 @@ def inference_rows(
         dense = seconds.get(Key(engine.dense, key.dtype)) if engine.dense else None
         row["efficiency"] = ratio(dense, seconds[key]).median / flops_ratio if dense else None
         limit = limit_of(key)
-        products_alone = seconds.get(limit) if limit else None
-        row["limit"] = ratio(products_alone, seconds[key]).median if products_alone else None
+        products_seconds = seconds.get(limit) if limit else None
+        row["limit"] = ratio(products_seconds, seconds[key]).median if products_seconds else None
         row["peak_memory_mb"] = checks[key].peak_memory
         row["logits_difference"] = checks[key].logits_difference
         rows.append(row)
@@ -125,7 +125,7 @@ def inference_rows(
 
 
 def training_rows(seconds: Mapping[Key, Seconds], batch_size: int, facts: Facts) -> list[dict[str, Any]]:
-    """The report's rows of training steps: masked, and packed over masked."""
+    """The report's rows of training steps; speed-ups are over the masked steps."""
     rows = []
     for key, values in seconds.items():
         row = _row("training", key.engine, TRAINING[key.engine], key.dtype, batch_size, True, values, facts)
@@ -134,7 +134,7 @@ def training_rows(seconds: Mapping[Key, Seconds], batch_size: int, facts: Facts)
     return rows
 
 
-#: Keys of a row that only an engine's inference has; None elsewhere.
+#: Keys that are None in rows of other kinds than inference.
 _DERIVED = ("speedup", "flops_ratio", "efficiency", "limit", "peak_memory_mb", "logits_difference")
 
 
@@ -154,7 +154,7 @@ def _row(
     }
 
 
-def _speedup(over: Key | None, seconds: Mapping[Any, Seconds], own: Seconds) -> dict[str, Any] | None:
+def _speedup(over: Key | None, seconds: Mapping[Any, Seconds], measured: Seconds) -> dict[str, Any] | None:
     if over is None:
         return None
-    return {"over": f"{over.engine} {over.dtype}", **ratio(seconds[over], own).as_dict()}
+    return {"over": f"{over.engine} {over.dtype}", **ratio(seconds[over], measured).as_dict()}

@@ -1,4 +1,4 @@
-"""Shapes of classifiers that a benchmark fills with random weights."""
+"""Shapes of the classifiers with random weights that a benchmark can measure."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ _LARGE = {"num_hidden_layers": 24, "hidden_size": 1024, "num_attention_heads": 1
 _MINILM = {"num_hidden_layers": 6, "hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536}
 _ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
 
-#: Shapes to fill with random weights: Hugging Face's configuration where it differs from BERT-base's.
+#: Shapes by name: the Hugging Face configuration values that differ from the family's defaults.
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"model_type": "bert", **_BERT_TINY, "vocab_size": 1000},
     "minilm": {"model_type": "bert", **_MINILM},

@@ -11,9 +11,9 @@ from ltp.runs.summary import format_tokens
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """Print a table a batch size, what they mean, and what was left out."""
+    """Print one table per batch size, the definitions of its columns, and what was left out."""
     console = Console()
-    console.width = max(console.width, 130)  # a narrower terminal wraps lines, which is better than cut columns
+    console.width = max(console.width, 130)  # in a narrower terminal lines wrap, which is better than truncated columns
     hardware, tokens = report["hardware"], report["tokens"]
     console.print(
         f"{report['model']['name']} · {report['lengths']} · {report['sequences']} sequences of {tokens['mean']:.1f} "
@@ -39,10 +39,10 @@ def print_report(report: dict[str, Any]) -> None:
 
 
 def comparison(rows: Sequence[dict[str, Any]]) -> Table:
-    """One table of the rows of one batch size.
+    """A table of the rows of one batch size.
 
     Args:
-        rows: of a report's ``results``, at least one.
+        rows: rows of a report's ``results``; at least one.
     """
     table = Table(title=f"batch size {rows[0]['batch_size']}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("engine", no_wrap=True)
@@ -69,7 +69,7 @@ def comparison(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def left_out(entries: Iterable[dict[str, str]]) -> list[str]:
-    """A line for each reason why something was not measured."""
+    """One line for each reason why engines were not measured."""
     reasons: dict[str, dict[str, None]] = {}  # insertion-ordered sets
     for entry in entries:
         reasons.setdefault(entry["why"], {})[entry["engine"]] = None

@@ -1,4 +1,4 @@
-"""Interleaved rounds and what they say: seconds of each engine, their medians and spread, and memory."""
+"""Interleaved timing rounds, medians and spreads of their seconds, and peak memory."""
 
 import ctypes
 import statistics
@@ -11,15 +11,15 @@ from typing import Any, TypeVar
 import torch
 
 Name = TypeVar("Name")
-Pass = Callable[[], Any]  #: one engine going through all batches once
+Pass = Callable[[], Any]  #: runs one engine on all batches once
 
-#: What a round is timed with. Processor time leaves out what other processes took; it adds up threads.
+#: Clocks by name. Processor time excludes other processes, and adds up all threads of this one.
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A median and how far single rounds were from it."""
+    """Median, smallest and largest value of the rounds."""
 
     median: float
     low: float
@@ -27,17 +27,17 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
-        """Median, smallest and largest of some values, at least one."""
+        """Median, smallest and largest of at least one value."""
         return cls(statistics.median(values), min(values), max(values))
 
     def as_dict(self) -> dict[str, float]:
-        """For JSON."""
+        """The spread as JSON writes it."""
         return {"median": self.median, "min": self.low, "max": self.high}
 
 
-def ratio(above: Sequence[float], below: Sequence[float]) -> Spread:
-    """Ratios of two engines' seconds, round by round: what slows a whole round down cancels."""
-    return Spread.of([a / b for a, b in zip(above, below, strict=True)])
+def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
+    """Ratios of two engines' seconds, round by round, so that what slows down a whole round cancels."""
+    return Spread.of([a / b for a, b in zip(numerators, denominators, strict=True)])
 
 
 def interleaved(
@@ -48,36 +48,37 @@ def interleaved(
     synchronise: Callable[[], None] = lambda: None,
     after: Callable[[Name], None] = lambda name: None,
 ) -> dict[Name, list[float]]:
-    """Time every engine once a round, so that all of them meet the same moods of the machine.
+    """Time every engine once per round, so that changes of the machine's load affect all of them alike.
 
     Args:
-        passes: what is timed, by name; warmed up already.
-        rounds: how often each is timed. Every other round goes backwards, so that no one always follows the same.
-        clock: seconds.
-        synchronise: waits for the device, before and after what is timed.
+        passes: the passes to time, by name; already warmed up.
+        rounds: how often each is timed. Every other round runs in reverse order, so that an engine does not always
+            follow the same one.
+        clock: returns the time in seconds.
+        synchronise: waits for the device; called before and after each timed pass.
         after: called with the name after each pass.
 
     Returns:
-        Seconds by name, one a round.
+        Seconds by name, one value per round.
     """
     seconds: dict[Name, list[float]] = {name: [] for name in passes}
-    for number in range(rounds):
-        names = list(passes) if number % 2 == 0 else list(passes)[::-1]
+    for index in range(rounds):
+        names = list(passes) if index % 2 == 0 else list(passes)[::-1]
         for name in names:
             synchronise()
-            started = clock()
+            start = clock()
             passes[name]()
             synchronise()
-            seconds[name].append(clock() - started)
+            seconds[name].append(clock() - start)
             after(name)
     return seconds
 
 
 def peak_memory(run: Pass, device: torch.device) -> float | None:
-    """Memory that a pass needs beyond what stands before it (the weights), in MiB.
+    """Memory that a pass needs beyond what is allocated before it (the weights), in MiB.
 
-    On a GPU the allocator's count; on Linux the growth of the process's resident set, whose peak is reset first
-    (memory that the allocator holds ready is given back before, where the C library can). None elsewhere.
+    On a GPU, the allocator's peak. On a CPU under Linux, the growth of the process's resident set: free memory is
+    first returned to the system (``malloc_trim``, if the C library has it) and the peak is reset. None elsewhere.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -98,6 +99,7 @@ def peak_memory(run: Pass, device: torch.device) -> float | None:
 
 
 def _resident(key: str) -> float:
+    """A field of ``/proc/self/status`` in MiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     fields = dict(line.split(":", 1) for line in lines if ":" in line)
     return int(fields[key].split()[0]) / 1024

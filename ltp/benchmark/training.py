@@ -1,4 +1,4 @@
-"""Hard-stage training steps, masked and packed: forward and backward, dropout on."""
+"""Hard-stage training steps, masked and packed: forward and backward passes with dropout."""
 
 from collections.abc import Sequence
 
@@ -10,21 +10,21 @@ from ltp.benchmark.timing import Pass
 from ltp.data.sequences import Batch
 from ltp.model.classifier import LTPForSequenceClassification
 
-#: Training engines and their titles.
+#: Titles of the training engines by name.
 TRAINING = {"train_masked": "training step, masked", "train_packed": "training step, packed"}
-TRAINING_TYPES = ("float32", "bfloat16")  # bfloat16 by autocast, as in training
-_ALLOWED = 0.01  # norm of the gradients' difference ÷ norm of the gradients
+TRAINING_TYPES = ("float32", "bfloat16")  # bfloat16 through autocast, as in training
+_ALLOWED_DIFFERENCE = 0.01  # norm of the gradients' difference ÷ norm of the gradients
 
 
 def training_passes(models: Models, batches: Sequence[Batch], dtype: str) -> dict[str, Pass]:
-    """A pass of training steps over all batches for each engine of :data:`TRAINING`, checked.
+    """For each engine of :data:`TRAINING`, a pass of training steps over all batches; gradients are checked first.
 
     Raises:
-        WrongResultsError: packed gradients are not the masked ones.
+        WrongResultsError: packed gradients differ from the masked ones.
     """
-    forms = {name: _trainable(models, name.removeprefix("train_")) for name in TRAINING}
-    _check_gradients(*(_gradients(model.eval(), batches[0]) for model in forms.values()))
-    return {name: _steps(model.train(), batches, dtype) for name, model in forms.items()}
+    classifiers = {name: _trainable(models, name.removeprefix("train_")) for name in TRAINING}
+    _check_gradients(*(_gradients(model.eval(), batches[0]) for model in classifiers.values()))
+    return {name: _steps(model.train(), batches, dtype) for name, model in classifiers.items()}
 
 
 def _trainable(models: Models, execution: str) -> LTPForSequenceClassification:
@@ -35,7 +35,7 @@ def _trainable(models: Models, execution: str) -> LTPForSequenceClassification:
 
 
 def _loss(model: LTPForSequenceClassification, batch: Batch) -> torch.Tensor:
-    return model(**batch).logits.float().square().mean()  # fits every head, and needs no labels
+    return model(**batch).logits.float().square().mean()  # works for every head, without labels
 
 
 def _steps(model: LTPForSequenceClassification, batches: Sequence[Batch], dtype: str) -> Pass:
@@ -46,8 +46,8 @@ def _steps(model: LTPForSequenceClassification, batches: Sequence[Batch], dtype:
             model.zero_grad()
             with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
                 loss = _loss(model, batch)
-            loss.backward()  # outside, as autocast's documentation asks for
-        model.zero_grad()  # the forms share their parameters: no gradient may be left for the next
+            loss.backward()  # outside autocast, as PyTorch recommends
+        model.zero_grad()  # the classifiers share their parameters: leave no gradient for the next one
 
     return run
 
@@ -56,15 +56,16 @@ def _gradients(model: LTPForSequenceClassification, batch: Batch) -> torch.Tenso
     """All gradients of one step without dropout, as one vector."""
     model.zero_grad()
     _loss(model, batch).backward()
-    found = torch.cat([p.grad.flatten() for p in model.dense.parameters() if p.grad is not None])
+    gradients = torch.cat([p.grad.flatten() for p in model.dense.parameters() if p.grad is not None])
     model.zero_grad()
-    return found
+    return gradients
 
 
 def _check_gradients(masked: torch.Tensor, packed: torch.Tensor) -> None:
     difference = float((masked - packed).norm() / masked.norm()) if masked.shape == packed.shape else float("inf")
-    if not difference <= _ALLOWED:
+    if not difference <= _ALLOWED_DIFFERENCE:
         raise WrongResultsError(
             f"packed training: its gradients differ from the masked form's by {difference:.2g} of their norm "
-            f"(allowed: {_ALLOWED:g}), so it was not timed. Please report this; bench.train=false leaves it out."
+            f"(allowed: {_ALLOWED_DIFFERENCE:g}), so it was not timed. Please report this; "
+            "bench.train=false leaves it out."
         )

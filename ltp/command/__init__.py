@@ -1,1 +1,1 @@
-"""The command line: Hydra's entry point, and how settings, errors and progress are shown."""
+"""The command line: Hydra's entry point, overrides, error messages, progress bars and checks of output files."""

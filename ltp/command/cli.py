@@ -1,4 +1,4 @@
-"""The command line: a command under Hydra, where ``conf/`` is, and how errors are reported."""
+"""Run commands under Hydra: find ``conf/``, build the settings, report errors in one line and return exit codes."""
 
 import dataclasses
 import os
@@ -27,11 +27,11 @@ from ltp.runs.settings import typed_as, unknown_key
 from ltp.sweeps.processes import exit_with_parent, has_parent_process, report_to_parent
 from ltp.sweeps.record import SweepRecord
 
-# Hydra copies its store of schemas for each group that --help lists, which takes a second. What it loads from the store
-# is copied in any case.
+# Hydra deep-copies its store of schemas for each group that --help lists, which takes a second. It copies what it loads
+# from the store anyway.
 ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
 
-#: Hydra's plugins by their names there: the option that chooses each, and the extra that installs it.
+#: Hydra's plugins by their names in Hydra: the option that selects each, and the extra that installs it.
 _PLUGINS = {
     "joblib": ("launcher=parallel", "parallel"),
     "submitit_slurm": ("launcher=slurm", "slurm"),
@@ -43,28 +43,28 @@ _PLUGINS = {
 def config_dir() -> str:
     """The folder of configurations: ``$LTP_CONF``, the repository's ``conf/``, or the installed copy."""
     package = Path(__file__).resolve().parents[1]
-    places = [package.parent / "conf", package / "conf"]
+    candidates = [package.parent / "conf", package / "conf"]
     if "LTP_CONF" in os.environ:
-        places.insert(0, Path(os.environ["LTP_CONF"]))
-    for place in places:
-        if (place / "train.yaml").is_file():
-            return str(place.resolve())
+        candidates.insert(0, Path(os.environ["LTP_CONF"]))
+    for directory in candidates:
+        if (directory / "train.yaml").is_file():
+            return str(directory.resolve())
     raise UserError(
-        f"no configuration found in {', '.join(map(str, places))}; set LTP_CONF to the folder of train.yaml"
+        f"no configuration found in {', '.join(map(str, candidates))}; set LTP_CONF to the folder of train.yaml"
     )
 
 
 @dataclass(frozen=True)
 class Command:
-    """One of ltp's commands, ``python -m ltp.<name>``: calling it reads the command line and returns the exit code.
+    """A command, ``python -m ltp.<name>``. Calling it parses the command line, runs it and returns the exit code.
 
     Attributes:
-        name: also that of its root configuration, ``conf/<name>.yaml``.
+        name: its name, and that of its root configuration ``conf/<name>.yaml``.
         schema: the dataclass of its settings.
-        run: what it does with them.
-        fill: what ``--cfg job`` does instead: the settings with their nulls filled, which are then printed.
-        hints: messages for keys that it does not have, but that users try.
-        prepare: makes what the user typed what Hydra reads.
+        run: the function that runs it on its settings.
+        fill: returns the settings with their nulls filled; ``--cfg job`` prints these and does not call ``run``.
+        hints: error messages for unknown keys that users are likely to try, by key.
+        prepare: converts the arguments as typed to arguments that Hydra can parse.
     """
 
     name: str
@@ -79,14 +79,14 @@ class Command:
 
     def __call__(self) -> int:
         sys.argv[1:] = self.prepare(sys.argv[1:])
-        return run_command(self.name, self._run, self._show, self.unknown_key)
+        return run_command(self.name, self._run, self._print_filled, self.unknown_key)
 
     def unknown_key(self, key: str) -> str:
-        """The message for a key that the command does not have."""
+        """The error message for a key that the command does not have."""
         return self.hints.get(key) or unknown_key(key, self.schema, f"ltp.{self.name}")
 
     def settings(self, cfg: DictConfig) -> Any:
-        """A composed configuration as an object of the schema.
+        """Convert a composed configuration to an instance of the schema.
 
         Raises:
             UserError: a key does not exist, or has no value.
@@ -96,7 +96,7 @@ class Command:
     def _run(self, cfg: DictConfig) -> Any:
         return self.run(self.settings(cfg))
 
-    def _show(self, cfg: DictConfig) -> None:
+    def _print_filled(self, cfg: DictConfig) -> None:
         filled = dataclasses.asdict(self.fill(self.settings(cfg)))
         print(yaml.safe_dump(filled, sort_keys=False, allow_unicode=True), end="")
 
@@ -107,17 +107,17 @@ def run_command(
     show: Callable[[DictConfig], None],
     unknown: Callable[[str], str] = unknown_key,
 ) -> int:
-    """Run a job under Hydra and report its errors in one line each.
+    """Run a job under Hydra and report its errors, one line each.
 
     Args:
-        config_name: the root configuration in ``conf/``.
-        job: what the command does.
-        show: what ``--cfg job`` does instead.
-        unknown: the message for a key that the command does not have.
+        config_name: name of the root configuration in ``conf/``.
+        job: runs the command on the composed configuration.
+        show: is called instead of ``job`` for ``--cfg job``.
+        unknown: returns the error message for a key that the command does not have.
 
     Returns:
-        The exit code: 0, 1 for failures while running, 2 for bad input, 130 and 143 after SIGINT and SIGTERM, 141 where
-        nobody reads the output any more (``… | head``).
+        The exit code: 0 for success, 1 for failures while running, 2 for bad input, 130 and 143 after SIGINT and
+        SIGTERM, 141 after a broken pipe (``… | head``).
     """
     if "--version" in sys.argv[1:]:
         print(f"ltp {__version__}")
@@ -126,7 +126,7 @@ def run_command(
         code = _run_under_hydra(config_name, job, show, unknown)
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout again at exit
         return 141
     return code
 
@@ -137,7 +137,7 @@ def _run_under_hydra(
     show: Callable[[DictConfig], None],
     unknown: Callable[[str], str],
 ) -> int:
-    # Lightning starts further ranks with overrides appended to this command line: flags must come first.
+    # Lightning starts further ranks with overrides appended to this command line, so flags must come first.
     arguments = get_args_parser().parse_intermixed_args()
     overrides = arguments.overrides
     if arguments.cfg == "job" and arguments.package is None:
@@ -145,7 +145,7 @@ def _run_under_hydra(
         sys.argv[1:] = [*overrides, "hydra.mode=RUN"]
     else:
         sys.argv[1:] = [word for word in sys.argv[1:] if word not in overrides] + overrides
-    # Hydra would print tracebacks and exit with 1; here exceptions arrive below.
+    # Without it, Hydra prints tracebacks and exits with 1; with it, the exceptions are raised and handled below.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     composed = False
     failures: list[LTPError] = []
@@ -155,7 +155,7 @@ def _run_under_hydra(
         composed = True
         try:
             return job(cfg)
-        except LTPError as error:  # Hydra would print its own lines about it
+        except LTPError as error:  # raised after Hydra returns: Hydra would print lines of its own
             failures.append(error)
             return None
 
@@ -169,9 +169,9 @@ def _run_under_hydra(
         if (record := SweepRecord.current()) is not None:
             record.check()
     except LTPError as error:
-        return _fail(error)
+        return _report_error(error)
     except (HydraException, OmegaConfBaseException) as error:
-        return _fail(UserError(explain(error, overrides, unknown)))
+        return _report_error(UserError(explain(error, overrides, unknown)))
     except KeyboardInterrupt:
         return 130
     except TerminatedError:
@@ -179,19 +179,20 @@ def _run_under_hydra(
     except Exception as error:
         if isinstance(error, ValueError) and (record := SweepRecord.current()) is not None:
             try:
-                record.check()  # where every job failed, Optuna has no best one
+                record.check()  # Optuna raises ValueError if every job failed, because there is no best one
             except LTPError as failed:
-                return _fail(failed)
+                return _report_error(failed)
         if type(error).__module__.startswith("submitit.") or (isinstance(error, RuntimeError) and "srun" in str(error)):
-            return _fail(RunError(f"launcher=slurm: {str(error).strip()}"))
-        if isinstance(error, ValueError) and not composed:  # so Hydra rejects some overrides
-            return _fail(UserError(explain(error, overrides, unknown)))
+            return _report_error(RunError(f"launcher=slurm: {str(error).strip()}"))
+        if isinstance(error, ValueError) and not composed:  # Hydra rejects some overrides this way
+            return _report_error(UserError(explain(error, overrides, unknown)))
         report_to_parent(error)
         raise
     return 0
 
 
-def _fail(error: LTPError) -> int:
+def _report_error(error: LTPError) -> int:
+    """Report an error to the parent process if there is one, else on standard error; return the exit code."""
     if report_to_parent(error):
         return error.exit_code
     console = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -201,7 +202,7 @@ def _fail(error: LTPError) -> int:
 
 
 def explain(error: Exception, overrides: list[str], unknown: Callable[[str], str] = unknown_key) -> str:
-    """One message for what Hydra or OmegaConf reject: the key, what is wrong, the near matches."""
+    """One message for an error of Hydra or OmegaConf: names the key, the problem and close matches."""
     text = str(error)
     cause = str(error.__cause__ or error).split("\n")[0]
     if (match := re.search(r"Could not find 'hydra/(?:launcher|sweeper)/(\w+)'", text)) and match[1] in _PLUGINS:
@@ -232,6 +233,7 @@ def explain(error: Exception, overrides: list[str], unknown: Callable[[str], str
 
 
 def _options(group: str) -> list[str]:
+    """The options of a config group; empty if there is no such group."""
     if not group:
         return []
     files = {path.stem for path in (Path(config_dir()) / group).glob("*.yaml")}
@@ -243,33 +245,33 @@ def _no_such_option(group: str, option: str) -> str:
 
 
 def is_sweep() -> bool:
-    """Whether this job is one of a sweep."""
+    """Whether this job belongs to a sweep (``-m``)."""
     return HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def shares_machine() -> bool:
-    """Whether this job is one of several that run at once on this machine."""
+    """Whether the launcher runs several jobs at once on this machine."""
     return HydraConfig.get().runtime.choices["hydra/launcher"] in ("joblib", "submitit_local")
 
 
 def task_overrides() -> list[str]:
-    """The overrides of this job, as on a command line."""
+    """The overrides of this job, as typed on the command line."""
     return list(HydraConfig.get().overrides.task)
 
 
 def command_line(name: str) -> str:
-    """This job's command line, as reports repeat it: ``python -m ltp.<name> …``."""
+    """This job's command line for reports: ``python -m ltp.<name> …``."""
     return " ".join([f"python -m ltp.{name}", *task_overrides()])
 
 
 def check_selections() -> None:
-    """Check that ``prune`` and ``prune_mode``, which select the same thing, agree.
+    """Check that ``prune`` and ``prune_mode``, two ways to select the pruning method, agree.
 
     Raises:
-        UserError: they do not. (Where two configs override one group, Hydra silently takes the last.)
+        UserError: they do not. (If two configs override one group, Hydra silently takes the last.)
     """
     choices = HydraConfig.get().runtime.choices
     alias, mode = choices.get("prune"), choices.get("prune_mode")
-    meant = {"threshold": "absolute_threshold", "manual": "absolute_threshold"}.get(str(alias), alias)
-    if alias is not None and meant != mode:
+    alias_mode = {"threshold": "absolute_threshold", "manual": "absolute_threshold"}.get(str(alias), alias)
+    if alias is not None and alias_mode != mode:
         raise UserError(f"prune={alias} and prune_mode={mode} contradict each other: give one of them")

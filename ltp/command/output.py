@@ -1,4 +1,4 @@
-"""Progress bars, and the check that an output file can be written before the work begins."""
+"""Progress bars, and a check before the work starts that an output file can be written."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -9,10 +9,10 @@ from ltp.errors import UserError
 
 @contextlib.contextmanager
 def progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error, where that is a terminal; it is gone afterwards.
+    """Show a progress bar on standard error if that is a terminal, and remove it at the end.
 
     Yields:
-        What to call with the number of examples done since the last call.
+        A function to call with the number of examples done since its last call.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress
@@ -26,10 +26,10 @@ def progress(total: int) -> Iterator[Callable[[int], None]]:
 
 @contextlib.contextmanager
 def step_progress() -> Iterator[Callable[[int, int, str], None]]:
-    """A bar on standard error whose length and text change; it is gone afterwards.
+    """Show a progress bar on standard error with a changing total and description, and remove it at the end.
 
     Yields:
-        What to call with the steps done, the steps in all, and what was done last.
+        A function to call with the number of steps done, the total, and a description of the last step.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -38,26 +38,26 @@ def step_progress() -> Iterator[Callable[[int, int, str], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("", total=None)
 
-        yield lambda done, total, what: progress.update(bar, completed=done, total=total, description=what)
+        yield lambda done, total, step: progress.update(bar, completed=done, total=total, description=step)
 
 
-def check_writable(what: str, path: Path, remedy: str = "") -> None:
-    """Check that a file can be written; its folder is made.
+def check_writable(setting: str, path: Path, remedy: str = "") -> None:
+    """Check that a file can be written; creates its folder.
 
     Args:
-        what: the key and its value, for messages.
+        setting: the key and its value, for the error message.
         path: the file.
-        remedy: what to do instead, for messages.
+        remedy: the end of the error message: what to do instead.
 
     Raises:
-        UserError: it cannot.
+        UserError: it cannot be written.
     """
     if path.is_dir():
-        raise UserError(f"{what} is a directory; give a file")
+        raise UserError(f"{setting} is a directory; give a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        trial = path.with_name(f".{path.name}.trial")  # minutes of computing should not end in a write that fails
+        trial = path.with_name(f".{path.name}.trial")  # fail now rather than after minutes of computing
         trial.touch()
         trial.unlink()
     except OSError as error:
-        raise UserError(f"{what}: cannot write {path}: {error.strerror}{remedy}") from error
+        raise UserError(f"{setting}: cannot write {path}: {error.strerror}{remedy}") from error

@@ -1,4 +1,4 @@
-"""Overrides in Hydra's grammar: made of settings, of free texts and of folders."""
+"""Conversion of settings, free texts and folders to overrides in Hydra's grammar."""
 
 import re
 from collections.abc import Sequence
@@ -8,10 +8,10 @@ from hydra._internal.utils import get_args_parser
 
 
 def as_overrides(key: str, value: Any) -> list[str]:
-    """Leaves of a configuration node in Hydra's override grammar."""
+    """Convert a configuration node to overrides, one per leaf, in Hydra's grammar."""
     if isinstance(value, dict):
         return [override for name, item in value.items() for override in as_overrides(f"{key}.{name}", item)]
-    # ++ because dicts of the schema (model.architecture, recipe.stages) take keys that the option may lack
+    # ++ because dicts of the schema (model.architecture, recipe.stages) may have keys that the option lacks
     return [f"++{key}={_literal(value)}"]
 
 
@@ -29,17 +29,17 @@ def _literal(value: Any) -> str:
 
 
 def quote_text(word: str) -> str:
-    """A word of the command line such that Hydra takes a text as it stands, whatever it holds."""
+    """Quote ``text=…`` and ``text_pair=…`` so that Hydra takes any text literally; return other arguments unchanged."""
     key, equals, value = word.partition("=")
     if not equals or key not in ("text", "text_pair"):
         return word
-    value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # OmegaConf would look the rest up
+    value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # else OmegaConf would interpolate it
     value = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + match[2].replace("'", r"\'"), value)
     return f"{key}='{value}'"
 
 
 def folders_as_key(arguments: Sequence[str]) -> list[str]:
-    """A command line whose words without ``=`` are folders, as Hydra reads it: ``folders=['outputs/tiny']``."""
+    """Replace arguments without ``=``, which are folders, by an override: ``folders=['outputs/tiny']``."""
     overrides = get_args_parser().parse_intermixed_args(arguments).overrides
     folders = [word for word in overrides if "=" not in word and not word.startswith("~")]
     if not folders:

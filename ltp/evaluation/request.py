@@ -1,4 +1,4 @@
-"""What an evaluation is asked for."""
+"""The settings of an evaluation, as given and as checked."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,9 @@ DTYPES = ("float32", "bfloat16", "int8")
 
 @dataclass
 class EvaluateSettings:
-    """One evaluation; ``python -m ltp.evaluate --help`` says what each key means.
+    """Settings of an evaluation; ``python -m ltp.evaluate --help`` explains the keys.
 
-    ``threshold_scale`` (float) is one or a list: :func:`resolve` makes it a list.
+    ``threshold_scale`` is a float or a list of floats: :func:`ltp.evaluate.resolve` makes it a list.
     """
 
     restore: str = MISSING
@@ -38,12 +38,12 @@ class EvaluateSettings:
 
 @dataclass(frozen=True)
 class Request:
-    """A checked evaluation.
+    """An evaluation whose settings are checked.
 
     Attributes:
-        settings: nulls filled as far as small files tell.
-        checkpoint: what is evaluated.
-        predictions: where every example's prediction goes; None for nowhere.
+        settings: the settings, with the nulls filled that small files determine.
+        checkpoint: the checkpoint to evaluate.
+        predictions: the file for the prediction of every example; None writes none.
     """
 
     settings: EvaluateSettings

@@ -1,4 +1,4 @@
-"""An evaluation from its request to its report."""
+"""Run an evaluation and return its report."""
 
 import contextlib
 import dataclasses
@@ -26,28 +26,29 @@ from ltp.runs.loading import (
 from ltp.runs.plan import check_labels
 from ltp.runs.summary import describe
 
-#: Makes a progress bar of so many examples; what it yields is told how many are done.
+#: Makes a progress bar for a number of examples; yields a function to call with the number done since its last call.
 Progress = Callable[[int], contextlib.AbstractContextManager[Callable[[int], None]]]
 
 
 def run(request: Request, command: str, progress: Progress) -> dict[str, Any]:
-    """Run the model over the split, once for each threshold scale, and write the predictions.
+    """Evaluate the model on the split, once for each threshold scale, and write the predictions.
 
     Args:
         request: the evaluation.
         command: its command line, for the report.
-        progress: makes a progress bar of so many examples.
+        progress: makes a progress bar for a number of examples.
 
     Returns:
-        The report. ``results`` holds what :func:`ltp.evaluation.scoring.summarise` returns once a scale, with
-        ``threshold_scale``, ``thresholds`` and, where groups were asked for, ``by_length``: the same of each group.
+        The report. ``results`` has one dict per threshold scale: the values of
+        :func:`ltp.evaluation.scoring.summarise`, ``threshold_scale``, ``thresholds`` and, if ``by_length`` is set,
+        ``by_length`` with the values of each group.
 
     Raises:
         UserError: model, data or device do not fit.
     """
     silence_libraries()
     settings, checkpoint = request.settings, request.checkpoint
-    assert settings.task is not None and settings.dtype is not None  # resolve filled them
+    assert settings.task is not None and settings.dtype is not None  # filled by resolve()
     set_threads(settings.threads)
     device = select_device("cpu" if settings.execution == "deployed" else settings.device)
     model = load_model(checkpoint, settings.budget)
@@ -55,7 +56,7 @@ def run(request: Request, command: str, progress: Progress) -> dict[str, Any]:
     examples = len(data.splits.validation[settings.split])
     results = []
     with progress(examples * len(settings.threshold_scale)) as advance:
-        for scale, scaled in _scaled(model, settings.threshold_scale):
+        for scale, scaled in _scaled_models(model, settings.threshold_scale):
             try:
                 engine = Engine.of(scaled, settings.execution, settings.dtype, device)
             except RuntimeError as error:
@@ -69,13 +70,13 @@ def run(request: Request, command: str, progress: Progress) -> dict[str, Any]:
             results.append(result)
     if request.predictions is not None:
         write_predictions(request.predictions, outcome)
-    run = checkpoint.results or {}
+    run_results = checkpoint.results or {}
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
         "restore": settings.restore,
         "model": checkpoint.name,
-        "method": describe(run, model.budget) if "method" in run else model.config.prune_mode,
+        "method": describe(run_results, model.budget) if "method" in run_results else model.config.prune_mode,
         "budget": model.budget,
         "task": data.task.name,
         "split": settings.split,
@@ -90,23 +91,23 @@ def run(request: Request, command: str, progress: Progress) -> dict[str, Any]:
 
 
 def read_data(request: Request, model: LTPForSequenceClassification) -> GLUEDataModule:
-    """The wanted split as the only validation split of a data module, tokenised.
+    """A data module, tokenised, whose only validation split is the one to evaluate.
 
     Raises:
-        UserError: there is no such split, or data, tokenizer and model do not fit.
+        UserError: there is no such split, or data, tokenizer and model do not fit together.
     """
     settings, task = request.settings, request.settings.task
     assert task is not None
     splits = read_splits(task, settings.data_dir)
     check_labels(request.checkpoint, splits.task)
     main_split = next(iter(splits.validation.values()))
-    known = {"validation": main_split, **splits.validation, "train": splits.train}
-    if settings.split not in known:
-        raise UserError(f"split={settings.split}: task={task.name} has no such split. Splits: {', '.join(known)}")
+    available = {"validation": main_split, **splits.validation, "train": splits.train}
+    if settings.split not in available:
+        raise UserError(f"split={settings.split}: task={task.name} has no such split. Splits: {', '.join(available)}")
     tokenizer = load_tokenizer(request.checkpoint)
     check_length("task.max_length", task.max_length, model, tokenizer)
     data = GLUEDataModule(
-        dataclasses.replace(splits, validation={settings.split: known[settings.split]}),
+        dataclasses.replace(splits, validation={settings.split: available[settings.split]}),
         tokenizer,
         batch_size=settings.batch_size,
         eval_batch_size=settings.batch_size,
@@ -116,10 +117,10 @@ def read_data(request: Request, model: LTPForSequenceClassification) -> GLUEData
     return data
 
 
-def _scaled(
+def _scaled_models(
     model: LTPForSequenceClassification, scales: Sequence[float]
 ) -> Iterator[tuple[float, LTPForSequenceClassification]]:
-    """The model with its thresholds multiplied by each factor in turn."""
+    """Yield the model once per factor, with its thresholds multiplied by it; restores them afterwards."""
     thresholds = model.thresholds
     for scale in scales:
         if thresholds is None:
