@@ -84,11 +84,11 @@ class EncoderFamily(ABC):
         Args:
             model: the classifier.
             input_ids: (B, N) int64.
-            places: the tokens, in flattened ``input_ids``, (T,) int64.
+            indices: the tokens, in flattened ``input_ids``, (T,) int64.
             token_type_ids, position_ids: (B, N) or (1, N) int64, or None.
 
         Returns:
-            (T, D), in the order of ``places``.
+            (T, D), in the order of ``indices``.
         """
         if position_ids is None:
             position_ids = cls.position_ids(model, input_ids)
