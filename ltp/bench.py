@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import MISSING
 
 from ltp.command.cli import Command, command_line
-from ltp.command.output import check_writable
+from ltp.command.imports import fast_imports
+from ltp.command.output import check_writable, step_progress
 from ltp.errors import UserError, check_choice, check_range
 from ltp.evaluation.samples import Sequences, validation_sequences
 from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint
@@ -23,7 +24,6 @@ from ltp.runs.loading import check_budget, load_model, load_tokenizer, silence_l
 from ltp.runs.settings import TaskSettings
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, and a mistake should not
-    from ltp.benchmark.compare import Plan
     from ltp.model.classifier import LTPForSequenceClassification
 
 
@@ -70,6 +70,9 @@ def main(settings: BenchSettings) -> None:
     output = output_path(settings, checkpoint)
     report = measure(settings, checkpoint)
     write_report(output, report)
+
+    from ltp.benchmark.table import print_report
+
     print_report(report)
     print(f"report: {output}")
 
@@ -120,8 +123,8 @@ def check(settings: BenchSettings) -> None:
         UserError: names the key, its value and its range.
     """
     from ltp.benchmark.engines import DTYPES, ENGINES
-    from ltp.benchmark.models import SHAPES
-    from ltp.data.sequences import LENGTHS
+    from ltp.benchmark.shapes import SHAPES
+    from ltp.data.lengths import LENGTHS
 
     options = settings.bench
 
@@ -198,11 +201,12 @@ def measure(settings: BenchSettings, checkpoint: Checkpoint | None) -> dict[str,
         UserError: model, data or device do not fit.
         RunError: an engine computes wrong results.
     """
-    import torch
+    with fast_imports():
+        import torch
 
-    from ltp.benchmark.compare import Plan, run_benchmark
-    from ltp.benchmark.engines import ENGINES
-    from ltp.data.sequences import make_batches
+        from ltp.benchmark.compare import Plan, run_benchmark
+        from ltp.benchmark.engines import ENGINES
+        from ltp.data.sequences import make_batches
 
     silence_libraries()
     options = settings.bench
@@ -235,7 +239,8 @@ def measure(settings: BenchSettings, checkpoint: Checkpoint | None) -> dict[str,
         )
         if options.relative_flops is not None:
             _calibrate(model, batches(len(sequences.ids))[0], options.relative_flops)
-        report = _with_progress(model, batches, plan, run_benchmark)
+        with step_progress() as progress:
+            report = run_benchmark(model, batches, plan, progress)
     sizes = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
     name = checkpoint.name if checkpoint is not None else f"{options.shape}, random weights"
     return {
@@ -249,31 +254,9 @@ def measure(settings: BenchSettings, checkpoint: Checkpoint | None) -> dict[str,
     }
 
 
-def _calibrate(model: "LTPForSequenceClassification", batch: dict[str, Any], wanted: float) -> None:
-    from ltp.benchmark.profiles import set_profile_thresholds
-
-    try:
-        set_profile_thresholds(model, batch, wanted)
-    except ValueError as error:
-        raise UserError(f"bench.relative_flops={wanted} cannot be had here: {error}") from error
-
-
-def _with_progress(model: Any, batches: Any, plan: "Plan", run: Any) -> dict[str, Any]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("", total=None)
-
-        def show_progress(done: int, total: int, what: str) -> None:
-            progress.update(bar, completed=done, total=total, description=what)
-
-        return run(model, batches, plan, show_progress)
-
-
 @contextmanager
 def _threads(wanted: int | None) -> Iterator[None]:
+    """Let PyTorch compute on so many threads, and afterwards on as many as before."""
     import torch
 
     before = torch.get_num_threads()
@@ -283,6 +266,15 @@ def _threads(wanted: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _calibrate(model: "LTPForSequenceClassification", batch: dict[str, Any], wanted: float) -> None:
+    from ltp.benchmark.profiles import set_profile_thresholds
+
+    try:
+        set_profile_thresholds(model, batch, wanted)
+    except ValueError as error:
+        raise UserError(f"bench.relative_flops={wanted} cannot be had here: {error}") from error
 
 
 def build_model(settings: BenchSettings, checkpoint: Checkpoint | None) -> "LTPForSequenceClassification":
@@ -308,7 +300,8 @@ def read_sequences(
     Raises:
         UserError: the data or the tokenizer are not there, or do not fit the model.
     """
-    from ltp.data.sequences import LENGTHS, random_sequences, synthetic_lengths
+    from ltp.data.lengths import LENGTHS, synthetic_lengths
+    from ltp.data.sequences import random_sequences
 
     options = settings.bench
     if settings.task is None:
@@ -328,39 +321,6 @@ def write_report(path: Path, report: dict[str, Any]) -> None:
     from ltp.runs.directory import write_atomically
 
     write_atomically(path, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-
-
-def print_report(report: dict[str, Any]) -> None:
-    """Print a table a batch size, what they mean, and what was left out."""
-    from rich.console import Console
-
-    from ltp.benchmark.table import comparison, left_out
-    from ltp.runs.summary import format_tokens
-
-    console = Console()
-    console.width = max(console.width, 130)  # a narrower terminal wraps lines, which is better than cut columns
-    hardware, tokens = report["hardware"], report["tokens"]
-    console.print(
-        f"{report['model']['name']} · {report['lengths']} · {report['sequences']} sequences of {tokens['mean']:.1f} "
-        f"tokens ({tokens['min']}–{tokens['max']}), {report['settings']['bench']['order']} order\n"
-        f"{hardware['device']}, {hardware['instructions']}, {hardware['threads']} of {hardware['cores']} cores, "
-        f"{report['plan']['clock']} time · "
-        f"torch {report['versions']['torch']} · relative FLOPs {report['relative_flops']:.3f} "
-        f"({format_tokens(report['tokens_per_layer'])})",
-        highlight=False,
-        soft_wrap=True,
-    )
-    for size in report["settings"]["bench"]["batch_size"]:
-        console.print(comparison([row for row in report["results"] if row["batch_size"] == size]))
-    console.print(
-        f"Medians of the rounds (min–max). Speed-up: over {report['plan']['baseline']} in the same type (int8: over "
-        "float32; training: over masked). FLOPs: dense ÷ pruned. Efficiency: speed-up over the same engine unpruned "
-        "÷ FLOPs. Limit: time of the bare matrix products ÷ time. MiB: peak beyond the weights. HF: Hugging Face.",
-        highlight=False,
-        soft_wrap=True,
-    )
-    for line in left_out(report["left_out"]):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 COMMAND = Command(

@@ -12,6 +12,7 @@ from ltp.calibration.directory import check_directory, new_directory
 from ltp.calibration.request import BUDGETS, LATENCY_DEFAULTS, CalibrateSettings, Request
 from ltp.calibration.summary import print_summary
 from ltp.command.cli import Command
+from ltp.command.imports import fast_imports
 from ltp.command.output import progress
 from ltp.errors import UserError, check_choice, check_range, format_value
 from ltp.pruning import RATE_MODES
@@ -34,7 +35,8 @@ def main(settings: CalibrateSettings) -> None:
         log.info("finished already, skipped: %s (overwrite=true calibrates afresh)", directory)
         results = read_results(directory)
     else:
-        from ltp.calibration.run import run
+        with fast_imports():
+            from ltp.calibration.run import run
 
         results = run(request, progress)
     print_summary(results, directory)

@@ -5,6 +5,9 @@ import math
 from collections.abc import Collection
 from typing import Any
 
+#: The name to install by; the package index's ``ltp`` is somebody else's.
+DISTRIBUTION = "learned-token-pruning"
+
 
 class LTPError(Exception):
     """Base class: its text is the whole message that a command prints, without a traceback."""
@@ -76,3 +79,8 @@ def suggest(name: Any, known: Collection[str]) -> str:
     """`` Did you mean …?`` with at most two names that are spelled alike; empty where there is none."""
     near = difflib.get_close_matches(str(name), known, n=2)
     return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+def install_hint(extra: str) -> str:
+    """The command that installs one of the optional extras: ``pip install 'learned-token-pruning[onnx]'``."""
+    return f"pip install '{DISTRIBUTION}[{extra}]'"

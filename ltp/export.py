@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import MISSING
 
 from ltp.command.cli import Command
-from ltp.errors import UserError, check_range, suggest
+from ltp.command.imports import fast_imports
+from ltp.errors import UserError, check_range, install_hint, suggest
 from ltp.evaluation.samples import Sequences, validation_sequences
 from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint
 from ltp.runs.loading import check_budget, load_model, load_tokenizer, silence_libraries, stored_task
@@ -40,9 +41,11 @@ class ExportSettings:
 
 def main(settings: ExportSettings) -> None:
     """Export what a configuration describes."""
-    from ltp.exporting.run import export_huggingface
-
     settings, checkpoint = resolve(settings)
+
+    with fast_imports():
+        from ltp.exporting.run import export_huggingface
+
     silence_libraries()
     target = Path(settings.to).expanduser()
     if settings.format == "onnx":
@@ -72,8 +75,8 @@ def resolve(settings: ExportSettings) -> tuple[ExportSettings, Checkpoint]:
     if not isinstance(settings.batch_size, list):  # one may be written without brackets
         settings.batch_size = [settings.batch_size]
     check(settings)
+    from ltp.exporting.exported_run import ExportedRun
     from ltp.exporting.folders import check_target
-    from ltp.exporting.run import ExportedRun
 
     checkpoint = inspect_checkpoint(settings.restore)
     ExportedRun.of(checkpoint)
@@ -97,10 +100,10 @@ def check(settings: ExportSettings) -> None:
     check_range(settings.sequences >= 1, "sequences", settings.sequences, "1 or more")
     check_range(settings.rounds >= 0, "rounds", settings.rounds, "0 or more")
     if settings.format == "onnx":
-        from ltp.deploy.onnx import missing_packages
+        from ltp.deploy.requirements import missing_onnx_packages
 
-        if missing := missing_packages():
-            raise UserError(f"format=onnx needs {', '.join(missing)}: pip install 'ltp[onnx]'")
+        if missing := missing_onnx_packages():
+            raise UserError(f"format=onnx needs {', '.join(missing)}: {install_hint('onnx')}")
 
 
 def to_onnx(settings: ExportSettings, checkpoint: Checkpoint, target: Path) -> None:
@@ -137,7 +140,8 @@ def read_sequences(
     Raises:
         UserError: it is not in the ``data_dir`` that was given.
     """
-    from ltp.data.sequences import random_sequences, synthetic_lengths
+    from ltp.data.lengths import synthetic_lengths
+    from ltp.data.sequences import random_sequences
 
     stored = stored_task(checkpoint)
     try:

@@ -1,19 +1,16 @@
 """``python -m ltp.predict``: labels for new texts, and what a pruned classifier read of them."""
 
-import csv
-import io
-import json
-import re
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import MISSING
 
 from ltp.command.cli import Command
+from ltp.command.imports import fast_imports
 from ltp.command.output import check_writable, progress
+from ltp.command.overrides import quote_text
 from ltp.data.texts import Texts, keep_nonempty, read_texts
 from ltp.errors import UserError, check_choice, check_range, format_value
 from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint
@@ -34,8 +31,6 @@ if TYPE_CHECKING:  # transformers takes seconds to import, and a mistake should 
     from ltp.evaluation.prediction import Prediction
 
 SUFFIXES = (".csv", ".jsonl")
-_NAMED_ROWS = 5  # of many rows with the same note the first so many are named
-_SHOWN_LETTERS = 200
 
 
 @dataclass
@@ -65,15 +60,18 @@ def main(settings: PredictSettings) -> None:
         if (path := getattr(settings, key)) is not None:
             check_writable(f"{key}={path}", Path(path))
     predictions, thresholds = predict_texts(settings, checkpoint, texts)
-    print_notes(texts, predictions)
+
+    from ltp.evaluation import prediction_output as show
+
+    show.print_notes(texts, predictions)
     if settings.output is not None:
-        write_predictions(Path(settings.output), texts, predictions)
+        show.write_predictions(Path(settings.output), texts, predictions)
     if settings.html is not None:
-        write_page(Path(settings.html), _title(settings, checkpoint), texts, predictions, thresholds)
+        show.write_page(Path(settings.html), _title(settings, checkpoint), texts, predictions, thresholds)
     if settings.show:
-        print_layers(texts, predictions)
+        show.print_layers(texts, predictions)
     elif settings.output is None and settings.html is None:
-        print_table(texts, predictions)
+        show.print_table(texts, predictions)
     for path in (settings.output, settings.html):
         if path is not None:
             print(f"{len(predictions)} texts: {path}")
@@ -180,7 +178,8 @@ def predict_texts(
     Raises:
         UserError: model, tokenizer or device do not fit.
     """
-    from ltp.evaluation.prediction import predict
+    with fast_imports():
+        from ltp.evaluation.prediction import predict
 
     silence_libraries()
     set_threads(settings.threads)
@@ -203,66 +202,6 @@ def predict_texts(
     return predictions, None if model.thresholds is None else model.thresholds.tolist()
 
 
-def print_notes(texts: Texts, predictions: Sequence["Prediction"]) -> None:
-    """Say on standard error which rows were skipped, truncated, or hold no word."""
-    kinds: dict[str, list[str]] = {}
-    for row in texts.skipped:
-        kinds.setdefault("skipped, no text", []).append(str(row))
-    for row, prediction in zip(texts.rows, predictions, strict=True):
-        if prediction.note:
-            kind, _, detail = prediction.note.partition(": ")
-            kinds.setdefault(kind, []).append(f"{row} ({detail})" if detail else str(row))
-    for kind, rows in kinds.items():
-        more = f" and {len(rows) - _NAMED_ROWS} more" if len(rows) > _NAMED_ROWS else ""
-        word = "row" if len(rows) == 1 else "rows"
-        print(f"{kind}: {word} {', '.join(rows[:_NAMED_ROWS])}{more}", file=sys.stderr)
-
-
-def records(texts: Texts, predictions: Sequence["Prediction"]) -> list[dict[str, Any]]:
-    """What is written of each text: its row in the input, the text, label and probability or the score."""
-    found = []
-    for row, given, prediction in zip(texts.rows, texts.texts, predictions, strict=True):
-        record: dict[str, Any] = {"row": row, **dict(zip(("text", "text_pair"), given, strict=False))}
-        if prediction.label is None:
-            found.append(record | {"score": prediction.value})
-        else:
-            found.append(record | {"label": prediction.label, "probability": prediction.value})
-    return found
-
-
-def write_predictions(path: Path, texts: Texts, predictions: Sequence["Prediction"]) -> None:
-    """Write the predictions as CSV or JSONL, by the file's suffix, whole or not at all."""
-    from ltp.runs.directory import write_atomically
-
-    found = records(texts, predictions)
-    content = io.StringIO()
-    if path.suffix == ".csv":
-        writer = csv.DictWriter(content, found[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(found)
-    else:
-        content.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in found)
-    write_atomically(path, content.getvalue())
-
-
-def write_page(
-    path: Path,
-    title: str,
-    texts: Texts,
-    predictions: Sequence["Prediction"],
-    thresholds: Sequence[float] | None,
-) -> None:
-    """Write the page of the texts and their tokens, whole or not at all."""
-    from ltp.evaluation.page import Example, render_page
-    from ltp.runs.directory import write_atomically
-
-    examples = [
-        Example(row, result_text(prediction), prediction.note, prediction.cost, prediction.traces)
-        for row, prediction in zip(texts.rows, predictions, strict=True)
-    ]
-    write_atomically(path, render_page(title, examples, thresholds))
-
-
 def _title(settings: PredictSettings, checkpoint: Checkpoint) -> str:
     from ltp.runs.summary import describe
 
@@ -272,65 +211,7 @@ def _title(settings: PredictSettings, checkpoint: Checkpoint) -> str:
     return f"{results['task']} · {results['model']} · {describe(results, settings.budget)}"
 
 
-def result_text(prediction: "Prediction") -> str:
-    """A prediction in words: ``positive 0.982``, or the score."""
-    return f"{prediction.label} {prediction.value:.3f}" if prediction.label is not None else f"{prediction.value:.3f}"
-
-
-def print_table(texts: Texts, predictions: Sequence["Prediction"]) -> None:
-    """Print a line a text; of a long one its beginning."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from ltp.model.tracing import printable
-
-    value = "probability" if predictions[0].label is not None else "score"
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("row", justify="right", no_wrap=True)
-    for name in ("text", "text_pair")[: len(texts.texts[0])]:
-        table.add_column(name)
-    if predictions[0].label is not None:
-        table.add_column("label", no_wrap=True)
-    table.add_column(value, justify="right", no_wrap=True)
-    for row, given, prediction in zip(texts.rows, texts.texts, predictions, strict=True):
-        cells = [shortened(printable(text)) for text in given]
-        cells += [prediction.label] if prediction.label is not None else []
-        table.add_row(str(row), *map(Text, cells), f"{prediction.value:.4f}")
-    Console().print(table)
-
-
-def shortened(text: str) -> str:
-    """A text's beginning."""
-    return text if len(text) <= _SHOWN_LETTERS else f"{text[:_SHOWN_LETTERS]}…"
-
-
-def print_layers(texts: Texts, predictions: Sequence["Prediction"]) -> None:
-    """Print each text layer by layer, the tokens that have left dimmed."""
-    from rich.console import Console
-    from rich.text import Text
-
-    from ltp.model.tracing import format_layers, printable
-
-    console = Console(highlight=False)
-    for row, prediction in zip(texts.rows, predictions, strict=True):
-        cost = f"{100 * prediction.cost:.0f} % of the dense FLOPs"
-        console.print(Text(f"{row}: {printable(result_text(prediction))}", style="bold"), Text(f"· {cost}"))
-        console.print(format_layers(prediction.traces, plain=not console.is_terminal))
-
-
-def quoted(word: str) -> str:
-    """A word of the command line such that Hydra takes a text as it stands, whatever it holds."""
-    key, equals, value = word.partition("=")
-    if not equals or key not in ("text", "text_pair"):
-        return word
-    value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # OmegaConf would look the rest up
-    value = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + match[2].replace("'", r"\'"), value)
-    return f"{key}='{value}'"
-
-
-COMMAND = Command("predict", PredictSettings, main, fill, prepare=lambda words: list(map(quoted, words)))
+COMMAND = Command("predict", PredictSettings, main, fill, prepare=lambda words: list(map(quote_text, words)))
 
 if __name__ == "__main__":
     sys.exit(COMMAND())

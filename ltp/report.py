@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra._internal.utils import get_args_parser
 from omegaconf import MISSING
 from rich.console import Console
 
 from ltp.command.cli import Command
+from ltp.command.overrides import folders_as_key
 from ltp.errors import UserError
 
 if TYPE_CHECKING:  # Matplotlib takes a second to import, and a mistake should not
@@ -151,17 +151,6 @@ def print_report(groups: "Sequence[Group]", entries: "Sequence[LeftOut]") -> Non
         print_line(f"{summary(group)}\n")
     for line in (*DEFINITIONS, *left_out(entries)):
         print_line(line)
-
-
-def folders_as_key(arguments: Sequence[str]) -> list[str]:
-    """A command line whose words without ``=`` are folders, as Hydra reads it: ``folders=['outputs/tiny']``."""
-    overrides = get_args_parser().parse_intermixed_args(arguments).overrides
-    folders = [word for word in overrides if "=" not in word and not word.startswith("~")]
-    if not folders:
-        return list(arguments)
-    escaped = (word.replace("'", "\\'") for word in folders)
-    key = "folders=[" + ",".join(f"'{word}'" for word in escaped) + "]"
-    return [*(word for word in arguments if word not in folders), key]
 
 
 COMMAND = Command("report", ReportSettings, main, fill, prepare=folders_as_key)

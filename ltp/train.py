@@ -2,14 +2,14 @@
 
 import dataclasses
 import logging
-import re
 import sys
 import time
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
 from ltp.command import cli
+from ltp.command.imports import fast_imports
+from ltp.command.overrides import as_overrides
 from ltp.errors import LTPError, RunError
 from ltp.runs.directory import check_same_settings, is_finished, read_results
 from ltp.runs.plan import Run, plan_run
@@ -38,8 +38,9 @@ def train_run(given: TrainSettings) -> float:
     """Train the run that a configuration describes."""
     run = plan(given)
 
-    from ltp.training import building  # Lightning takes seconds to import, and a mistake should not
-    from ltp.training import run as training
+    with fast_imports():  # Lightning takes seconds to import, and a mistake should not
+        from ltp.training import building
+        from ltp.training import run as training
 
     if is_finished(run.directory) and not given.overwrite:
         results = read_results(run.directory)
@@ -137,11 +138,11 @@ def parent_overrides(run: Run) -> list[str]:
         if group == "trainer":
             del node["max_steps"]  # a limit of this run, not of its parent
             node["num_nodes"] = 1  # only the main process's node starts it
-        overrides += _as_overrides(group, node)
+        overrides += as_overrides(group, node)
     loggers = ",".join(settings.logger)
-    overrides += [f"logger=[{loggers}]", *_as_overrides("logger", settings.logger)]
+    overrides += [f"logger=[{loggers}]", *as_overrides("logger", settings.logger)]
     for key in ("seed", "output_root", "data_dir"):
-        overrides += _as_overrides(key, getattr(settings, key))
+        overrides += as_overrides(key, getattr(settings, key))
     if run.missing.stage == "soft":
         overrides += ["prune_mode=absolute_threshold"]
         keys = (
@@ -153,31 +154,10 @@ def parent_overrides(run: Run) -> list[str]:
             "target_flops",
         )
         for key in keys:
-            overrides += _as_overrides(f"prune.{key}", getattr(settings.prune, key))
-        overrides += _as_overrides("budgets", settings.budgets)
-        overrides += _as_overrides("distill", dataclasses.asdict(settings.distill))
+            overrides += as_overrides(f"prune.{key}", getattr(settings.prune, key))
+        overrides += as_overrides("budgets", settings.budgets)
+        overrides += as_overrides("distill", dataclasses.asdict(settings.distill))
     return overrides
-
-
-def _as_overrides(key: str, value: Any) -> list[str]:
-    """Leaves of a configuration node in Hydra's override grammar."""
-    if isinstance(value, dict):
-        return [override for name, item in value.items() for override in _as_overrides(f"{key}.{name}", item)]
-    # ++ because dicts of the schema (model.architecture, recipe.stages) take keys that the option may lack
-    return [f"++{key}={_literal(value)}"]
-
-
-def _literal(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return "[" + ",".join(map(_literal, value)) + "]"
-    if isinstance(value, str):
-        escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
-        return f"'{escaped}'"
-    return repr(value)
 
 
 COMMAND = cli.Command("train", TrainSettings, main, fill)

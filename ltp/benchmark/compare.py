@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltp.benchmark.engines import ENGINES, Infer, Models, UnavailableError, check_logits
-from ltp.benchmark.models import without_pruning
+from ltp.benchmark.checks import check_logits
+from ltp.benchmark.engines import ENGINES, Infer, UnavailableError
+from ltp.benchmark.models import Models, without_pruning
 from ltp.benchmark.products import bare_products
 from ltp.benchmark.report import (
     DEFINITIONS,

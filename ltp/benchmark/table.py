@@ -1,10 +1,41 @@
-"""A report's rows as a table for the terminal."""
+"""A benchmark's report in the terminal."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
+
+from ltp.runs.summary import format_tokens
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """Print a table a batch size, what they mean, and what was left out."""
+    console = Console()
+    console.width = max(console.width, 130)  # a narrower terminal wraps lines, which is better than cut columns
+    hardware, tokens = report["hardware"], report["tokens"]
+    console.print(
+        f"{report['model']['name']} · {report['lengths']} · {report['sequences']} sequences of {tokens['mean']:.1f} "
+        f"tokens ({tokens['min']}–{tokens['max']}), {report['settings']['bench']['order']} order\n"
+        f"{hardware['device']}, {hardware['instructions']}, {hardware['threads']} of {hardware['cores']} cores, "
+        f"{report['plan']['clock']} time · "
+        f"torch {report['versions']['torch']} · relative FLOPs {report['relative_flops']:.3f} "
+        f"({format_tokens(report['tokens_per_layer'])})",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for size in report["settings"]["bench"]["batch_size"]:
+        console.print(comparison([row for row in report["results"] if row["batch_size"] == size]))
+    console.print(
+        f"Medians of the rounds (min–max). Speed-up: over {report['plan']['baseline']} in the same type (int8: over "
+        "float32; training: over masked). FLOPs: dense ÷ pruned. Efficiency: speed-up over the same engine unpruned "
+        "÷ FLOPs. Limit: time of the bare matrix products ÷ time. MiB: peak beyond the weights. HF: Hugging Face.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for line in left_out(report["left_out"]):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def comparison(rows: Sequence[dict[str, Any]]) -> Table:

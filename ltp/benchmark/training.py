@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from ltp.benchmark.engines import Models, WrongResultsError
+from ltp.benchmark.checks import WrongResultsError
+from ltp.benchmark.models import Models
 from ltp.benchmark.timing import Pass
 from ltp.data.sequences import Batch
 from ltp.model.classifier import LTPForSequenceClassification

@@ -21,11 +21,15 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from ltp import __version__
-from ltp.errors import LTPError, RunError, TerminatedError, UserError, unknown_option
+from ltp.errors import LTPError, RunError, TerminatedError, UserError, install_hint, unknown_option
 from ltp.pruning import RATE_MODES
 from ltp.runs.settings import typed_as, unknown_key
 from ltp.sweeps.processes import exit_with_parent, has_parent_process, report_to_parent
 from ltp.sweeps.record import SweepRecord
+
+# Hydra copies its store of schemas for each group that --help lists, which takes a second. What it loads from the store
+# is copied in any case.
+ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
 
 #: Hydra's plugins by their names there: the option that chooses each, and the extra that installs it.
 _PLUGINS = {
@@ -39,14 +43,14 @@ _PLUGINS = {
 def config_dir() -> str:
     """The folder of configurations: ``$LTP_CONF``, the repository's ``conf/``, or the installed copy."""
     package = Path(__file__).resolve().parents[1]
-    indices = [package.parent / "conf", package / "conf"]
+    places = [package.parent / "conf", package / "conf"]
     if "LTP_CONF" in os.environ:
-        indices.insert(0, Path(os.environ["LTP_CONF"]))
-    for place in indices:
+        places.insert(0, Path(os.environ["LTP_CONF"]))
+    for place in places:
         if (place / "train.yaml").is_file():
             return str(place.resolve())
     raise UserError(
-        f"no configuration found in {', '.join(map(str, indices))}; set LTP_CONF to the folder of train.yaml"
+        f"no configuration found in {', '.join(map(str, places))}; set LTP_CONF to the folder of train.yaml"
     )
 
 
@@ -202,7 +206,7 @@ def explain(error: Exception, overrides: list[str], unknown: Callable[[str], str
     cause = str(error.__cause__ or error).split("\n")[0]
     if (match := re.search(r"Could not find 'hydra/(?:launcher|sweeper)/(\w+)'", text)) and match[1] in _PLUGINS:
         option, extra = _PLUGINS[match[1]]
-        return f"{option} needs its package: pip install 'ltp[{extra}]'"
+        return f"{option} needs its package: {install_hint(extra)}"
     if match := re.search(r"Could not (?:find|load) '([\w-]+)/(.+?)'", text):
         return _no_such_option(*match.groups())
     if "Config group override must be a string" in text:  # task=3, prune=null

@@ -1,4 +1,4 @@
-"""What commands that compute share: a bar while they do, and a look at the place they will write to."""
+"""Progress bars, and the check that an output file can be written before the work begins."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -22,6 +22,23 @@ def progress(total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         bar = bars.add_task("", total=total)
         yield lambda count: bars.advance(bar, count)
+
+
+@contextlib.contextmanager
+def step_progress() -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on standard error whose length and text change; it is gone afterwards.
+
+    Yields:
+        What to call with the steps done, the steps in all, and what was done last.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("", total=None)
+
+        yield lambda done, total, what: progress.update(bar, completed=done, total=total, description=what)
 
 
 def check_writable(what: str, path: Path, remedy: str = "") -> None:

@@ -1,1 +1,4 @@
-"""Data: tasks and their metrics, where examples come from, batches and Lightning's DataModule."""
+"""Tasks and metrics, loading of splits, batching, and the Lightning DataModule."""
+
+#: Suffixes of files with named columns.
+TABLE_SUFFIXES = (".parquet", ".jsonl", ".csv", ".tsv")

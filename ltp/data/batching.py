@@ -1,7 +1,7 @@
-"""Which rows make up which batch: the order of training, its shards, and what resuming needs.
+"""Batch samplers: order of training rows, sharding over processes, resuming, and length-matched samples.
 
-The order is a pure function of (seed, epoch). The number of processes and gradient accumulation only decide
-how a batch is split, so that runs on other machines see the same optimiser steps.
+The order is a pure function of (seed, epoch). The number of processes and gradient accumulation determine only
+how a batch is split, so runs on different hardware take the same optimiser steps.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from torch.utils.data import Sampler
 
 from ltp.errors import UserError
 
-GROUP_BATCHES = 50  # batches sorted by length together: enough to save padding, few enough to stay random
+GROUP_BATCHES = (
+    50  # batches sorted by length together: large enough to save padding, small enough to keep the order random
+)
 
 
 def check_batch_size(batch_size: int, world_size: int, accumulate: int) -> None:
-    """Stop where the batch of an optimiser step cannot be split evenly.
+    """Check that the batch of an optimiser step can be split evenly.
 
     Raises:
-        UserError: `batch_size` is no positive multiple of `world_size * accumulate`.
+        UserError: `batch_size` is not a positive multiple of `world_size * accumulate`.
     """
     parts = world_size * accumulate
     if batch_size >= 1 and batch_size % parts == 0:
@@ -35,26 +37,25 @@ def check_batch_size(batch_size: int, world_size: int, accumulate: int) -> None:
 
 
 def steps_in_epoch(rows: int, batch_size: int, parts: int) -> int:
-    """Optimiser steps in one epoch of `rows` rows.
+    """Count the optimiser steps in one epoch of `rows` rows.
 
-    The last batch may be smaller, but it is dropped where it has fewer rows than `parts`: world size times
-    accumulation.
+    The last batch may be smaller. It is dropped if it has fewer rows than `parts` (world size times accumulation).
     """
     full, rest = divmod(rows, batch_size)
     return full + (rest >= parts)
 
 
 def global_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """One epoch's batches, rows of like length together, in random order.
+    """Build one epoch's batches: rows of similar length together, batches in random order.
 
     Args:
-        lengths: Tokens of each row, shape (rows,).
-        batch_size: Rows of one optimiser step, over all processes.
-        seed: Together with `epoch`, decides the order.
+        lengths: Tokens in each row, int, shape (rows,).
+        batch_size: Rows per optimiser step, over all processes.
+        seed: Determines the order, together with `epoch`.
         epoch: Counted from 0.
 
     Returns:
-        Row numbers batch by batch, each row once. A smaller batch, if there is one, comes last.
+        Row indices of each batch, int64; each row occurs once. A smaller batch, if any, comes last.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(lengths))
@@ -71,18 +72,21 @@ def global_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) 
 
 
 class TrainBatches(Sampler[list[int]]):
-    """Batch sampler of one process: its micro-batches of an epoch, in order.
+    """Batch sampler of one process: yields the micro-batches of an epoch in order.
 
-    Optimiser step s consists of `accumulate` micro-batches on each of `world_size` processes. They share the
-    step's rows as evenly as possible, each with rows of all its lengths.
+    An optimiser step consists of `accumulate` micro-batches on each of `world_size` processes. The step's rows are
+    split as evenly as possible, and each micro-batch gets rows from the step's whole range of lengths.
 
     Args:
-        lengths: Tokens of each row.
-        batch_size: Rows of one optimiser step; a multiple of `world_size * accumulate`.
-        accumulate: Micro-batches that a process takes for one optimiser step.
+        lengths: Tokens in each row, shape (rows,).
+        batch_size: Rows per optimiser step; a multiple of `world_size * accumulate`.
+        accumulate: Micro-batches per process and optimiser step.
         world_size: Number of processes.
-        rank: This process.
-        seed: Decides the order, together with the epoch.
+        rank: Rank of this process.
+        seed: Determines the order, together with the epoch.
+
+    Raises:
+        UserError: `batch_size` is not a positive multiple of `world_size * accumulate`.
     """
 
     def __init__(
@@ -105,15 +109,15 @@ class TrainBatches(Sampler[list[int]]):
         self.parts = world_size * accumulate
         self.steps = steps_in_epoch(len(self.lengths), batch_size, self.parts)
         self.epoch = 0
-        self._resume: tuple[int, int] | None = None  # (epoch, micro-batches of it done already)
+        self._resume: tuple[int, int] | None = None  # (epoch, micro-batches of it already processed)
         self.sampler = self  # Lightning calls `batch_sampler.sampler.set_epoch`
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration goes through."""
+        """Set the epoch of the next iteration."""
         self.epoch = epoch
 
     def resume(self, epoch: int, done: int) -> None:
-        """Let the next pass, if it is through `epoch`, leave out the first `done` micro-batches."""
+        """Skip the first `done` micro-batches in the next iteration, provided that it is over `epoch`."""
         self.epoch = epoch
         self._resume = (epoch, done)
 
@@ -125,18 +129,18 @@ class TrainBatches(Sampler[list[int]]):
         start = resume[1] if resume is not None and resume[0] == self.epoch else 0
         batches = global_batches(self.lengths, self.batch_size, self.seed, self.epoch)
         for index in range(start, len(self)):
-            step, apply = divmod(index, self.accumulate)
-            yield batches[step][apply * self.world_size + self.rank :: self.parts].tolist()
+            step, micro_batch = divmod(index, self.accumulate)
+            yield batches[step][micro_batch * self.world_size + self.rank :: self.parts].tolist()
 
     def loss_weight(self, batch_idx: int, rows: int) -> float:
-        """Weight of a micro-batch's mean loss, such that averages over micro-batches are means over rows.
+        """Compute the weight of a micro-batch's mean loss that makes an average over micro-batches a mean over rows.
 
         Args:
-            batch_idx: Position of the micro-batch in the epoch.
-            rows: Its number of rows.
+            batch_idx: Index of the micro-batch in the epoch.
+            rows: Number of rows in the micro-batch.
 
         Returns:
-            1.0, except in the smaller batch at the end of an epoch.
+            The weight; 1.0 except in the smaller batch at the end of an epoch.
         """
         step = batch_idx // self.accumulate
         global_rows = min(self.batch_size, len(self.lengths) - step * self.batch_size)
@@ -146,42 +150,45 @@ class TrainBatches(Sampler[list[int]]):
 def evaluation_batches(
     lengths: Sequence[int] | np.ndarray, batch_size: int, *, world_size: int = 1, rank: int = 0
 ) -> list[list[int]]:
-    """The batches that one process evaluates: sorted by length, and no row is repeated to fill a shard.
+    """Build the batches that one process evaluates, the longest rows first.
 
-    Over all ranks each row comes exactly once.
+    No row is repeated to fill a shard: over all ranks, each row occurs exactly once.
+
+    Returns:
+        Row indices of each batch.
     """
     shard = np.argsort(-np.asarray(lengths), kind="stable")[rank::world_size]
     return [shard[start : start + batch_size].tolist() for start in range(0, len(shard), batch_size)]
 
 
-def matched_rows(lengths: np.ndarray, wanted: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
-    """Rows whose lengths are distributed as wanted.
+def matched_rows(lengths: np.ndarray, target_lengths: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
+    """Sample rows whose length distribution matches that of other examples.
 
-    Where a method's cost depends on the length of the input, a budget met on training examples is missed on longer
-    ones (SST-2 trains on phrases and is evaluated on sentences). So training examples are chosen by the lengths of
-    those that the budget is for; nothing else of the latter is read.
+    If a method's cost depends on the input length, a budget met on short training examples is exceeded on longer
+    evaluation examples (SST-2 trains on phrases and evaluates on sentences). The sample therefore follows the lengths
+    of the examples that the budget applies to. Only their lengths are used.
 
     Args:
-        lengths: tokens of each row that may be chosen, (R,).
-        wanted: tokens of each example that the budget is for, (V,).
-        count: how many rows to choose; all where there are no more.
-        seed: of the choice among rows of equal length.
+        lengths: Tokens in each candidate row, int, shape (R,).
+        target_lengths: Tokens in each example that the budget applies to, int, shape (V,).
+        count: Rows to sample; all R rows if there are fewer.
+        seed: Determines the choice among rows of equal length.
 
     Returns:
-        Indices of the chosen rows, (min(count, R),) int64, ascending by length; none twice.
+        Indices of the sampled rows, int64, shape (min(count, R),), without duplicates, ascending by length.
     """
     count = min(count, len(lengths))
-    quantiles = np.sort(wanted)[((np.arange(count) + 0.5) * len(wanted) / count).astype(int)]
+    quantiles = np.sort(target_lengths)[((np.arange(count) + 0.5) * len(target_lengths) / count).astype(int)]
     shuffled = np.random.default_rng(seed).permutation(len(lengths))
-    free = shuffled[np.argsort(lengths[shuffled], kind="stable")].tolist()  # by length, at random within one
-    free_lengths = [int(lengths[row]) for row in free]
-    chosen = []
-    for length in quantiles[::-1].tolist():  # the longest first: they cost most, and are rarest
+    available = shuffled[np.argsort(lengths[shuffled], kind="stable")]  # by length, equal lengths in random order
+    free, free_lengths = available.tolist(), lengths[available].tolist()
+    sampled = []
+    for length in quantiles[::-1].tolist():  # the longest first: they cost most and are rarest
         right = bisect_left(free_lengths, length)
         left = right - 1
         nearer_left = right == len(free) or (left >= 0 and length - free_lengths[left] < free_lengths[right] - length)
-        place = left if nearer_left else right
-        chosen.append(free.pop(place))
-        free_lengths.pop(place)
-    rows = np.array(chosen, dtype=np.int64)
+        nearest = left if nearer_left else right
+        sampled.append(free.pop(nearest))
+        free_lengths.pop(nearest)
+    rows = np.array(sampled, dtype=np.int64)
     return rows[np.argsort(lengths[rows], kind="stable")]

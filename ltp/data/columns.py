@@ -1,6 +1,6 @@
-"""The columns of a split: checked whole, and brought into their final form.
+"""Validate the columns of a split and convert them to their final types.
 
-Every message names the file, the row (counted from 1, without the header) and the remedy.
+Every error message names the file, the row (counted from 1, header excluded) and the remedy.
 """
 
 from __future__ import annotations
@@ -20,84 +20,84 @@ MAX_LABELS = 1_000
 MAX_FRACTIONAL_LABELS = 20  # star ratings in halves are classes; more values than these are measurements
 
 
-def check_rows(table: pa.Table, task: Task, where: object, *, blank_is_missing: bool) -> pa.Table:
-    """Check a split and bring it into its final form.
+def check_rows(table: pa.Table, task: Task, source: object, *, blank_is_missing: bool) -> pa.Table:
+    """Validate a split and convert its columns to their final types.
 
     Args:
         table: The task's text columns and its label column; other columns are dropped.
-        task: Its labels must be known, unless it is a regression task.
-        where: The file, for messages.
-        blank_is_missing: Whether a blank text is a missing value.
+        task: The task. Its labels must be known, unless it is a regression task.
+        source: The file, for error messages.
+        blank_is_missing: Whether a blank text counts as a missing value.
 
     Returns:
         The text columns (string) and `label`: int64 class ids, or float32 for regression.
 
     Raises:
-        UserError: An empty split; a missing text or label; a label outside the task's set or range.
+        UserError: The split is empty, a text or label is missing, or a label is not in the task's set or range.
     """
-    _require_rows(table, where)
-    checked = {name: _texts(table[name], name, where, blank_is_missing) for name in task.text_columns}
-    labels = _present(table[task.label_column], task.label_column, where)
-    final = _numbers if task.is_regression else _class_ids
-    checked["label"] = final(labels, task, where)
+    _require_rows(table, source)
+    checked = {name: _check_texts(table[name], name, source, blank_is_missing) for name in task.text_columns}
+    labels = _check_labels(table[task.label_column], task.label_column, source)
+    convert = _to_float32 if task.is_regression else _to_class_ids
+    checked["label"] = convert(labels, task, source)
     return pa.table(checked)
 
 
-def infer_labels(table: pa.Table, task: Task, where: object) -> tuple[str, ...]:
-    """The distinct labels of a custom task's training file: numbers in numerical order, else alphabetical.
+def infer_labels(table: pa.Table, task: Task, source: object) -> tuple[str, ...]:
+    """Return the distinct labels of a custom task's training file: numbers in numerical order, then names, sorted.
 
     Raises:
-        UserError: Fewer than two labels, labels that look like measurements, or a missing label.
+        UserError: There are fewer than two labels, the labels look like measurements, or a label is missing.
     """
-    _require_rows(table, where)
-    column = _present(table[task.label_column], task.label_column, where)
+    _require_rows(table, source)
+    column = _check_labels(table[task.label_column], task.label_column, source)
     names = {_label_name(value) for value in pc.unique(column).to_pylist()}
-    numbers = {name: _number(name) for name in names}
+    numbers = {name: _parse_number(name) for name in names}
     fractional = any(number is not None and not number.is_integer() for number in numbers.values())
     if len(names) > MAX_LABELS or (fractional and len(names) > MAX_FRACTIONAL_LABELS):
         raise UserError(
-            f"{where}: column {task.label_column!r} holds {len(names)} values such as {min(names)!r}:"
+            f"{source}: column {task.label_column!r} holds {len(names)} values such as {min(names)!r}:"
             " numbers to predict rather than classes? Then use task.metric=pearson."
         )
     if len(names) < 2:
-        found = f", not only {names.pop()!r}" if names else ""
-        raise UserError(f"{where}: column {task.label_column!r} needs at least two different labels{found}.")
+        only = f", not only {names.pop()!r}" if names else ""
+        raise UserError(f"{source}: column {task.label_column!r} needs at least two different labels{only}.")
     return tuple(sorted(names, key=lambda name: ((number := numbers[name]) is None, number or 0.0, name)))
 
 
-def _require_rows(table: pa.Table, where: object) -> None:
+def _require_rows(table: pa.Table, source: object) -> None:
     if table.num_rows == 0:
-        raise UserError(f"{where}: no rows; give a split with at least one example.")
+        raise UserError(f"{source}: no rows; give a split with at least one example.")
 
 
-def _texts(column: pa.ChunkedArray, name: str, where: object, blank_is_missing: bool) -> pa.ChunkedArray:
-    column = _decoded(column)
+def _check_texts(column: pa.ChunkedArray, name: str, source: object, blank_is_missing: bool) -> pa.ChunkedArray:
+    column = pc.dictionary_decode(column)  # pandas' categoricals
     if not _is_string(column.type) and not pa.types.is_null(column.type):
-        raise UserError(f"{where}: column {name!r} holds {column.type} values, not text.")
+        raise UserError(f"{source}: column {name!r} holds {column.type} values, not text.")
     column = column.cast(pa.string())
     missing = pc.is_null(column)
     if blank_is_missing:
         missing = pc.or_kleene(missing, pc.equal(pc.utf8_trim_whitespace(column), ""))
-    if (row := _first(missing)) is not None:
-        raise UserError(f"{where}: row {row} has no text in column {name!r}; fill it in or remove the row.")
+    if (row := _first_row(missing)) is not None:
+        raise UserError(f"{source}: row {row} has no text in column {name!r}; fill it in or remove the row.")
     return column
 
 
-def _present(column: pa.ChunkedArray, name: str, where: object) -> pa.ChunkedArray:
-    """The label column, without a missing value in it; strings without surrounding blanks."""
-    column = _decoded(column)
+def _check_labels(column: pa.ChunkedArray, name: str, source: object) -> pa.ChunkedArray:
+    """Check that no label is missing; strip surrounding whitespace from strings."""
+    column = pc.dictionary_decode(column)  # pandas' categoricals
     if _is_string(column.type):
         column = pc.utf8_trim_whitespace(column)
         missing = pc.or_kleene(pc.is_null(column), pc.equal(column, ""))
     else:
         missing = pc.is_null(column, nan_is_null=True)
-    if (row := _first(missing)) is not None:
-        raise UserError(f"{where}: row {row} has no label in column {name!r}; label it or remove the row.")
+    if (row := _first_row(missing)) is not None:
+        raise UserError(f"{source}: row {row} has no label in column {name!r}; label it or remove the row.")
     return column
 
 
-def _class_ids(column: pa.ChunkedArray, task: Task, where: object) -> pa.ChunkedArray:
-    """Labels given as names, or for built-in tasks as ids, to int64 ids."""
+def _to_class_ids(column: pa.ChunkedArray, task: Task, source: object) -> pa.ChunkedArray:
+    """Convert label names, or ids of a built-in task, to int64 ids."""
     assert task.labels is not None, "labels are inferred before rows are checked"
     ids = {name: index for index, name in enumerate(task.labels)}
     if task.name in TASKS:
@@ -105,38 +105,38 @@ def _class_ids(column: pa.ChunkedArray, task: Task, where: object) -> pa.Chunked
     distinct = pc.unique(column)
     distinct_ids = pa.array([ids.get(_label_name(value)) for value in distinct.to_pylist()], pa.int64())
     labels = pc.take(distinct_ids, pc.index_in(column, value_set=distinct))
-    if (row := _first(pc.is_null(labels))) is not None:
+    if (row := _first_row(pc.is_null(labels))) is not None:
         label = _label_name(column[row - 1].as_py())
         if label == "-1" and task.name in TASKS:
             raise UserError(
-                f"{where}: row {row} has label -1: the split is unlabelled, as the hub's test splits are;"
+                f"{source}: row {row} has label -1: the split is unlabelled, as the hub's test splits are;"
                 " use a labelled one."
             )
         accepted = [f"{name} ({i})" if task.name in TASKS else name for i, name in enumerate(task.labels)]
-        source = "" if task.name in TASKS else " (from the training file)"
+        origin = "" if task.name in TASKS else " (from the training file)"
         raise UserError(
-            f"{where}: row {row} has label {label!r} in column {task.label_column!r};"
-            f" labels of task {task.name}{source}: {', '.join(accepted)}."
+            f"{source}: row {row} has label {label!r} in column {task.label_column!r};"
+            f" labels of task {task.name}{origin}: {', '.join(accepted)}."
         )
     return labels
 
 
-def _numbers(column: pa.ChunkedArray, task: Task, where: object) -> pa.ChunkedArray:
-    """Labels of a regression task to float32."""
+def _to_float32(column: pa.ChunkedArray, task: Task, source: object) -> pa.ChunkedArray:
+    """Convert the labels of a regression task to float32."""
     try:
         numbers = pc.cast(column, pa.float64())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        bad = (row for row, value in enumerate(column.to_pylist(), start=1) if _number(str(value)) is None)
-        first = next(bad, 1)
+        rows = (row for row, value in enumerate(column.to_pylist(), start=1) if _parse_number(str(value)) is None)
+        first = next(rows, 1)
         raise UserError(
-            f"{where}: row {first} has label {column[first - 1].as_py()!r} in column {task.label_column!r};"
+            f"{source}: row {first} has label {column[first - 1].as_py()!r} in column {task.label_column!r};"
             f" task {task.name} needs numbers{_range_text(task)}."
         ) from None
     low, high = task.label_range or (-sys.float_info.max, sys.float_info.max)
     within = pc.and_(pc.greater_equal(numbers, low), pc.less_equal(numbers, high))
-    if (row := _first(pc.invert(within))) is not None:
+    if (row := _first_row(pc.invert(within))) is not None:
         raise UserError(
-            f"{where}: row {row} has label {numbers[row - 1].as_py():g} in column {task.label_column!r};"
+            f"{source}: row {row} has label {numbers[row - 1].as_py():g} in column {task.label_column!r};"
             f" task {task.name} needs finite numbers{_range_text(task)}."
         )
     return pc.cast(numbers, pa.float32())
@@ -147,14 +147,15 @@ def _range_text(task: Task) -> str:
 
 
 def _label_name(value: Any) -> str:
-    """A label as text: 1, 1.0, "1" and "1.0" (as pandas writes ids beside missing ones) are all "1"."""
+    """Format a label as text: 1, 1.0, "1" and "1.0" (pandas' form of ids in a column with gaps) all give "1"."""
     if isinstance(value, bool):
         return str(value).lower()
     name = str(value)
     return name.partition(".")[0] if re.fullmatch(r"-?\d+\.0+", name) else name
 
 
-def _number(name: str) -> float | None:
+def _parse_number(name: str) -> float | None:
+    """Parse a finite number; None if the text is not one."""
     try:
         number = float(name)
     except ValueError:
@@ -162,16 +163,11 @@ def _number(name: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Categories (pandas' categoricals) as their values."""
-    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+def _is_string(data_type: pa.DataType) -> bool:
+    return pa.types.is_string(data_type) or pa.types.is_large_string(data_type)
 
 
-def _is_string(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
-def _first(flags: pa.ChunkedArray) -> int | None:
-    """The 1-based row of the first true flag."""
+def _first_row(flags: pa.ChunkedArray) -> int | None:
+    """Return the 1-based row of the first true flag; None if there is none."""
     index = pc.index(flags, True).as_py()
     return None if index < 0 else index + 1

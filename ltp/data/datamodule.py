@@ -1,4 +1,4 @@
-"""GLUEDataModule: tokenises a task's splits once and feeds them to Lightning in length-grouped batches."""
+"""GLUEDataModule: tokenises a task's splits once and provides length-grouped batches to Lightning."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
@@ -22,11 +23,11 @@ Batch = dict[str, torch.Tensor]
 
 
 class Collator:
-    """Pads a batch on the right, to its longest row.
+    """Pad a batch on the right to its longest row.
 
     Args:
-        pad_token_id: What `input_ids` are padded with; all other inputs are padded with 0.
-        regression: Labels are float32 rather than int64.
+        pad_token_id: Padding value of `input_ids`; all other inputs are padded with 0.
+        regression: Whether labels are float32 rather than int64.
     """
 
     def __init__(self, pad_token_id: int, *, regression: bool) -> None:
@@ -37,7 +38,7 @@ class Collator:
         """Collate tokenised rows.
 
         Returns:
-            `input_ids`, `attention_mask` (1: a real token) and, where the tokenizer makes them,
+            `input_ids`, `attention_mask` (1: a real token) and, if the tokenizer returns them,
             `token_type_ids`, each int64 of shape (batch, longest); `labels` of shape (batch,).
         """
         longest = max(len(row["input_ids"]) for row in rows)
@@ -53,24 +54,24 @@ class Collator:
 
 
 class GLUEDataModule(pl.LightningDataModule):
-    """A task's batches for training and validation.
+    """Lightning DataModule of a task: tokenises its splits and batches them for training and validation.
 
-    The Trainer needs `use_distributed_sampler=False`: the batches are sharded here. Under any number of
-    processes the optimiser steps see the same rows and every validation row is evaluated exactly once.
+    The Trainer needs `use_distributed_sampler=False`, because the batches are sharded here. For any number of
+    processes, the optimiser steps see the same rows and every validation row is evaluated exactly once.
     A run that resumes from a checkpoint continues with the micro-batch after the last one processed.
 
     Args:
-        splits: What `ltp.data.sources.load_splits` returned.
+        splits: The task's splits, from `ltp.data.sources.load_splits`.
         tokenizer: A tokenizer with a padding token.
-        batch_size: Rows of one optimiser step, over all processes and accumulated micro-batches.
-        eval_batch_size: Rows of one validation batch of one process.
-        accumulate: Micro-batches that a process takes for one optimiser step.
-        max_length: Tokens at which a row is truncated, special ones included.
-        seed: Decides the order of training rows, together with the epoch.
-        num_workers: Worker processes of each data loader.
+        batch_size: Rows per optimiser step, over all processes and accumulated micro-batches.
+        eval_batch_size: Rows per validation batch and process.
+        accumulate: Micro-batches per process and optimiser step.
+        max_length: Maximum tokens of a row, special tokens included; longer rows are truncated.
+        seed: Determines the order of training rows, together with the epoch.
+        num_workers: Worker processes per data loader.
 
     Raises:
-        UserError: A value that cannot work; the message names the key.
+        UserError: A value is out of range; the message names the key.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class GLUEDataModule(pl.LightningDataModule):
         self._encoded: dict[str, datasets.Dataset] = {}
         self._train_batches: TrainBatches | None = None
         self._calibration_batches: dict[int, list[Batch]] = {}
-        self._collate = Collator(_pad_token_id(tokenizer), regression=self.task.is_regression)
+        self._collate = Collator(tokenizer.pad_token_id, regression=self.task.is_regression)
 
     @property
     def validation_splits(self) -> tuple[str, ...]:
@@ -113,14 +114,14 @@ class GLUEDataModule(pl.LightningDataModule):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps in one epoch; known before `setup`."""
+        """Optimiser steps in one epoch; available before `setup`."""
         return steps_in_epoch(len(self.splits.train), self.batch_size, self._world_size * self.accumulate)
 
     def setup(self, stage: str | None = None) -> None:
-        """Check the splits against the number of processes, and tokenise them in memory.
+        """Check that the splits are large enough for the processes, and tokenise them in memory.
 
         Args:
-            stage: Lightning's: only "fit" (or None) needs the training split.
+            stage: Lightning's stage. Only "fit" (or None) loads the training split.
 
         Raises:
             UserError: The batch cannot be split evenly, or a split is too small for the processes.
@@ -140,7 +141,7 @@ class GLUEDataModule(pl.LightningDataModule):
             self._encode(name, split)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """This process's micro-batches; one that resumes starts where its checkpoint stopped."""
+        """Return the loader of this process's micro-batches; a resumed run continues at its checkpoint's position."""
         encoded = self._encoded["train"]
         batches = TrainBatches(
             _lengths(encoded),
@@ -156,7 +157,7 @@ class GLUEDataModule(pl.LightningDataModule):
         return self._loader(encoded, batches)
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
-        """One loader for each of `validation_splits`, with this process's share of the rows."""
+        """Return one loader per split in `validation_splits`, over this process's share of the rows."""
         loaders = []
         for name in self.validation_splits:
             encoded = self._encoded[name]
@@ -167,39 +168,42 @@ class GLUEDataModule(pl.LightningDataModule):
         return loaders
 
     def loss_weight(self, batch_idx: int, rows: int) -> float:
-        """Weight of a training micro-batch's mean loss, so that the optimiser step's is a mean over its rows.
+        """Compute the weight of a micro-batch's mean loss that makes the optimiser step's loss a mean over its rows.
 
-        Lightning averages over accumulated micro-batches and DDP over processes; in the smaller batch at the
-        end of an epoch their numbers of rows differ.
+        Lightning averages over accumulated micro-batches and DDP over processes. In the smaller batch at the end of
+        an epoch, micro-batches differ in their number of rows.
 
         Args:
-            batch_idx: Lightning's, of the epoch.
-            rows: Rows of the micro-batch.
+            batch_idx: Lightning's batch index in the epoch.
+            rows: Number of rows in the micro-batch.
 
         Returns:
             `rows * micro_batches / rows of the optimiser step`.
+
+        Raises:
+            RuntimeError: `train_dataloader` was not called.
         """
         if self._train_batches is None:
             raise RuntimeError("loss_weight is known once train_dataloader was called")
         return self._train_batches.loss_weight(batch_idx, rows)
 
     def calibration_batches(self, count: int) -> list[Batch]:
-        """This process's share of a fixed sample of training rows, as long as those of the main validation split.
+        """Return this process's share of a fixed training sample, matched in length to the main validation split.
 
         Args:
-            count: Rows of the sample, over all processes.
+            count: Rows in the sample, over all processes.
         """
         if count not in self._calibration_batches:
             encoded = self._encoded["train"]
-            own = self._calibration_rows(count)[self._rank :: self._world_size].tolist()
-            starts = range(0, len(own), self.eval_batch_size)
+            shard = self._calibration_rows(count)[self._rank :: self._world_size].tolist()
+            starts = range(0, len(shard), self.eval_batch_size)
             self._calibration_batches[count] = [
-                self._collate([encoded[row] for row in own[start : start + self.eval_batch_size]]) for start in starts
+                self._collate([encoded[row] for row in shard[start : start + self.eval_batch_size]]) for start in starts
             ]
         return self._calibration_batches[count]
 
     def calibration_lengths(self, count: int) -> np.ndarray:
-        """Tokens of each row of the sample of `calibration_batches`, (rows,), int; known after `setup`."""
+        """Return the tokens in each row of the `calibration_batches` sample, int, shape (rows,). Requires `setup`."""
         return self.train_lengths[self._calibration_rows(count)]
 
     def _calibration_rows(self, count: int) -> np.ndarray:
@@ -207,7 +211,7 @@ class GLUEDataModule(pl.LightningDataModule):
 
     @property
     def train_lengths(self) -> np.ndarray:
-        """Tokens of each training row, special ones included: shape (rows,), int. Known after `setup`."""
+        """Tokens in each training row, special tokens included: int, shape (rows,). Requires `setup`."""
         return _lengths(self._encoded["train"])
 
     @property
@@ -226,18 +230,18 @@ class GLUEDataModule(pl.LightningDataModule):
             texts = (list(rows[column]) for column in self.task.text_columns)
             return dict(self.tokenizer(*texts, truncation=True, max_length=self.max_length))
 
-        with _no_progress_bars():
+        with _disabled_progress_bars():
             self._encoded[name] = split.map(
                 encode,
                 batched=True,
                 remove_columns=list(self.task.text_columns),
                 keep_in_memory=True,
-                new_fingerprint=f"{name}-encoded",  # nothing is cached, so the tokenizer need not be hashed
+                new_fingerprint=f"{name}-encoded",  # nothing is cached: avoids hashing the tokenizer
             )
 
     def _loader(self, encoded: datasets.Dataset, batches: Any) -> DataLoader[Batch]:
         return DataLoader(
-            encoded,  # has __getitem__ and __len__, and fetches a batch at once
+            encoded,  # a map-style dataset, and fetches a batch at once
             batch_sampler=batches,
             collate_fn=self._collate,
             num_workers=self.num_workers,
@@ -246,15 +250,15 @@ class GLUEDataModule(pl.LightningDataModule):
 
 
 def _resume(batches: TrainBatches, trainer: pl.Trainer) -> None:
-    """Let the first pass over the batches start where the checkpoint that is being restored stopped."""
+    """Start the first iteration over the batches at the position of the checkpoint being restored."""
     fit_loop: Any = trainer.fit_loop
     epoch, done = fit_loop.epoch_progress.current.processed, 0
     if fit_loop.restarting:
-        # `processed`: `completed` is one too few where the checkpoint was saved in a batch's last hook
+        # not `completed`: it lags by one if the checkpoint was saved in a batch's last hook
         done = fit_loop.epoch_loop.batch_progress.current.processed
         if done >= len(batches):  # saved at the end of an epoch
             epoch, done = epoch + 1, 0
-        # Lightning cannot see that the order is restored here, without a `state_dict` of the loader
+        # Lightning looks for the loader's `state_dict` and cannot know that the order is restored here
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")
     batches.resume(epoch, done)
 
@@ -265,28 +269,22 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, texts: int, max_length:
         raise UserError(f"task.max_length={max_length}: too short; {special} tokens are special.")
     if max_length > tokenizer.model_max_length:
         raise UserError(f"task.max_length={max_length}: the model reads at most {tokenizer.model_max_length} tokens.")
-
-
-def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     if tokenizer.pad_token_id is None:
         raise UserError(f"The tokenizer {tokenizer.name_or_path!r} has no padding token; give it one.")
-    return int(tokenizer.pad_token_id)
 
 
 def _lengths(encoded: datasets.Dataset) -> np.ndarray:
-    """Tokens of each row, special ones included: shape (rows,), int."""
-    import pyarrow.compute as pc
-
+    """Return the tokens in each row, special tokens included: int, shape (rows,)."""
     return pc.list_value_length(encoded.data["input_ids"]).to_numpy()
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Tokenising takes a second for most tasks, and on every rank: no bars of it."""
-    shown = datasets.are_progress_bars_disabled() is False
+def _disabled_progress_bars() -> Iterator[None]:
+    """Disable the progress bars of `datasets`: tokenising takes about a second, and every rank would show them."""
+    was_disabled = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
         yield
     finally:
-        if shown:
+        if not was_disabled:
             datasets.enable_progress_bars()

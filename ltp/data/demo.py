@@ -1,7 +1,7 @@
-"""The embedded demo corpus (`task=demo`): short sentences with a sentiment, generated from a seed.
+"""Synthetic demo corpus (`task=demo`): short sentences with a sentiment label, generated from a seed.
 
-Most words say nothing about the label. One to three carry sentiment, a negation in front of one turns it
-round, and the label is the sign of the sum. So there is much to prune and something to lose by pruning.
+Most words are neutral. One to three carry sentiment, a preceding negation inverts it, and the label is the sign of
+the sum. Most tokens can therefore be pruned, and pruning the others costs accuracy.
 """
 
 from __future__ import annotations
@@ -32,30 +32,34 @@ NEGATIONS = _words("not never hardly")
 
 _SUBJECTS = _words("film movie story plot scene script actor director camera music ending dialogue picture cast")
 _VERBS = _words("was seemed looked felt remained became")
-_ACTIONS = _words("follows shows finds meets leaves watches visits joins calls sees")
+_ACTION_VERBS = _words("follows shows finds meets leaves watches visits joins calls sees")
 _NOUNS = _words(
     "sailor teacher doctor farmer village river house train city garden letter brother sister stranger"
     " window mountain school summer winter morning evening road market island"
 )
-_QUALITIES = _words("old young small tall quiet little local english french wooden first second late early")
-_PLACES = _words("in near behind beside across through from toward around under")
-_JOINTS = _words("and while then because when so")
-_OPENINGS = _words("here today again later meanwhile once perhaps finally")
+_ADJECTIVES = _words("old young small tall quiet little local english french wooden first second late early")
+_PREPOSITIONS = _words("in near behind beside across through from toward around under")
+_CONJUNCTIONS = _words("and while then because when so")
+_OPENING_ADVERBS = _words("here today again later meanwhile once perhaps finally")
 _ARTICLES = _words("the this that every one")
 
 Row = dict[str, Any]
 
 
 def demo_rows(split: str, seed: int = 0, rows: int | None = None) -> list[Row]:
-    """The demo corpus.
+    """Generate a split of the demo corpus.
 
     Args:
-        split: "train" or "validation"; no sentence is in both.
-        seed: Another seed gives another corpus.
-        rows: The first so many rows; default: 8,000 and 1,000. More training rows can be had.
+        split: "train" or "validation"; the splits share no sentence.
+        seed: Seed of the corpus.
+        rows: Number of rows, taken from the start of the split. Default: 8,000 (train) or 1,000 (validation). The
+            training split can be longer, the validation split cannot.
 
     Returns:
-        Rows `{"sentence": str, "label": 0 or 1}` (1: positive). Any even number of first rows is balanced.
+        Rows `{"sentence": str, "label": 0 or 1}` (1: positive). The first n rows are balanced for every even n.
+
+    Raises:
+        ValueError: The split does not exist, or has fewer rows.
     """
     if split not in ("train", "validation"):
         raise ValueError(f"split {split!r}: the demo corpus has train and validation")
@@ -63,7 +67,7 @@ def demo_rows(split: str, seed: int = 0, rows: int | None = None) -> list[Row]:
         rows = TRAIN_ROWS if split == "train" else VALIDATION_ROWS
     if split == "validation" and rows > VALIDATION_ROWS:
         raise ValueError(f"the demo corpus has {VALIDATION_ROWS} validation rows, not {rows}")
-    # One stream of distinct sentences: first the validation split, then the training split.
+    # a single stream of distinct sentences: the validation split first, then the training split
     first = VALIDATION_ROWS if split == "train" else 0
     rng = random.Random(seed)
     seen: dict[str, Row] = {}
@@ -75,49 +79,49 @@ def demo_rows(split: str, seed: int = 0, rows: int | None = None) -> list[Row]:
 
 
 def demo_vocabulary() -> list[str]:
-    """Every word of the demo corpus, in a fixed order."""
+    """Return all words of the demo corpus in a fixed order."""
     opinions = (POSITIVE, NEGATIVE, NEGATIONS, _SUBJECTS, _VERBS)
-    neutral = (_ACTIONS, _NOUNS, _QUALITIES, _PLACES, _JOINTS, _OPENINGS, _ARTICLES)
+    neutral = (_ACTION_VERBS, _NOUNS, _ADJECTIVES, _PREPOSITIONS, _CONJUNCTIONS, _OPENING_ADVERBS, _ARTICLES)
     return list(dict.fromkeys(word for group in opinions + neutral for word in group))
 
 
 def _sentence(rng: random.Random, label: int) -> str:
-    """One to three opinions whose sum has the sign that `label` says, among clauses that say nothing."""
+    """Generate one to three opinion clauses whose signs sum to the label's sign, mixed with neutral clauses."""
     count = rng.choices((1, 2, 3), weights=(5, 3, 2))[0]
     signs = [1 if label else -1] * count
     if count == 3 and rng.random() < 0.3:
-        signs[rng.randrange(3)] *= -1  # outvoted: the sum keeps its sign
-    clauses = [_opinion(rng, sign) for sign in signs]
-    clauses += [_neutral(rng) for _ in range(rng.randint(0 if count > 1 else 1, 4 - count))]
+        signs[rng.randrange(3)] *= -1  # a minority: the sum keeps its sign
+    clauses = [_opinion_clause(rng, sign) for sign in signs]
+    clauses += [_neutral_clause(rng) for _ in range(rng.randint(0 if count > 1 else 1, 4 - count))]
     rng.shuffle(clauses)
     words = clauses[0]
     for clause in clauses[1:]:
-        words += [rng.choice(_JOINTS), *clause]
+        words += [rng.choice(_CONJUNCTIONS), *clause]
     if rng.random() < 0.3:
-        words.insert(0, rng.choice(_OPENINGS))
+        words.insert(0, rng.choice(_OPENING_ADVERBS))
     return " ".join(words) + " ."
 
 
-def _opinion(rng: random.Random, sign: int) -> list[str]:
+def _opinion_clause(rng: random.Random, sign: int) -> list[str]:
     negated = rng.random() < 0.25
     word = rng.choice(POSITIVE if (sign > 0) != negated else NEGATIVE)
     negation = [rng.choice(NEGATIONS)] if negated else []
     return [rng.choice(_ARTICLES), rng.choice(_SUBJECTS), rng.choice(_VERBS), *negation, word]
 
 
-def _neutral(rng: random.Random) -> list[str]:
-    words = [rng.choice(_ARTICLES), rng.choice(_QUALITIES), rng.choice(_NOUNS), rng.choice(_ACTIONS)]
+def _neutral_clause(rng: random.Random) -> list[str]:
+    words = [rng.choice(_ARTICLES), rng.choice(_ADJECTIVES), rng.choice(_NOUNS), rng.choice(_ACTION_VERBS)]
     words += [rng.choice(_ARTICLES), rng.choice(_NOUNS)]
     if rng.random() < 0.6:
-        words += [rng.choice(_PLACES), rng.choice(_ARTICLES), rng.choice(_NOUNS)]
+        words += [rng.choice(_PREPOSITIONS), rng.choice(_ARTICLES), rng.choice(_NOUNS)]
     return words
 
 
 def demo_tokenizer() -> PreTrainedTokenizerFast:
-    """A WordPiece tokenizer for the demo corpus, built in code.
+    """Build a WordPiece tokenizer for the demo corpus.
 
-    One token a word for the corpus's words; other English text falls apart into characters, never into [UNK].
-    Special tokens as BERT's: [PAD] 0, [UNK] 1, [CLS] 2, [SEP] 3, [MASK] 4.
+    Each word of the corpus is one token. Other English text is split into characters and never becomes [UNK].
+    Special tokens and their ids: [PAD] 0, [UNK] 1, [CLS] 2, [SEP] 3, [MASK] 4.
     """
     from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
     from tokenizers.models import WordPiece
@@ -125,8 +129,8 @@ def demo_tokenizer() -> PreTrainedTokenizerFast:
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     characters = string.ascii_lowercase + string.digits + string.punctuation + "“”‘’–—…£€°"
-    traces = [*special, *characters, *(f"##{c}" for c in characters), *demo_vocabulary()]
-    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(traces))}
+    tokens = [*special, *characters, *(f"##{c}" for c in characters), *demo_vocabulary()]
+    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
 
     tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=1_000))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)

@@ -1,6 +1,6 @@
-"""What happens when the Hugging Face hub is out of reach: a quick look, then cached files or a clear error.
+"""Detect an unreachable Hugging Face hub early, and fall back to cached files or a clear error.
 
-Left alone, the hub's clients try again for some 23 seconds for every name before they give up.
+By default, the hub's clients retry for about 23 seconds for every file before they fail.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ log = logging.getLogger(__name__)
 
 
 def go_offline() -> None:
-    """Make huggingface_hub, transformers and datasets use cached files only, imported already or not."""
-    os.environ["HF_HUB_OFFLINE"] = "1"  # also for processes started later: the ranks and jobs of this run
-    flags = (  # as read from the environment when these modules were imported
+    """Make huggingface_hub, transformers and datasets use cached files only, whether imported yet or not."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # inherited by processes started later: ranks and jobs of this run
+    flags = (  # these modules read the environment at import
         ("huggingface_hub.constants", "HF_HUB_OFFLINE"),
         ("datasets.config", "HF_HUB_OFFLINE"),
         ("datasets.config", "HF_DATASETS_OFFLINE"),
@@ -36,19 +36,21 @@ def go_offline() -> None:
 
 @functools.cache
 def hub_in_reach() -> bool:
-    """Whether the hub answers; asked once per process. If it does not, the process goes offline.
+    """Return whether the hub responds; checked once per process. If it does not, the process goes offline.
 
-    HF_ENDPOINT, HF_HUB_OFFLINE and the proxy variables are honoured: the hub's own client asks.
+    The request uses the hub's own client, so HF_ENDPOINT, HF_HUB_OFFLINE and the proxy variables apply.
     """
-    if _is_offline():
+    from huggingface_hub import constants
+
+    if constants.is_offline_mode():
         go_offline()
         return False
-    answers: list[bool] = []
-    # A thread, because looking a host's name up can take longer than any timeout of the client.
-    probe = threading.Thread(target=lambda: answers.append(_answers()), daemon=True)
+    responses: list[bool] = []
+    # a thread, because a DNS lookup can exceed every timeout of the client
+    probe = threading.Thread(target=lambda: responses.append(_hub_responds()), daemon=True)
     probe.start()
     probe.join(PROBE_SECONDS)
-    if answers == [True]:
+    if responses == [True]:
         return True
     log.warning("The Hugging Face hub is out of reach: using cached files only.")
     go_offline()
@@ -56,17 +58,17 @@ def hub_in_reach() -> bool:
 
 
 @contextmanager
-def loading_from_hub(what: str, remedy: str, *, source: str | Path | None = None) -> Iterator[None]:
-    """Wrap a load that may need the hub: probes first, and turns a failure into one clear message.
+def loading_from_hub(resource: str, remedy: str, *, source: str | Path | None = None) -> Iterator[None]:
+    """Context manager for a load that may need the hub: checks reachability, and converts failures to UserError.
 
     Args:
-        what: What is loaded, for the message: "the model bert-base-uncased".
-        remedy: What to do instead, in sentences: "Connect, or give model.name_or_path=DIR.".
-        source: What is passed to the loader. Where it is a local directory, the hub is left alone.
+        resource: The resource being loaded, for the message: "the model bert-base-uncased".
+        remedy: Remedy in full sentences: "Connect, or give model.name_or_path=DIR.".
+        source: The argument of the loader. If it is a local directory, the hub is not contacted.
 
     Raises:
-        UserError: The load failed: the hub is out of reach and the cache does not hold it, or has nothing
-            of that name, or the files are not what they should be.
+        UserError: The load failed: the hub is out of reach and the resource is not cached, the hub has no such
+            resource, or its files are invalid.
     """
     local = source is not None and Path(source).is_dir()
     in_reach = local or hub_in_reach()
@@ -74,28 +76,22 @@ def loading_from_hub(what: str, remedy: str, *, source: str | Path | None = None
         yield
     except UserError:
         raise
-    except (OSError, ValueError) as error:  # what the clients raise derives from these
+    except (OSError, ValueError) as error:  # base classes of what the clients raise
         if in_reach:
             reason = " ".join(str(error).split()).rstrip(".")
-            raise UserError(f"Cannot load {what}: {reason}. {remedy}") from error
+            raise UserError(f"Cannot load {resource}: {reason}. {remedy}") from error
         raise UserError(
-            f"Cannot load {what}: the Hugging Face hub is out of reach (or HF_HUB_OFFLINE is set)"
+            f"Cannot load {resource}: the Hugging Face hub is out of reach (or HF_HUB_OFFLINE is set)"
             f" and the cache does not hold it. {remedy}"
         ) from error
 
 
-def _is_offline() -> bool:
-    from huggingface_hub import constants
-
-    return bool(constants.HF_HUB_OFFLINE)
-
-
-def _answers() -> bool:
+def _hub_responds() -> bool:
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
     try:
         status: int = get_session().head(constants.ENDPOINT, timeout=PROBE_SECONDS).status_code
-    except Exception:  # whatever it is, the hub did not answer
+    except Exception:  # any failure means that the hub is out of reach
         return False
-    return status < 500  # a gateway answers 502 to 504 on behalf of a host that it cannot reach
+    return status < 500  # gateways return 502 to 504 for a host that they cannot reach

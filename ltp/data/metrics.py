@@ -1,4 +1,4 @@
-"""GLUE's metrics as torchmetrics objects: states that add up over batches and processes, computed once."""
+"""GLUE metrics as torchmetrics objects, exact over batches and processes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torchmetrics.classification import (
 
 
 class MatthewsCorrelation(MulticlassConfusionMatrix):
-    """Matthews correlation of class ids, 0 where either side holds one class only.
+    """Matthews correlation coefficient of class ids; 0 if predictions or targets contain a single class.
 
-    torchmetrics' own returns something else there (0.28 for 7 right of 10 when all predictions are equal),
-    which would make a collapsed model look better than chance.
+    torchmetrics' MatthewsCorrCoef returns other values in that case (0.28 for 7 of 10 correct when all predictions
+    are equal), which would make a collapsed model look better than chance.
     """
 
     def compute(self) -> torch.Tensor:
-        """The correlation: shape (), float32."""
+        """Return the correlation: float32, shape ()."""
         confusion = self.confmat.cpu().double()  # rows: targets, columns: predictions
         total = confusion.sum()
         targets, predictions = confusion.sum(dim=1), confusion.sum(dim=0)
@@ -33,12 +33,15 @@ class MatthewsCorrelation(MulticlassConfusionMatrix):
 
 
 def build_metric(name: str, num_labels: int) -> Metric:
-    """One metric of `ltp.data.tasks`.
+    """Build the metric of that name.
 
     Args:
-        name: "accuracy", "f1" (of class 1, or the macro mean if there are more than two classes),
+        name: "accuracy", "f1" (of class 1, or the macro average for more than two classes),
             "matthews", "pearson" or "spearman".
-        num_labels: Number of classes; without meaning for "pearson" and "spearman".
+        num_labels: Number of classes; ignored for "pearson" and "spearman".
+
+    Raises:
+        ValueError: There is no metric of that name.
     """
     if name == "accuracy":
         return MulticlassAccuracy(num_labels, average="micro")
@@ -49,7 +52,7 @@ def build_metric(name: str, num_labels: int) -> Metric:
     if name == "pearson":
         return PearsonCorrCoef()
     if name == "spearman":
-        with warnings.catch_warnings():  # it warns that it keeps every prediction: a few thousand floats
+        with warnings.catch_warnings():  # it warns about storing all predictions: a few thousand floats here
             warnings.filterwarnings("ignore", message=".*will save all targets and predictions")
             return SpearmanCorrCoef()
     raise ValueError(f"no metric {name!r}")

@@ -1,70 +1,19 @@
-"""What the engines read: token sequences of a task's lengths, and batches of them."""
+"""Random token sequences, and padded batches of sequences."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 import torch
 from torch import Tensor
 
-#: ``input_ids`` and ``attention_mask``, and ``token_type_ids`` where the model has them: (B, N) int64 each.
+#: ``input_ids``, ``attention_mask`` and, if the model uses them, ``token_type_ids``: int64, shape (B, N) each.
 Batch = dict[str, Tensor]
 
-ORDERS = ("random", "sorted")
-SHORTEST, LONGEST = 4, 128  # tokens: [CLS], a word or two, [SEP]; GLUE's usual truncation
-_FIRST_WORD = 5  # ids below are special tokens: [PAD], [CLS], … of BERT, <s>, <pad>, … of RoBERTa
-
-
-@dataclass(frozen=True)
-class LengthShape:
-    """A log-normal distribution of token counts, clipped to 4..128.
-
-    Attributes:
-        mean: tokens a sequence after clipping, special ones included.
-        spread: standard deviation of the logarithm.
-    """
-
-    mean: float
-    spread: float
-
-
-#: Like the validation splits of GLUE under BERT's tokenizer: their mean and, roughly, their spread.
-LENGTHS = {
-    "mrpc": LengthShape(mean=53, spread=0.32),
-    "sst2": LengthShape(mean=25, spread=0.47),
-    "rte": LengthShape(mean=64, spread=0.47),
-}
-
-
-def synthetic_lengths(name: str, count: int, seed: int = 0) -> list[int]:
-    """Token counts of a distribution of :data:`LENGTHS`.
-
-    They are its quantiles in random order rather than random draws, so that few sequences have its mean too.
-
-    Args:
-        name: one of :data:`LENGTHS`.
-        count: how many.
-        seed: decides the order.
-    """
-    shape = LENGTHS[name]
-    normal = NormalDist()
-    steps = [normal.inv_cdf((index + 0.5) / count) for index in range(count)]
-
-    def at(median: float) -> list[float]:
-        return [min(max(median * math.exp(shape.spread * step), SHORTEST), LONGEST) for step in steps]
-
-    low, high = 1.0, 4.0 * LONGEST
-    for _ in range(60):  # clipping moves the mean, so the median that gives it is searched
-        middle = (low + high) / 2
-        low, high = (middle, high) if sum(at(middle)) / count < shape.mean else (low, middle)
-    rng = np.random.default_rng(seed)
-    return [round(length) for length in rng.permutation(at(low))]
+_FIRST_WORD = 5  # lower ids are special tokens: BERT's [PAD], [CLS], …, RoBERTa's <s>, <pad>, …
 
 
 def random_sequences(lengths: Sequence[int], vocab_size: int, seed: int = 0) -> list[list[int]]:
-    """Token ids of given lengths, without special ones, so that every model takes all of them for real."""
+    """Generate random token ids of given lengths, without special tokens, so that no model ignores any of them."""
     rng = np.random.default_rng(seed)
     return [rng.integers(_FIRST_WORD, vocab_size, length).tolist() for length in lengths]
 
@@ -78,15 +27,15 @@ def make_batches(
     token_types: Sequence[Sequence[int]] | None = None,
     device: torch.device | str = "cpu",
 ) -> list[Batch]:
-    """Batches with dynamic padding: on the right, to the longest sequence of the batch.
+    """Build batches, each padded on the right to its longest sequence.
 
     Args:
-        sequences: token ids.
+        sequences: token ids of each sequence.
         batch_size: B; the last batch may be smaller.
-        order: ``random`` takes them as they come; ``sorted`` the longest first, so that little is padded.
-        pad_token_id: what ``input_ids`` are padded with.
-        token_types: of each sequence, where the tokenizer makes them; else all are 0.
-        device: where the batches go.
+        order: ``random`` keeps the given order; ``sorted`` puts the longest first, which needs less padding.
+        pad_token_id: padding value of ``input_ids``.
+        token_types: token type ids of each sequence; None sets all to 0.
+        device: device of the batches.
     """
     rows = list(range(len(sequences)))
     if order == "sorted":

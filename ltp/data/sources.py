@@ -1,4 +1,4 @@
-"""Where a task's examples come from: the hub, a local folder, the user's own files or the demo generator."""
+"""Load a task's splits from the hub, a local folder, the user's own files or the demo generator."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ltp.data import tables
+from ltp.data import TABLE_SUFFIXES, tables
 from ltp.data.columns import check_rows, infer_labels
 from ltp.data.demo import demo_rows
 from ltp.data.hub import loading_from_hub
@@ -25,10 +25,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Splits:
-    """A task's examples.
+    """A task's training and validation examples.
 
     Attributes:
-        task: The task, with its labels known.
+        task: The task, including its labels.
         train: Training split: the task's text columns (string) and `label` (int64 ids or float32).
         validation: Validation splits by name, the main one first; columns as in `train`.
     """
@@ -39,29 +39,29 @@ class Splits:
 
 
 @dataclass(frozen=True)
-class _Classic:
-    """How a task looks in the classic GLUE download: its folder, and its names for the hub's columns."""
+class _ClassicLayout:
+    """Layout of a task in the classic GLUE download: its folder and its column names.
+
+    Attributes:
+        folder: Name of the folder.
+        columns: Column names by the hub's names, for those that differ.
+        header: All column names, for files without a header line.
+    """
 
     folder: str
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
-    header: tuple[str, ...] | None = None  # for files that have none
+    header: tuple[str, ...] | None = None
 
 
 _CLASSIC = {
-    "rte": _Classic("RTE"),
-    "mrpc": _Classic("MRPC", {"sentence1": "#1 String", "sentence2": "#2 String", "label": "Quality"}),
-    "stsb": _Classic("STS-B", {"label": "score"}),
-    "cola": _Classic("CoLA", header=("source", "label", "star", "sentence")),
-    "sst2": _Classic("SST-2"),
-    "qnli": _Classic("QNLI"),
-    "qqp": _Classic("QQP", {"label": "is_duplicate"}),
-    "mnli": _Classic("MNLI", {"premise": "sentence1", "hypothesis": "sentence2", "label": "gold_label"}),
-}
-_CLASSIC_STEMS = {
-    "train": "train",
-    "validation": "dev",
-    "validation_matched": "dev_matched",
-    "validation_mismatched": "dev_mismatched",
+    "rte": _ClassicLayout("RTE"),
+    "mrpc": _ClassicLayout("MRPC", {"sentence1": "#1 String", "sentence2": "#2 String", "label": "Quality"}),
+    "stsb": _ClassicLayout("STS-B", {"label": "score"}),
+    "cola": _ClassicLayout("CoLA", header=("source", "label", "star", "sentence")),
+    "sst2": _ClassicLayout("SST-2"),
+    "qnli": _ClassicLayout("QNLI"),
+    "qqp": _ClassicLayout("QQP", {"label": "is_duplicate"}),
+    "mnli": _ClassicLayout("MNLI", {"premise": "sentence1", "hypothesis": "sentence2", "label": "gold_label"}),
 }
 _MRPC_IDS = ("#1 ID", "#2 ID")
 _HUB_COLUMNS = "Use the hub's column names."
@@ -80,16 +80,16 @@ def load_splits(
     """Read and check a task's training and validation splits.
 
     Args:
-        task: A row of `ltp.data.tasks.TASKS`, or a custom task.
-        data_dir: Folder that holds `<task>/{train,validation}.{parquet,jsonl,csv,tsv}` with the hub's column
-            names, or the classic GLUE download. Without it GLUE comes from the hub.
-        train_file: A custom task's training file; its labels decide the task's.
-        validation_file: A custom task's validation file.
-        max_train_samples: Keep the first so many training rows.
-        max_validation_samples: Keep the first so many rows of each validation split.
+        task: A task of `ltp.data.tasks.TASKS`, or a custom task.
+        data_dir: Folder that contains `<task>/{train,validation}.{parquet,jsonl,csv,tsv}` with the hub's column
+            names, or the classic GLUE download. None loads GLUE from the hub.
+        train_file: Training file of a custom task; the task's labels are inferred from it.
+        validation_file: Validation file of a custom task.
+        max_train_samples: Keep only this many training rows, from the start.
+        max_validation_samples: Keep only this many rows of each validation split, from the start.
 
     Raises:
-        UserError: A file, column, text or label is missing or wrong, or the hub is out of reach.
+        UserError: A file, column, text or label is missing or invalid, or the hub is out of reach.
     """
     limits = {"max_train_samples": max_train_samples, "max_validation_samples": max_validation_samples}
     for key, limit in limits.items():
@@ -99,20 +99,20 @@ def load_splits(
     if task.name == "demo":
         splits = {split: pa.Table.from_pylist(demo_rows(split)) for split in ("train", "validation")}
     elif task.name not in TASKS:
-        task, splits = _custom(task, Path(train_file or ""), Path(validation_file or ""))
+        task, splits = _load_custom(task, Path(train_file or ""), Path(validation_file or ""))
     elif data_dir is not None:
-        splits = _local(task, Path(data_dir).expanduser())
+        splits = _load_local(task, Path(data_dir).expanduser())
     else:
-        splits = _from_hub(task)
+        splits = _load_from_hub(task)
     return Splits(
         task,
-        _dataset(splits.pop("train"), max_train_samples),
-        {name: _dataset(table, max_validation_samples) for name, table in splits.items()},
+        _to_dataset(splits.pop("train"), max_train_samples),
+        {name: _to_dataset(table, max_validation_samples) for name, table in splits.items()},
     )
 
 
 def _check_sources(task: Task, data_dir: object, train_file: object, validation_file: object) -> None:
-    """Stop where a key is missing, or given but of no use to this task."""
+    """Check that every key that the task needs is given, and no key that it ignores."""
     files = {"task.train_file": train_file, "task.validation_file": validation_file}
     if task.name in TASKS:
         for key, value in files.items():
@@ -125,48 +125,45 @@ def _check_sources(task: Task, data_dir: object, train_file: object, validation_
         raise UserError(f"data_dir={data_dir}: task={task.name} takes {' and '.join(files)} instead.")
     for key, value in files.items():
         if value is None:
-            formats = ", ".join(tables.SUFFIXES)
+            formats = ", ".join(TABLE_SUFFIXES)
             raise UserError(f"{key} is missing: task={task.name} needs {' and '.join(files)} ({formats}).")
 
 
-def _dataset(table: pa.Table, limit: int | None) -> datasets.Dataset:
-    # In memory: nothing is written to the user's cache.
+def _to_dataset(table: pa.Table, limit: int | None) -> datasets.Dataset:
+    # in memory, so that nothing is written to the user's cache
     return datasets.Dataset(datasets.table.InMemoryTable(table.slice(0, limit).combine_chunks()))
 
 
-def _from_hub(task: Task) -> dict[str, pa.Table]:
+def _load_from_hub(task: Task) -> dict[str, pa.Table]:
     remedy = "Connect, or give a folder with data_dir=DIR, or try task=demo, which needs neither."
     with loading_from_hub(f"the dataset {HUB_DATASET} ({task.name})", remedy):
         dataset = datasets.load_dataset(HUB_DATASET, task.name)
     splits = {}
     for split in ("train", *task.validation_splits):
         table = dataset[split].with_format("arrow")[:]
-        where = f"{HUB_DATASET} ({task.name}), split {split}"
-        splits[split] = check_rows(table, task, where, blank_is_missing=False)
+        source = f"{HUB_DATASET} ({task.name}), split {split}"
+        splits[split] = check_rows(table, task, source, blank_is_missing=False)
     return splits
 
 
-def _custom(task: Task, train_file: Path, validation_file: Path) -> tuple[Task, dict[str, pa.Table]]:
+def _load_custom(task: Task, train_file: Path, validation_file: Path) -> tuple[Task, dict[str, pa.Table]]:
     columns = (*task.text_columns, task.label_column)
-    raw = {}
-    for split, path in (("train", train_file.expanduser()), ("validation", validation_file.expanduser())):
-        raw[split] = path, tables.read_table(path, columns, remedy=_CUSTOM_COLUMNS)
+    files = {"train": train_file.expanduser(), "validation": validation_file.expanduser()}
+    raw = {split: tables.read_table(path, columns, remedy=_CUSTOM_COLUMNS) for split, path in files.items()}
     if not task.is_regression:
-        path, table = raw["train"]
-        task = dataclasses.replace(task, labels=infer_labels(table, task, path))
-    checked = {
-        split: check_rows(table, task, path, blank_is_missing=_blank_is_missing(path))
-        for split, (path, table) in raw.items()
+        task = dataclasses.replace(task, labels=infer_labels(raw["train"], task, files["train"]))
+    return task, {
+        split: check_rows(raw[split], task, path, blank_is_missing=_blank_is_missing(path))
+        for split, path in files.items()
     }
-    return task, checked
 
 
 def _blank_is_missing(path: Path) -> bool:
-    return path.suffix in (".csv", ".tsv", ".txt")  # parquet and JSONL can tell "" from a missing text
+    return path.suffix in (".csv", ".tsv", ".txt")  # parquet and JSONL distinguish "" from a missing text
 
 
-def _local(task: Task, data_dir: Path) -> dict[str, pa.Table]:
-    """The splits found under `data_dir`, in the hub's layout or the classic download's."""
+def _load_local(task: Task, data_dir: Path) -> dict[str, pa.Table]:
+    """Load the splits under `data_dir`, in the hub's layout or that of the classic download."""
     if not data_dir.is_dir():
         raise UserError(f"data_dir={data_dir}: no such directory.")
     names = dict.fromkeys((task.name, _CLASSIC[task.name].folder))
@@ -175,74 +172,81 @@ def _local(task: Task, data_dir: Path) -> dict[str, pa.Table]:
         raise UserError(f"data_dir={data_dir}: holds no folder {' or '.join(names)}.")
     files = {}
     for split in ("train", *task.validation_splits):
-        path = _find(task, folders, split)
+        path = _find_split(folders, split)
         if path is not None:
             files[split] = path
         elif split == "validation_mismatched":
             log.warning("data_dir=%s: no validation_mismatched; mnli is evaluated on matched only", data_dir)
-        elif task.name == "mrpc" and (corpus := _corpus_folder(folders)):
-            return _mrpc_corpus(task, corpus)
+        elif task.name == "mrpc" and (corpus := _find_mrpc_corpus(folders)):
+            return _load_mrpc_corpus(task, corpus)
         else:
-            wanted = f"{split}.{{{','.join(suffix[1:] for suffix in tables.SUFFIXES)}}}"
+            wanted = f"{split}.{{{','.join(suffix[1:] for suffix in TABLE_SUFFIXES)}}}"
             if split != "train":
-                wanted += f" or {_CLASSIC_STEMS[split]}.tsv"
+                wanted += f" or {_classic_file(split)}"
             raise UserError(f"data_dir={data_dir}: no {wanted} in {' or '.join(map(str, folders))}.")
     return {split: _read_glue(task, path) for split, path in files.items()}
 
 
-def _find(task: Task, folders: list[Path], split: str) -> Path | None:
-    """The file that holds a split; None if there is none."""
+def _find_split(folders: list[Path], split: str) -> Path | None:
+    """Return the file of a split; None if there is none.
+
+    Raises:
+        UserError: Several files of one folder match.
+    """
     stems = [split, "validation"] if split == "validation_matched" else [split]
     for folder in folders:
         for stem in stems:
-            found = [path for suffix in tables.SUFFIXES if (path := folder / f"{stem}{suffix}").is_file()]
-            if len(found) > 1:
-                names = " and ".join(path.name for path in found)
+            paths = [path for suffix in TABLE_SUFFIXES if (path := folder / f"{stem}{suffix}").is_file()]
+            if len(paths) > 1:
+                names = " and ".join(path.name for path in paths)
                 raise UserError(f"{folder}: {names} all claim to be the split {split}; keep one.")
-            if found:
-                return found[0]
-        classic = folder / f"{_CLASSIC_STEMS[split]}.tsv"
-        if classic.is_file():
+            if paths:
+                return paths[0]
+        if (classic := folder / _classic_file(split)).is_file():
             return classic
     return None
 
 
+def _classic_file(split: str) -> str:
+    return f"{split.replace('validation', 'dev')}.tsv"
+
+
 def _read_glue(task: Task, path: Path) -> pa.Table:
-    """One split of a GLUE task, with the hub's column names or the classic ones."""
+    """Read one split of a GLUE task, with the hub's column names or those of the classic download."""
     classic = _CLASSIC[task.name]
     wanted = (*task.text_columns, task.label_column)
     if path.suffix != ".tsv":
         table = tables.read_table(path, wanted, remedy=_HUB_COLUMNS)
     else:
         table = _read_glue_tsv(path, wanted, classic)
-    blank_is_missing = _blank_is_missing(path) and task.name != "qqp"  # QQP itself holds a few empty questions
+    blank_is_missing = _blank_is_missing(path) and task.name != "qqp"  # QQP has a few empty questions
     return check_rows(table, task, path, blank_is_missing=blank_is_missing)
 
 
-def _read_glue_tsv(path: Path, wanted: tuple[str, ...], classic: _Classic) -> pa.Table:
-    found = tables.header(path)
-    if set(wanted) <= set(found):
+def _read_glue_tsv(path: Path, wanted: tuple[str, ...], classic: _ClassicLayout) -> pa.Table:
+    header = tables.header(path)
+    if set(wanted) <= set(header):
         return tables.read_separated(path, wanted, skip_broken=True)
-    if classic.header:  # the first line is an example already
-        if len(found) != len(classic.header):
-            tables.require_columns(path, wanted, found, _HUB_COLUMNS)
+    if classic.header:  # no header line: the first line is an example
+        if len(header) != len(classic.header):
+            tables.require_columns(path, wanted, header, _HUB_COLUMNS)
         return tables.read_separated(path, wanted, names=classic.header, skip_broken=True)
     names = {column: classic.columns.get(column, column) for column in wanted}
-    if not set(names.values()) <= set(found):
+    if not set(names.values()) <= set(header):
         remedy = _HUB_COLUMNS
         if classic.columns:
             remedy = f"{_HUB_COLUMNS[:-1]}, or the classic download's: {', '.join(names.values())}."
-        tables.require_columns(path, wanted, found, remedy)
+        tables.require_columns(path, wanted, header, remedy)
     table = tables.read_separated(path, list(names.values()), skip_broken=True)
     return table.select(list(names.values())).rename_columns(list(names))
 
 
-def _corpus_folder(folders: list[Path]) -> Path | None:
+def _find_mrpc_corpus(folders: list[Path]) -> Path | None:
     return next((folder for folder in folders if (folder / "msr_paraphrase_train.txt").is_file()), None)
 
 
-def _mrpc_corpus(task: Task, folder: Path) -> dict[str, pa.Table]:
-    """MRPC from the original corpus, which GLUE splits by the id pairs in dev_ids.tsv."""
+def _load_mrpc_corpus(task: Task, folder: Path) -> dict[str, pa.Table]:
+    """Load MRPC from the original corpus, which GLUE splits by the id pairs in dev_ids.tsv."""
     classic = _CLASSIC["mrpc"].columns
     splits = {}
     for split, name in (("train", "msr_paraphrase_train.txt"), ("validation", "msr_paraphrase_test.txt")):

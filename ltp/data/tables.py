@@ -1,7 +1,7 @@
-"""One file of labelled texts as a checked Arrow table.
+"""Read the columns of a parquet, JSONL, CSV or TSV file into an Arrow table.
 
-Columns are read and checked whole, in Arrow, so that QQP's and MNLI's 400,000 rows take a second or two.
-Every message names the file, the row (counted from 1, without the header) and the remedy.
+Arrow processes whole columns, so that the 400,000 rows of QQP and MNLI take a second or two.
+Every error message names the file, the row (counted from 1, header excluded) and the remedy.
 """
 
 from __future__ import annotations
@@ -17,29 +17,28 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from ltp.data import TABLE_SUFFIXES
 from ltp.errors import UserError
-
-SUFFIXES = (".parquet", ".jsonl", ".csv", ".tsv")
 
 log = logging.getLogger(__name__)
 
 
 def read_table(path: Path, columns: Sequence[str], *, remedy: str) -> pa.Table:
-    """Read some columns of a parquet, JSONL, CSV or TSV file, values as they stand in the file.
+    """Read columns of a parquet, JSONL, CSV or TSV file, without converting values.
 
-    CSV and TSV values are strings, blank cells too. In TSV files quotes are ordinary characters, as in
+    CSV and TSV values are strings, including blank cells. In TSV files quotes are ordinary characters, as in
     GLUE's. Files are UTF-8.
 
     Args:
-        path: The file; its suffix decides the format.
-        columns: Names of the columns wanted. CSV and TSV files have a header line.
-        remedy: A sentence that says what to do about a missing column.
+        path: The file; its suffix determines the format.
+        columns: Names of the columns to read. CSV and TSV files need a header line.
+        remedy: A sentence with the remedy for a missing column.
 
     Raises:
-        UserError: No such file, another suffix, a missing column, a file that cannot be parsed.
+        UserError: The file does not exist, has an unknown suffix, lacks a column or cannot be parsed.
     """
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"{path}: unknown format {path.suffix!r}; use one of {', '.join(SUFFIXES)}.")
+    if path.suffix not in TABLE_SUFFIXES:
+        raise UserError(f"{path}: unknown format {path.suffix!r}; use one of {', '.join(TABLE_SUFFIXES)}.")
     if not path.is_file():
         raise UserError(f"{path}: no such file.")
     if path.suffix == ".parquet":
@@ -51,10 +50,10 @@ def read_table(path: Path, columns: Sequence[str], *, remedy: str) -> pa.Table:
 
 
 def header(path: Path) -> list[str]:
-    """The fields of a CSV or TSV file's first line.
+    """Return the fields of a CSV or TSV file's first line.
 
     Raises:
-        UserError: The file is empty or not UTF-8.
+        UserError: The file is empty, not UTF-8 or cannot be parsed.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
@@ -69,25 +68,38 @@ def header(path: Path) -> list[str]:
         raise UserError(f"{path}: cannot be parsed: {error}.") from None
 
 
-def require_columns(where: object, wanted: Sequence[str], found: Sequence[str], remedy: str) -> None:
-    """Raise a UserError that names the columns missing from `found`, or found twice."""
-    if missing := [column for column in wanted if column not in found]:
-        raise UserError(f"{where}: no column {' and '.join(map(repr, missing))}; found: {', '.join(found)}. {remedy}")
-    if double := [column for column in wanted if list(found).count(column) > 1]:
-        raise UserError(f"{where}: column {double[0]!r} appears twice.")
+def require_columns(source: object, required: Sequence[str], names: Sequence[str], remedy: str) -> None:
+    """Check that each required column occurs exactly once among the column names of a file.
+
+    Args:
+        source: The file, for the message.
+        required: Required column names.
+        names: All column names of the file.
+        remedy: A sentence with the remedy for a missing column.
+
+    Raises:
+        UserError: Columns are missing, or one occurs twice; the message names them.
+    """
+    if missing := [column for column in required if column not in names]:
+        raise UserError(f"{source}: no column {' and '.join(map(repr, missing))}; found: {', '.join(names)}. {remedy}")
+    if duplicates := [column for column in required if list(names).count(column) > 1]:
+        raise UserError(f"{source}: column {duplicates[0]!r} appears twice.")
 
 
 def read_separated(
     path: Path, columns: Sequence[str], *, names: Sequence[str] | None = None, skip_broken: bool = False
 ) -> pa.Table:
-    """Read columns, as strings, of a CSV file, or of a tab-separated one with any other suffix than `.csv`.
+    """Read columns of a CSV or tab-separated file as strings.
 
     Args:
-        path: The file.
-        columns: Columns wanted, among `names` or the header's.
-        names: Names of all columns where the file has no header line.
-        skip_broken: Leave out rows with too few or too many fields, with a warning, rather than fail, as long
-            as they are fewer than 1 in 100: the hub's GLUE leaves them out too (QQP has some).
+        path: The file; comma-separated if its suffix is `.csv`, else tab-separated.
+        columns: Names of the columns to read, from `names` or the header line.
+        names: Names of all columns, for a file without a header line.
+        skip_broken: Skip rows with too few or too many fields, with a warning, rather than fail, unless they are
+            more than 1 in 100. The hub's GLUE skips them too (QQP has some).
+
+    Raises:
+        UserError: The file is not UTF-8 or cannot be parsed, or has broken rows that are not skipped.
     """
     is_csv = path.suffix == ".csv"
     broken: list[pyarrow.csv.InvalidRow] = []
@@ -99,7 +111,7 @@ def read_separated(
     try:
         table = pyarrow.csv.read_csv(
             path,
-            # one thread: only then do invalid rows know their number; large blocks: a row must fit into one
+            # one thread: else invalid rows have no number; large blocks: a row must fit into one
             read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=1 << 25, column_names=names),
             parse_options=pyarrow.csv.ParseOptions(
                 delimiter="," if is_csv else "\t",
@@ -172,23 +184,20 @@ def _json_array(path: Path, column: str, values: list[Any]) -> pa.Array:
         raise UserError(f"{path}: row {row}: column {column!r} holds half a character (a lone surrogate).") from None
     for row, value in enumerate(values, start=1):
         if isinstance(value, dict | list):
-            found = json.dumps(value)[:60]
-            raise UserError(f"{path}: row {row}: column {column!r} holds {found}, not a text or number.")
+            excerpt = json.dumps(value)[:60]
+            raise UserError(f"{path}: row {row}: column {column!r} holds {excerpt}, not a text or number.")
     return pa.array([None if value is None else str(value) for value in values])  # numbers and strings mixed
 
 
 def _is_unicode(value: Any) -> bool:
+    """Whether a value is free of surrogates, which UTF-8 cannot encode."""
     return not isinstance(value, str) or not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _not_utf8(path: Path) -> UserError:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError:
-                return UserError(f"{path}: line {number} is not UTF-8; save the file in that encoding.")
-    return UserError(f"{path}: the file is not UTF-8; save it in that encoding.")
+    lines = path.read_bytes().decode("utf-8", errors="surrogateescape").split("\n")
+    number = next(number for number, line in enumerate(lines, start=1) if not _is_unicode(line))
+    return UserError(f"{path}: line {number} is not UTF-8; save the file in that encoding.")
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,6 +1,6 @@
-"""The tasks: one frozen row each, saying what a task's data look like and how it is scored.
+"""Task definitions: text columns, labels and metrics of GLUE's tasks, the demo and custom tasks.
 
-Imports neither torch nor datasets, so that the command line can check a task's name in milliseconds.
+Imports neither torch nor datasets, so that the command line can validate a task's name in milliseconds.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ class Task:
     """A text classification or regression task.
 
     Attributes:
-        name: The word after `task=`, and the task's directory under `data_dir`.
-        text_columns: One or two column names, in the order in which the tokenizer reads them.
-        labels: Label names by id; None for regression, and for a custom task before its file was read.
+        name: The value of `task=`, and the name of the task's directory under `data_dir`.
+        text_columns: One or two column names, in the tokenizer's order.
+        labels: Label names by id; None for regression, and for a custom task whose file has not been read.
         metrics: Names of the task's metrics, the main one first.
-        size: "small" or "large": which of the recipes' training lengths applies.
+        size: "small" or "large"; selects the training length in recipes.
         lr: Default learning rate for fine-tuning.
         label_column: Name of the column with the label.
-        label_range: Smallest and largest label of a regression task; None where any finite number will do.
+        label_range: Smallest and largest label of a regression task; None allows any finite number.
         validation_splits: Names of the validation splits, the main one first.
     """
 
@@ -48,20 +48,20 @@ class Task:
 
     @property
     def is_regression(self) -> bool:
-        """True where the label is a number rather than a class."""
+        """Whether the label is a number rather than a class."""
         return self.main_metric in REGRESSION_METRICS
 
     @property
     def main_metric(self) -> str:
-        """The metric by which checkpoints are chosen and runs compared."""
+        """The metric that selects checkpoints and compares runs."""
         return self.metrics[0]
 
     @property
     def num_labels(self) -> int:
-        """Width of the classification head: 1 for regression.
+        """Width of the classification head; 1 for regression.
 
         Raises:
-            ValueError: A custom task's labels are not known before its training file was read.
+            ValueError: The task is custom and its training file has not been read.
         """
         if self.is_regression:
             return 1
@@ -70,8 +70,8 @@ class Task:
         return len(self.labels)
 
 
-# Learning rates: within BERT's published grid of 2e-5 ... 5e-5; the demo's model starts from random weights
-# and needs a larger one.
+# Learning rates are from BERT's published grid of 2e-5 to 5e-5. The demo's model is trained from random weights
+# and needs a higher one.
 _SENTENCE_PAIR = ("sentence1", "sentence2")
 _ENTAILMENT = ("entailment", "not_entailment")
 _ROWS = (
@@ -97,10 +97,10 @@ TASKS: dict[str, Task] = {task.name: task for task in _ROWS}
 
 
 def get_task(name: str) -> Task:
-    """The built-in task of that name.
+    """Return the built-in task of that name.
 
     Raises:
-        UserError: There is none; the message names near matches and all tasks.
+        UserError: There is none; the message lists similar names and all tasks.
     """
     if name in TASKS:
         return TASKS[name]
@@ -109,17 +109,17 @@ def get_task(name: str) -> Task:
 
 
 def custom_task(name: str, *, text_columns: Sequence[str], label_column: str, metric: str, size: str) -> Task:
-    """A task on the user's own files. Its labels are inferred later, from the training file.
+    """Build a task on the user's own files. Its labels are inferred later from the training file.
 
     Args:
-        name: Names the task in run directories: letters, digits, `_`, `-`, `.`; no built-in task's name.
+        name: Name of the task in run directories: letters, digits, `_`, `-`, `.`; not that of a built-in task.
         text_columns: One or two column names.
         label_column: Name of the column with the label.
         metric: The main metric. "pearson" and "spearman" make it a regression task.
-        size: "small" or "large": which of the recipes' training lengths applies.
+        size: "small" or "large"; selects the training length in recipes.
 
     Raises:
-        UserError: One of the arguments is not valid; the message names the key.
+        UserError: An argument is invalid; the message names the key.
     """
     columns = (text_columns,) if isinstance(text_columns, str) else tuple(text_columns or ())
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
@@ -153,17 +153,17 @@ def custom_task(name: str, *, text_columns: Sequence[str], label_column: str, me
 
 
 def build_metrics(task: Task) -> MetricCollection:
-    """Fresh metric objects for the task, exact under any number of processes.
+    """Build the task's metric objects, exact for any number of processes.
 
     Returns:
-        A collection keyed by the task's metric names. It takes `(preds, target)`, both of shape (batch,):
+        A collection keyed by metric name. Its inputs are `(preds, target)`, both of shape (batch,):
         int64 class ids for classification, floats for regression.
     """
     from torchmetrics import Metric, MetricCollection
 
     from ltp.data.metrics import build_metric
 
-    # Compute groups would let metrics share their states where these are equal after the first batch, which
-    # accuracy's and F1's can be by coincidence.
+    # compute groups merge metrics whose states are equal after the first batch: accuracy's and F1's can be equal
+    # by coincidence
     metrics: dict[str, Metric | MetricCollection] = {name: build_metric(name, task.num_labels) for name in task.metrics}
     return MetricCollection(metrics, compute_groups=False)

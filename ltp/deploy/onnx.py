@@ -1,6 +1,5 @@
-"""Graphs of classifiers for ONNX Runtime, and its dense engine. Needs the packages of ``ltp[onnx]``."""
+"""Graphs of classifiers for ONNX Runtime, and its dense engine. Needs the packages of the extra ``onnx``."""
 
-import importlib.util
 import logging
 import tempfile
 import warnings
@@ -26,11 +25,6 @@ class _Logits(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
         return self.model(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids).logits
-
-
-def missing_packages() -> list[str]:
-    """Those that exporting and running a graph need and that are not installed."""
-    return [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
 
 
 def onnx_engine(model: Any, dtype: str) -> Any:

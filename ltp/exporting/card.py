@@ -1,6 +1,8 @@
 """The model card: what a run's ``results.json`` and ``config.yaml`` say about it, and how to load the export."""
 
 import importlib.metadata
+import re
+import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from ltp.data.sources import HUB_DATASET
 from ltp.data.tasks import TASKS
+from ltp.errors import DISTRIBUTION
 
 #: The hub's names of ltp's metrics, where they differ.
 _HUB_METRICS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
@@ -84,8 +87,12 @@ def model_card(
 
 def _requirements() -> str:
     """``torch>=… and transformers>=…``, as this version of ltp needs them."""
-    wanted = [line for line in importlib.metadata.requires("ltp") or () if line.startswith(("torch", "transformers"))]
-    return " and ".join(f"`{line}`" for line in wanted if not line.startswith("torchmetrics"))
+    try:
+        lines = importlib.metadata.requires(DISTRIBUTION) or []
+    except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
+        project = Path(__file__).parents[2] / "pyproject.toml"
+        lines = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
+    return " and ".join(f"`{line}`" for line in lines if re.match(r"(torch|transformers)\b", line))
 
 
 def _ltp_version(results: dict[str, Any]) -> str:

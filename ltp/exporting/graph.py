@@ -1,4 +1,4 @@
-"""The packed form as one graph of tensor operations, and its ONNX file. Needs the packages of ``ltp[onnx]``."""
+"""The packed form as one graph of tensor operations, and its ONNX file. Needs the packages of the extra ``onnx``."""
 
 from pathlib import Path
 from typing import Any

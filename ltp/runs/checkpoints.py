@@ -1,4 +1,4 @@
-"""What ``restore=`` names: a run directory, a Hugging Face directory or a hub id, read without loading weights."""
+"""Inspect the checkpoint of ``restore=`` (run directory, Hugging Face directory or hub id) without its weights."""
 
 import json
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ PREDICTIONS_FILE = "predictions.parquet"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint's facts.
+    """Metadata of a checkpoint.
 
     Attributes:
-        source: what the user wrote, for messages.
-        path: what ``from_pretrained`` takes: a directory or a hub id.
-        config: its ``config.json``.
-        run_dir: the run directory it belongs to, if it is a run's.
-        results: that run's ``results.json``.
+        source: the user's value, for messages.
+        path: argument of ``from_pretrained``: a directory or a hub id.
+        config: content of its ``config.json``.
+        run_dir: the run directory that contains it; None outside a run.
+        results: content of the run's ``results.json``; None outside a run.
     """
 
     source: str
@@ -39,12 +39,12 @@ class Checkpoint:
 
     @property
     def is_ltp(self) -> bool:
-        """Written by ltp, rather than a dense Hugging Face classifier."""
+        """Whether ltp wrote it, rather than Hugging Face's dense classes."""
         return self.config.get("model_type") == MODEL_TYPE
 
     @property
     def dense_config(self) -> dict[str, Any]:
-        """Configuration of the dense classifier inside."""
+        """Configuration of the underlying dense classifier."""
         return self.config["dense_config"] if self.is_ltp else self.config
 
     @property
@@ -55,7 +55,7 @@ class Checkpoint:
 
     @property
     def pruning(self) -> dict[str, Any]:
-        """The pruning keys it carries: what an unpruned checkpoint of ltp's writes there means nothing."""
+        """Its pruning keys; empty for an unpruned checkpoint of ltp, whose values have no effect."""
         if self.is_ltp and self.config.get("prune_mode") == "none":
             return {}
         keys = (*PRUNING_KEYS, *SOFT_KEYS, "budgets") if self.is_ltp else PRUNING_KEYS
@@ -63,12 +63,12 @@ class Checkpoint:
 
     @property
     def prunes(self) -> bool:
-        """Whether it is a pruned classifier, rather than a dense one."""
+        """Whether the classifier prunes tokens, rather than being dense."""
         return self.is_ltp and self.config.get("prune_mode") != "none"
 
     @property
     def holds_thresholds(self) -> bool:
-        """Whether learned thresholds are among its weights."""
+        """Whether its weights include learned thresholds."""
         method = (self.results or {}).get("method")
         if method is not None:
             return method == "learned"
@@ -76,29 +76,29 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """A word for run directories."""
+        """Model name for run directories."""
         if self.results is not None:
             return str(self.results["model"])
         return self.path.rstrip("/").rsplit("/", 1)[-1]
 
 
 def inspect_checkpoint(source: str, key: str = "restore") -> Checkpoint:
-    """Read what a restore value names, without loading weights.
+    """Inspect the checkpoint that a restore value names, without loading weights.
 
     Args:
-        source: the value.
-        key: its key, for messages.
+        source: run directory, Hugging Face directory or hub id.
+        key: the configuration key, for messages.
 
     Raises:
-        UserError: it does not exist, is an unfinished run, no classifier, of an architecture that ltp has no
-            adapter for, or the hub is out of reach.
+        UserError: the checkpoint does not exist, belongs to an unfinished run, is not a classifier or has an
+            architecture without adapter in ltp, or the hub is out of reach.
     """
     path = Path(source).expanduser()
     run_dir: Path | None = None
     results: dict[str, Any] | None = None
     location = source
     if path.is_dir():
-        run_dir = next((folder for folder in (path, path.parent) if _is_run_of(folder, path)), None)
+        run_dir = next((folder for folder in (path, path.parent) if _is_run_directory(folder, path)), None)
         if run_dir is not None:
             if not (run_dir / RESULTS_FILE).is_file():
                 raise UserError(
@@ -119,18 +119,19 @@ def inspect_checkpoint(source: str, key: str = "restore") -> Checkpoint:
             f"{key}={source}: no such directory. Give a run directory, a Hugging Face directory or a hub id."
         )
     else:
-        config = _hub_config(source, key)
+        config = _read_hub_config(source, key)
     checkpoint = Checkpoint(source=source, path=location, config=config, run_dir=run_dir, results=results)
     _check_classifier(checkpoint)
     return checkpoint
 
 
-def _is_run_of(folder: Path, path: Path) -> bool:
+def _is_run_directory(folder: Path, path: Path) -> bool:
+    """Whether a folder is a run directory, and the path is the folder or its model folder."""
     is_run = (folder / CONFIG_FILE).is_file() or (folder / RESULTS_FILE).is_file()
     return is_run and (folder == path or path.name == MODEL_FOLDER)
 
 
-def _hub_config(source: str, key: str) -> dict[str, Any]:
+def _read_hub_config(source: str, key: str) -> dict[str, Any]:
     with loading_from_hub(
         f"{key}={source}", "Give a run directory or a Hugging Face directory that exists, or connect to the hub."
     ):
@@ -142,7 +143,7 @@ def _hub_config(source: str, key: str) -> dict[str, Any]:
 
 
 def run_config(run_dir: Path) -> dict[str, Any]:
-    """A run's ``config.yaml``; empty where there is none that can be read."""
+    """Read a run's ``config.yaml``; empty if it is missing or unreadable."""
     try:
         content = yaml.safe_load((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
@@ -150,18 +151,22 @@ def run_config(run_dir: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def read_config(path: Path, what: str) -> dict[str, Any]:
-    """A ``config.json``.
+def read_config(path: Path, source: str) -> dict[str, Any]:
+    """Read a ``config.json``.
+
+    Args:
+        path: the file.
+        source: key and value that name the checkpoint, for the message.
 
     Raises:
-        UserError: it is no JSON object; the message begins with ``what``.
+        UserError: the file is not a JSON object.
     """
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         config = None
     if not isinstance(config, dict):
-        raise UserError(f"{what}: config.json is no JSON object; download or save the checkpoint again.")
+        raise UserError(f"{source}: config.json is no JSON object; download or save the checkpoint again.")
     return config
 
 

@@ -1,13 +1,13 @@
-"""A run directory on disk: what is stored in it, and what starting a run again does.
+"""Files of a run directory: atomic writes, and checks when a run is started again.
 
 ::
 
-    config.yaml        the resolved configuration and the parent
-    checkpoints/       last.ckpt: all that a resumed run needs, and previous.ckpt, the one before
-    metrics.jsonl      one line a logged step
-    model/             Hugging Face format, with tokenizer
-    predictions.parquet  what ``python -m ltp.evaluate`` left
-    results.json       written last and atomically: where it stands, the run is finished
+    config.yaml          resolved configuration and the parent run
+    checkpoints/         last.ckpt: the full training state; previous.ckpt: the one before it
+    metrics.jsonl        one line per logged step
+    model/               Hugging Face format, with tokenizer
+    predictions.parquet  written by ``python -m ltp.evaluate``
+    results.json         written last and atomically: its presence marks a finished run
 """
 
 import contextlib
@@ -31,10 +31,10 @@ LAST_CHECKPOINT = "last.ckpt"
 PREVIOUS_CHECKPOINT = "previous.ckpt"
 BEST_CHECKPOINT = "best.ckpt"
 METRICS_FILE = "metrics.jsonl"
-_PARTIAL = ".partial"  # how the name of a file ends that is being written
+_PARTIAL = ".partial"  # suffix of files that are being written
 _RUN_FILES = (CONFIG_FILE, CHECKPOINT_FOLDER, METRICS_FILE, MODEL_FOLDER, PREDICTIONS_FILE, RESULTS_FILE)
 
-#: Keys that may differ when a run is started again: they decide neither what is learned nor from what.
+#: Keys that may differ when a run is started again: they affect neither the training nor its data.
 _FREE_KEYS = (
     *("output_root", "overwrite", "restore", "recipe", "logger", "flops_budget"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
@@ -44,17 +44,17 @@ _FREE_KEYS = (
 
 
 def is_finished(directory: Path) -> bool:
-    """Whether a run directory holds results."""
+    """Whether a run directory contains results."""
     return (directory / RESULTS_FILE).is_file()
 
 
 def read_results(directory: Path) -> dict[str, Any]:
-    """A finished run's ``results.json``."""
+    """Read a finished run's ``results.json``."""
     return json.loads((directory / RESULTS_FILE).read_text(encoding="utf-8"))
 
 
 def stored_config(run: Run) -> dict[str, Any]:
-    """The resolved configuration as it is stored: plain containers, and the parent with its run's id."""
+    """Return the content of ``config.yaml``: the resolved configuration, the method and the parent's name and id."""
     parent_id = run.parent.results["run_id"] if run.parent is not None and run.parent.results is not None else None
     return {
         **dataclasses.asdict(run.settings),
@@ -64,27 +64,27 @@ def stored_config(run: Run) -> dict[str, Any]:
 
 
 def check_same_settings(run: Run) -> None:
-    """Check that a run directory was not written by another configuration.
+    """Check that a run directory was not written with another configuration.
 
     Raises:
-        UserError: it was; the message shows the difference.
+        UserError: the configurations differ; the message lists the differences.
     """
     path = run.directory / CONFIG_FILE
     if not path.is_file() or run.settings.overwrite:
         return
-    stored = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
-    wanted = _flat(stored_config(run))
-    if run.missing is not None or wanted.get("parent.run_id") is None:
-        # the parent was deleted (or never was a run): what the child learned from it still stands
+    stored = _flatten(yaml.safe_load(path.read_text(encoding="utf-8")))
+    current = _flatten(stored_config(run))
+    if run.missing is not None or current.get("parent.run_id") is None:
+        # the parent was deleted or is not a run: the child's training is still valid
         stored.pop("parent.run_id", None)
-    elif stored.get("parent.run_id") == wanted["parent.run_id"]:
-        stored.pop("parent.name", None)  # the same run, perhaps under another path
-    # a parent brings its model, however the command names it
+    elif stored.get("parent.run_id") == current["parent.run_id"]:
+        stored.pop("parent.name", None)  # the same run, possibly under another path
+    # the parent determines the model, so model keys may differ
     free = (*_FREE_KEYS, "model") if run.parent is not None or run.missing is not None else _FREE_KEYS
     differing = [
-        f"  {key}: {stored[key]} there, {wanted[key]} now"
-        for key in sorted(stored.keys() & wanted.keys())
-        if stored[key] != wanted[key] and not any(key == name or key.startswith(f"{name}.") for name in free)
+        f"  {key}: {stored[key]} there, {current[key]} now"
+        for key in sorted(stored.keys() & current.keys())
+        if stored[key] != current[key] and not any(key == name or key.startswith(f"{name}.") for name in free)
     ]
     if differing:
         state = "a finished" if is_finished(run.directory) else "an unfinished"
@@ -96,7 +96,7 @@ def check_same_settings(run: Run) -> None:
 
 
 def open_directory(run: Run) -> None:
-    """Make the run directory ready for training: afresh with ``overwrite``, and without what a kill left half."""
+    """Prepare the run directory for training: clear it with ``overwrite``, and remove partial files of killed runs."""
     if run.settings.overwrite:
         remove_run_files(run.directory)
     for folder in (run.directory, run.directory / CHECKPOINT_FOLDER):
@@ -109,11 +109,11 @@ def open_directory(run: Run) -> None:
 
 
 def remove_run_files(directory: Path) -> None:
-    """Remove what a run wrote.
+    """Remove the files of a run.
 
-    Runs inside (``hard/``) stay: their stored parent no longer matches, which :func:`check_same_settings` reports.
+    Nested runs (``hard/``) are kept. Their stored parent no longer matches, which :func:`check_same_settings` reports.
     """
-    for name in reversed(_RUN_FILES):  # results first: what is half removed must not look finished
+    for name in reversed(_RUN_FILES):  # results first, so that a partly removed run is not taken for a finished one
         path = directory / name
         if path.is_dir():
             shutil.rmtree(path)
@@ -122,20 +122,20 @@ def remove_run_files(directory: Path) -> None:
 
 
 def write_results(directory: Path, results: dict[str, Any]) -> None:
-    """Finish a run: write ``results.json`` atomically, and remove the checkpoints that it no longer needs.
+    """Finish a run: write ``results.json`` atomically, and remove the checkpoints that are no longer needed.
 
-    The results get a ``run_id`` that tells this training from a later one.
+    Adds a random ``run_id`` to the results, which distinguishes repeated trainings in the same directory.
     """
     content = {**results, "run_id": uuid.uuid4().hex[:12]}
     for path in (directory / MODEL_FOLDER).glob("*"):
-        _flush(path)  # after a power cut there must be no results without their model
+        _flush(path)  # results must not survive a power failure without their model
     write_atomically(directory / RESULTS_FILE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     for name in (BEST_CHECKPOINT, PREVIOUS_CHECKPOINT):
         (directory / CHECKPOINT_FOLDER / name).unlink(missing_ok=True)
 
 
 def metrics_size(directory: Path) -> int:
-    """Bytes of ``metrics.jsonl`` so far, all of them on the disk."""
+    """Flush ``metrics.jsonl`` to disk and return its size in bytes; 0 if there is none."""
     path = directory / METRICS_FILE
     if not path.is_file():
         return 0
@@ -144,36 +144,37 @@ def metrics_size(directory: Path) -> int:
 
 
 def truncate_metrics(directory: Path, size: int | None) -> None:
-    """Drop what a run logged after the checkpoint that it resumes from, and a line of which only a part was written.
+    """Truncate ``metrics.jsonl`` to the lines that were complete when a checkpoint was saved.
 
     Args:
         directory: the run directory.
-        size: bytes of ``metrics.jsonl`` when the checkpoint was saved; None keeps all whole lines.
+        size: size of the file in bytes when the checkpoint was saved; None keeps all complete lines.
     """
     path = directory / METRICS_FILE
     if not path.is_file():
         return
-    kept = path.read_bytes()[:size]
-    whole = kept.rfind(b"\n") + 1
-    if whole:
-        os.truncate(path, whole)
+    if length := path.read_bytes()[:size].rfind(b"\n") + 1:
+        os.truncate(path, length)
     else:
         path.unlink()
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that it is either whole or absent, also when the machine stops."""
+    """Write a text file atomically: it is complete or unchanged, even after a power failure."""
     with open_atomically(path) as file:
         file.write(text.encode("utf-8"))
 
 
 @contextlib.contextmanager
 def open_atomically(path: Path, *, keep: Path | None = None) -> Iterator[BinaryIO]:
-    """A file to write into, which takes the place of ``path`` when it is whole and on the disk.
+    """Open a temporary file for writing, and move it to ``path`` once it is complete and flushed to disk.
 
     Args:
-        path: where it will stand.
-        keep: where to put what stood there; None replaces it.
+        path: the final path.
+        keep: path to move the previous file to; None replaces it.
+
+    Yields:
+        The temporary file, opened for binary writing. If the block fails, it is removed and ``path`` is unchanged.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
     try:
@@ -190,7 +191,7 @@ def open_atomically(path: Path, *, keep: Path | None = None) -> Iterator[BinaryI
 
 
 def _flush(path: Path) -> None:
-    """Bring a file, or a folder's names, from the system's memory to the disk."""
+    """Flush a file, or a directory's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -198,10 +199,11 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Flatten nested mappings to dotted keys; an empty mapping stays a value."""
     if not isinstance(node, dict) or not node:
         return {prefix.removesuffix("."): node}
     flat: dict[str, Any] = {}
     for key, value in node.items():
-        flat |= _flat(value, f"{prefix}{key}.")
+        flat |= _flatten(value, f"{prefix}{key}.")
     return flat

@@ -1,4 +1,4 @@
-"""A finished run, or another checkpoint, made ready for use: its task, its tokenizer and its model."""
+"""Load a checkpoint's task, splits, tokenizer and model, and check inputs against the model's limits."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,12 +19,12 @@ _REMEDY = "Give a run directory or a Hugging Face directory that exists."
 
 @dataclass(frozen=True)
 class StoredTask:
-    """What a run says in its ``config.yaml`` about its data.
+    """Task and data settings from a run's ``config.yaml``.
 
     Attributes:
         task: the task, with its files and limits.
-        data_dir: where its splits were.
-        precision: Lightning's, of the training.
+        data_dir: folder of its splits; None if there was none.
+        precision: the Lightning precision of its training.
     """
 
     task: TaskSettings
@@ -33,12 +33,12 @@ class StoredTask:
 
     @property
     def evaluation_dtype(self) -> str:
-        """The type in which the run was evaluated while it trained, so that metrics equal those of its results."""
+        """The dtype of evaluation during training; using it reproduces the metrics of the results."""
         return "bfloat16" if self.precision == "bf16-mixed" else "float32"
 
 
 def stored_task(checkpoint: Checkpoint) -> StoredTask | None:
-    """The task that a run was trained for; None without a run, or without its configuration."""
+    """Return the task of the checkpoint's run; None if there is no run or no readable configuration."""
     if checkpoint.run_dir is None:
         return None
     try:
@@ -46,14 +46,14 @@ def stored_task(checkpoint: Checkpoint) -> StoredTask | None:
         precision = stored.get("trainer", {}).get("precision", "32-true")
         return StoredTask(TaskSettings(**stored["task"]), stored.get("data_dir"), precision)
     except (AttributeError, KeyError, TypeError, ValueError):
-        return None  # a run from elsewhere
+        return None  # another version or another program wrote it
 
 
 def read_splits(task: TaskSettings, data_dir: str | None) -> "Splits":
-    """A task's examples, checked.
+    """Load and check a task's splits.
 
     Raises:
-        UserError: there is no such task, or its data are missing or wrong.
+        UserError: there is no such task, or its data are missing or invalid.
     """
     from ltp.data.sources import load_splits
     from ltp.runs.plan import task_of
@@ -69,14 +69,14 @@ def read_splits(task: TaskSettings, data_dir: str | None) -> "Splits":
 
 
 def check_budget(checkpoint: Checkpoint, budget: float | None) -> None:
-    """Check that a checkpoint holds thresholds for a budget. Reads no weights.
+    """Check that a checkpoint has thresholds for a budget, from its ``config.json``, without loading weights.
 
     Args:
-        checkpoint: its ``config.json`` says which budgets it holds.
-        budget: relative FLOPs; None for how the checkpoint prunes as it stands, which is always there.
+        checkpoint: the checkpoint.
+        budget: relative FLOPs; None for the checkpoint's default thresholds, which always exist.
 
     Raises:
-        UserError: it does not hold it; says which it does, and what makes it.
+        UserError: there are none; the message lists the available budgets and a command that creates this one.
     """
     held = checkpoint.pruning.get("budgets", [])
     if budget is None or budget in held:
@@ -103,14 +103,14 @@ def check_budget(checkpoint: Checkpoint, budget: float | None) -> None:
 
 
 def load_model(checkpoint: Checkpoint, budget: float | None = None) -> "LTPForSequenceClassification":
-    """The classifier: float32, on the CPU, in evaluation mode.
+    """Load the classifier: float32, on the CPU, in evaluation mode.
 
     Args:
-        checkpoint: what is loaded.
-        budget: prune with the thresholds of this one of its budgets; None leaves it as it stands.
+        checkpoint: the checkpoint.
+        budget: use the thresholds of this budget; None keeps the default ones.
 
     Raises:
-        UserError: it cannot be loaded, or does not hold the budget.
+        UserError: it cannot be loaded, or has no thresholds for the budget.
     """
     check_budget(checkpoint, budget)
 
@@ -121,7 +121,7 @@ def load_model(checkpoint: Checkpoint, budget: float | None = None) -> "LTPForSe
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> "PreTrainedTokenizerBase":
-    """The checkpoint's tokenizer.
+    """Load the checkpoint's tokenizer.
 
     Raises:
         UserError: it cannot be loaded.
@@ -133,37 +133,37 @@ def load_tokenizer(checkpoint: Checkpoint) -> "PreTrainedTokenizerBase":
 
 
 def max_input_tokens(model: "LTPForSequenceClassification", tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Tokens that a model can read at once and its tokenizer makes, special ones included."""
+    """Return the maximum tokens of an input that model and tokenizer support, special tokens included."""
     return min(model.config.max_input_tokens, tokenizer.model_max_length)
 
 
 def check_length(
     key: str, wanted: int, model: "LTPForSequenceClassification", tokenizer: "PreTrainedTokenizerBase"
 ) -> None:
-    """Check that inputs of a length can be read.
+    """Check that the model supports an input length.
 
     Args:
-        key: what gave the length.
-        wanted: tokens, special ones included.
+        key: the configuration key of the length, for the message.
+        wanted: tokens, special tokens included.
         model: the classifier.
         tokenizer: its tokenizer.
 
     Raises:
-        UserError: they cannot; names the key and the limit.
+        UserError: the length exceeds the limit; the message names both.
     """
     if wanted > (limit := max_input_tokens(model, tokenizer)):
         raise UserError(f"{key}={wanted}: the model reads at most {limit} tokens")
 
 
 def check_token_ids(largest: int, model: "LTPForSequenceClassification") -> None:
-    """Check that the tokenizer made no token that the model does not know.
+    """Check that the tokenizer's ids are in the model's vocabulary.
 
     Args:
-        largest: the largest token id it made.
+        largest: the largest token id that the tokenizer returned.
         model: the classifier.
 
     Raises:
-        UserError: it did.
+        UserError: the id is not in the vocabulary.
     """
     if largest >= model.config.vocab_size:
         raise UserError(
@@ -173,7 +173,7 @@ def check_token_ids(largest: int, model: "LTPForSequenceClassification") -> None
 
 
 def silence_libraries() -> None:
-    """Keep what transformers says while loading out of a command's output."""
+    """Silence the warnings and progress bars of transformers."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
@@ -181,7 +181,7 @@ def silence_libraries() -> None:
 
 
 def set_threads(threads: int | None) -> None:
-    """Compute on so many threads of the processor from now on; None leaves the choice to PyTorch."""
+    """Set PyTorch's number of CPU threads; None keeps PyTorch's default."""
     import torch
 
     if threads is not None:
@@ -189,10 +189,10 @@ def set_threads(threads: int | None) -> None:
 
 
 def select_device(key: str) -> Any:
-    """The device that ``auto``, ``cpu`` or ``cuda`` names.
+    """Return the torch device for ``auto``, ``cpu`` or ``cuda``.
 
     Raises:
-        UserError: there is no GPU.
+        UserError: ``cuda`` was requested and there is no GPU.
     """
     import torch
 

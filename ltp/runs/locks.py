@@ -1,4 +1,4 @@
-"""One writer a run directory, however many processes, machines and users start the same run."""
+"""Lock of a run directory: a single writer among all processes, machines and users."""
 
 import logging
 import os
@@ -20,30 +20,30 @@ _POLL_SECONDS = 1.0
 
 @contextmanager
 def run_lock(directory: Path, *, wait: bool = True) -> Iterator[None]:
-    """Be the only process that writes a run directory; wait for the one that does.
+    """Context manager: hold the write lock of a run directory, waiting for another holder.
 
-    The operating system lets go of the lock when its holder ends, however it ended.
+    The operating system releases the lock when the process ends, even if it is killed.
 
     Args:
-        directory: it must exist.
-        wait: whether to wait; else it is an error.
+        directory: the run directory; must exist.
+        wait: whether to wait for another holder, rather than fail.
 
     Raises:
-        RunError: another process writes it, and this one is not to wait.
+        RunError: another process holds the lock, and ``wait`` is false.
     """
     lock, holder = FileLock(directory / LOCK_FILE), directory / HOLDER_FILE
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        who = "another process"
-        with suppress(OSError):  # it has just ended, or not yet begun
-            who = holder.read_text(encoding="utf-8")
+        writer = "another process"
+        with suppress(OSError):  # it has just ended, or has not written its name yet
+            writer = holder.read_text(encoding="utf-8")
         if not wait:
-            raise RunError(f"{directory} is being written by {who}: wait for it, or stop it") from None
-        log.info("waiting for %s, which is being written by %s", directory, who)
+            raise RunError(f"{directory} is being written by {writer}: wait for it, or stop it") from None
+        log.info("waiting for %s, which is being written by %s", directory, writer)
         lock.acquire(poll_interval=_POLL_SECONDS)
     try:
-        with suppress(OSError):  # a full disk will be told where it matters
+        with suppress(OSError):  # the file is informative only; a full disk is reported by later writes
             holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield
     finally:

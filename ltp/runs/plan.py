@@ -1,15 +1,16 @@
-"""From a configuration to a run: every null filled, the method, the parent and the run directory.
+"""Resolve a configuration to a run: default values, method, parent run, teacher and run directory.
 
-``outputs/<model>/<task>/`` holds a tree of runs, the published layout::
+Runs form a tree under ``outputs/<model>/<task>/``, in the published layout::
 
-    finetune/lr_…/seed_…                                              the dense parent of all others
+    finetune/lr_…/seed_…                                              dense parent of all others
     absolute_threshold/rate_…/temperature_…/lambda_…/lr_…/seed_…      soft
-    absolute_threshold/rate_…/temperature_…/lambda_…/lr_…/seed_…/hard/lr_…   hard, inside its soft run
+    absolute_threshold/rate_…/temperature_…/lambda_…/lr_…/seed_…/hard/lr_…   hard, nested in its soft run
     absolute_threshold/rate_…/hard/lr_…/seed_…                        manual thresholds
     topk/rate_…/lr_…/seed_…
 """
 
 import copy
+import dataclasses
 import logging
 import re
 from dataclasses import dataclass
@@ -24,12 +25,17 @@ from ltp.runs.settings import PRUNE_VALUES, TaskSettings, TrainSettings, check_r
 
 log = logging.getLogger(__name__)
 
-_NAMES = {"topk": "top-k", "manual": "manual-threshold"}  # of methods, in messages
+_METHOD_NAMES = {"topk": "top-k", "manual": "manual-threshold"}  # in messages
 
 
 @dataclass(frozen=True)
 class MissingParent:
-    """A parent run that is not finished: the settings that train it."""
+    """An unfinished parent run, which must be trained first.
+
+    Attributes:
+        directory: its run directory.
+        stage: its training stage.
+    """
 
     directory: Path
     stage: str
@@ -37,16 +43,16 @@ class MissingParent:
 
 @dataclass(frozen=True)
 class Run:
-    """One run, ready to start.
+    """A resolved run, ready to start.
 
     Attributes:
-        settings: the configuration with every null filled.
-        task: the task's row; a custom task's labels are still unknown.
+        settings: the configuration, with every null replaced by a value.
+        task: the task; labels of a custom task are unknown until its file is read.
         method: ``dense``, ``learned``, ``manual``, ``topk`` or another of :data:`~ltp.pruning.RATE_MODES`.
-        directory: where the run lives.
-        parent: the checkpoint it starts from; None when it starts from a pretrained or a random encoder.
-        missing: the parent that must be trained first, in which case ``parent`` is None.
-        teacher: the dense checkpoint that is distilled; None without distillation, and while ``parent`` is missing.
+        directory: the run directory.
+        parent: the checkpoint that the run starts from; None for a pretrained or randomly initialised encoder.
+        missing: the parent run that must be trained first; ``parent`` is None then.
+        teacher: the dense teacher checkpoint; None without distillation, and while the parent run is missing.
     """
 
     settings: TrainSettings
@@ -59,7 +65,7 @@ class Run:
 
     @property
     def parent_name(self) -> str | None:
-        """The parent as results name it: a run directory, a checkpoint's name, or None."""
+        """The parent's name in results: a run directory, a checkpoint's name or path, or None."""
         if self.missing is not None:
             return str(self.missing.directory)
         if self.parent is not None:
@@ -67,19 +73,19 @@ class Run:
         return self.settings.model.name_or_path
 
 
-def plan_run(given: TrainSettings, *, model_is_chosen: bool = False) -> Run:
-    """Work out what a configuration asks for. Reads small files only.
+def plan_run(config: TrainSettings, *, model_is_chosen: bool = False) -> Run:
+    """Resolve a configuration to a run. Reads only small files.
 
     Args:
-        given: the configuration, nulls included.
-        model_is_chosen: whether the model was chosen by the user, rather than by default; a restored checkpoint
-            must then agree with it, and else brings its own.
+        config: the configuration, which may contain nulls; it is not modified.
+        model_is_chosen: whether the user chose the model. If so, a restored checkpoint must match it; otherwise
+            the checkpoint determines the model.
 
     Raises:
-        UserError: values out of range, contradictory selections, or a checkpoint that does not fit.
+        UserError: a value is out of range, options contradict each other, or a checkpoint does not match.
     """
-    check_ranges(given)
-    settings = copy.deepcopy(given)
+    check_ranges(config)
+    settings = copy.deepcopy(config)
     task = task_of(settings.task)
     restored = None if settings.restore == "auto" else inspect_checkpoint(settings.restore)
     if restored is not None:
@@ -87,27 +93,27 @@ def plan_run(given: TrainSettings, *, model_is_chosen: bool = False) -> Run:
         check_labels_if_known(restored, task)
     inherited = restored.pruning if restored is not None else {}
 
-    stage, mode = _stage_and_mode(settings, restored)
+    stage, mode = _resolve_stage_and_mode(settings, restored)
     settings.stage, settings.prune.mode = stage, mode
-    method = _method(settings, stage, mode, restored)
+    method = _resolve_method(settings, stage, mode, restored)
     if mode != "absolute_threshold" and settings.prune.learned is not None:
-        raise UserError(_irrelevant_key("learned", settings, method))
+        raise UserError(_irrelevant_key_message("learned", settings, method))
     settings.prune.learned = method == "learned" if mode == "absolute_threshold" else None
     _fill_nulls(settings, task, method, inherited)
 
     parent, missing = restored, None
     if restored is None and method != "dense":
         parent, missing = _find_parent(settings, task, method)
-    directory = _directory(settings, method, parent, missing)
+    directory = _run_directory(settings, method, parent, missing)
     teacher = None if settings.distill.mode is None or missing is not None else _find_teacher(settings, task, parent)
     return Run(settings, task, method, directory, parent, missing, teacher)
 
 
 def check_labels(checkpoint: Checkpoint, task: Task) -> None:
-    """Check that a checkpoint's head fits the task.
+    """Check that a checkpoint's classification head matches the task.
 
     Raises:
-        UserError: it has another number of labels.
+        UserError: the number or the order of its labels differs.
     """
     if checkpoint.num_labels != task.num_labels:
         raise UserError(
@@ -124,48 +130,50 @@ def check_labels(checkpoint: Checkpoint, task: Task) -> None:
             )
 
 
-def task_of(chosen: TaskSettings) -> Task:
-    """The task that a configuration names; a custom one's labels are still unknown.
+def task_of(settings: TaskSettings) -> Task:
+    """Return the task of a configuration; labels of a custom task are unknown until its file is read.
 
     Raises:
-        UserError: there is no such task, or a key does not go with it.
+        UserError: there is no such task, or a key does not apply to it.
     """
-    unset = TaskSettings()
-    own = ("train_file", "validation_file", "text_columns", "label_column", "metric", "size")
-    given = [key for key in own if getattr(chosen, key) != getattr(unset, key)]
-    if chosen.name in TASKS and given:
-        raise UserError(f"task.{given[0]}={getattr(chosen, given[0])} goes with task=custom, not task={chosen.name}")
-    if chosen.name != "custom" and not given:
-        return get_task(chosen.name)
+    defaults = TaskSettings()
+    custom_keys = ("train_file", "validation_file", "text_columns", "label_column", "metric", "size")
+    changed = [key for key in custom_keys if getattr(settings, key) != getattr(defaults, key)]
+    name = settings.name
+    if name in TASKS and changed:
+        raise UserError(f"task.{changed[0]}={getattr(settings, changed[0])} goes with task=custom, not task={name}")
+    if name != "custom" and not changed:
+        return get_task(name)
     return custom_task(
-        chosen.name,
-        text_columns=chosen.text_columns,
-        label_column=chosen.label_column,
-        metric=chosen.metric,
-        size=chosen.size,
+        name,
+        text_columns=settings.text_columns,
+        label_column=settings.label_column,
+        metric=settings.metric,
+        size=settings.size,
     )
 
 
 def _check_model_fits(settings: TrainSettings, restored: Checkpoint, model_is_chosen: bool) -> None:
+    """Check a restored checkpoint against the chosen model, or take the model from it if none was chosen."""
     model = settings.model
     if not model_is_chosen:
         model.name, model.name_or_path, model.architecture = restored.name, None, {}
         return
-    wanted = model.architecture
+    expected = model.architecture
     if model.name_or_path is not None and (Path(model.name_or_path) / "config.json").is_file():
-        wanted = read_config(Path(model.name_or_path) / "config.json", f"model.name_or_path={model.name_or_path}")
+        expected = read_config(Path(model.name_or_path) / "config.json", f"model.name_or_path={model.name_or_path}")
     for key in ("model_type", "num_hidden_layers", "hidden_size"):
-        has = restored.dense_config.get(key)
-        if key in wanted and has is not None and has != wanted[key]:
+        actual = restored.dense_config.get(key)
+        if key in expected and actual is not None and actual != expected[key]:
             raise UserError(
-                f"restore={settings.restore} has {key} {has}, model={model.name or model.name_or_path} has "
-                f"{wanted[key]}: another "
-                "architecture. Leave model= out to take the checkpoint's, or restore one that fits."
+                f"restore={settings.restore} has {key} {actual}, model={model.name or model.name_or_path} has "
+                f"{expected[key]}: another architecture. "
+                "Leave model= out to take the checkpoint's, or restore one that fits."
             )
 
 
-def _stage_and_mode(settings: TrainSettings, restored: Checkpoint | None) -> tuple[str, str]:
-    """The stage and the prune mode: what was given, else the checkpoint's, else what goes with the other."""
+def _resolve_stage_and_mode(settings: TrainSettings, restored: Checkpoint | None) -> tuple[str, str]:
+    """Return stage and prune mode: each from the configuration, else from the checkpoint, else implied by the other."""
     stage, mode = settings.stage, settings.prune.mode
     inherited = restored.pruning if restored is not None else {}
     if stage == "finetune" and mode not in (None, "none"):
@@ -174,16 +182,16 @@ def _stage_and_mode(settings: TrainSettings, restored: Checkpoint | None) -> tup
             "leave one of them out (stage=soft learns thresholds, stage=hard trains with fixed ones)."
         )
     if stage == "soft" and mode in RATE_MODES:
-        name = _NAMES.get(mode, mode)
         raise UserError(
-            f"stage=soft with prune={mode}: {name} has nothing to learn. Use stage=hard, or prune=threshold."
+            f"stage=soft with prune={mode}: {_METHOD_NAMES.get(mode, mode)} has nothing to learn. "
+            "Use stage=hard, or prune=threshold."
         )
     if stage in ("soft", "hard") and mode == "none":
         raise UserError(f"stage={stage} with prune=none: nothing is pruned. Use stage=finetune, or prune=threshold.")
     if stage == "soft" and settings.prune.learned is False:
         raise UserError("stage=soft learns thresholds, prune=manual gives them: use stage=hard, or prune=threshold.")
     if mode is None and stage != "finetune":
-        # soft can only be thresholds; a finetune run's checkpoint says nothing
+        # soft implies thresholds; a dense checkpoint has no mode
         mode = "absolute_threshold" if stage == "soft" else inherited.get("prune_mode")
         if mode is None and settings.prune.learned is not None:
             mode = "absolute_threshold"
@@ -196,7 +204,8 @@ def _stage_and_mode(settings: TrainSettings, restored: Checkpoint | None) -> tup
     return stage, mode
 
 
-def _method(settings: TrainSettings, stage: str, mode: str, restored: Checkpoint | None) -> str:
+def _resolve_method(settings: TrainSettings, stage: str, mode: str, restored: Checkpoint | None) -> str:
+    """Return the method; see :attr:`Run.method`."""
     if stage == "finetune":
         return "dense"
     if mode in RATE_MODES:
@@ -213,28 +222,23 @@ def _method(settings: TrainSettings, stage: str, mode: str, restored: Checkpoint
         )
     if learned is False or not restored.holds_thresholds:
         return "manual"
-    began, given = restored.pruning.get("final_token_threshold"), settings.prune.final_token_threshold
-    if given is not None and given != began:
+    initial, requested = restored.pruning.get("final_token_threshold"), settings.prune.final_token_threshold
+    if requested is not None and requested != initial:
         raise UserError(
-            f"restore={restored.source} learned its thresholds from final_token_threshold={began}; "
-            f"prune.final_token_threshold={given} would discard them: leave it out, or use prune=manual."
+            f"restore={restored.source} learned its thresholds from final_token_threshold={initial}; "
+            f"prune.final_token_threshold={requested} would discard them: leave it out, or use prune=manual."
         )
     return "learned"
 
 
 def _fill_nulls(settings: TrainSettings, task: Task, method: str, inherited: dict[str, Any]) -> None:
-    """Fill every null: the checkpoint's value, else the recipe's."""
+    """Replace every null by the checkpoint's value, or else the recipe's."""
     assert settings.stage is not None
     recipe, prune = settings.recipe.pruning, settings.prune
     stage = settings.recipe.stages[settings.stage]
-    defaults: dict[str, Any] = {
+    defaults = dataclasses.asdict(stage) | {
         "lr": stage.lr if stage.lr is not None else task.lr,
-        "batch_size": stage.batch_size,
-        "epochs": stage.epochs.small if task.size == "small" else stage.epochs.large,
-        "weight_decay": stage.weight_decay,
-        "warmup_ratio": stage.warmup_ratio,
-        "save_step": stage.save_step,
-        "load_best": stage.load_best,
+        "epochs": getattr(stage.epochs, task.size),
     }
     for key, default in defaults.items():
         if getattr(settings, key) is None:
@@ -246,8 +250,9 @@ def _fill_nulls(settings: TrainSettings, task: Task, method: str, inherited: dic
     budgeted = bool(settings.targets)
     if settings.budgets is not None and method not in ("learned", "manual"):
         raise UserError(
-            f"budgets={settings.budgets} has no meaning for a {_NAMES.get(method, method)} run: several budgets are "
-            "several thresholds a layer. Use prune=threshold or prune=manual, or prune.target_flops for one budget."
+            f"budgets={settings.budgets} has no meaning for a {_METHOD_NAMES.get(method, method)} run: several "
+            "budgets are several thresholds a layer. "
+            "Use prune=threshold or prune=manual, or prune.target_flops for one budget."
         )
     relevant: dict[str, Any] = {}
     if method != "dense":
@@ -257,7 +262,7 @@ def _fill_nulls(settings: TrainSettings, task: Task, method: str, inherited: dic
         relevant["temperature"] = recipe.budget_temperature if budgeted else recipe.temperature
     if learned and settings.stage == "soft":
         relevant["lr_threshold"] = recipe.budget_lr_threshold if budgeted else settings.lr
-    if not budgeted:  # else these are what a budget decides
+    if not budgeted:  # a budget determines these values
         if method in ("learned", "manual"):
             relevant["final_token_threshold"] = recipe.learned_threshold if learned else recipe.manual_threshold
         if learned:
@@ -269,63 +274,67 @@ def _fill_nulls(settings: TrainSettings, task: Task, method: str, inherited: dic
         value = getattr(prune, key)
         if key not in relevant:
             if value is not None:
-                raise UserError(_irrelevant_key(key, settings, method))
+                raise UserError(_irrelevant_key_message(key, settings, method))
             continue
         if value is None:
             setattr(prune, key, inherited.get(file_keys.get(key, key), relevant[key]))
 
 
 def _inherit_budgets(settings: TrainSettings, inherited: list[float] | None) -> None:
-    """Hold a hard run at the budget that its parent was led to."""
+    """Give a hard run the budgets that its parent was trained for."""
     if inherited and len(inherited) == 1:
         settings.prune.target_flops = inherited[0]
     elif inherited:
         settings.budgets = list(inherited)
 
 
-_BUDGETED = ("final_token_threshold", "lambda_threshold", "token_keep_rate")
-
-
-def _irrelevant_key(key: str, settings: TrainSettings, method: str) -> str:
-    if key in _BUDGETED and settings.targets and method != "dense":
-        given = "prune.target_flops" if settings.budgets is None else "budgets"
-        return f"prune.{key}={getattr(settings.prune, key)} is what {given} decides; leave one of them out"
-    kind = f"{settings.stage} learned-threshold" if method == "learned" else _NAMES.get(method, method)
-    return f"prune.{key}={getattr(settings.prune, key)} has no meaning for a {kind} run; leave it out"
+def _irrelevant_key_message(key: str, settings: TrainSettings, method: str) -> str:
+    key_and_value = f"prune.{key}={getattr(settings.prune, key)}"
+    set_by_budget = key in ("final_token_threshold", "lambda_threshold", "token_keep_rate")
+    if set_by_budget and settings.targets and method != "dense":
+        budget_key = "prune.target_flops" if settings.budgets is None else "budgets"
+        return f"{key_and_value} is what {budget_key} decides; leave one of them out"
+    name = f"{settings.stage} learned-threshold" if method == "learned" else _METHOD_NAMES.get(method, method)
+    return f"{key_and_value} has no meaning for a {name} run; leave it out"
 
 
 def _find_parent(settings: TrainSettings, task: Task, method: str) -> tuple[Checkpoint | None, MissingParent | None]:
-    """The finished run that this one starts from, or the one to train first.
+    """Find the finished parent run, or determine the one to train first.
 
-    Of several the one at the recipe's learning rate is taken; ltp does not guess among others.
+    If there are several, the one with the recipe's learning rate is used.
+
+    Raises:
+        UserError: there are several, none of them with the recipe's learning rate, or the parent's labels differ.
     """
     hard_of_learned = settings.stage == "hard" and method == "learned"
     stage = "soft" if hard_of_learned else "finetune"
-    folder = _soft_folder(settings) if hard_of_learned else _task_folder(settings) / "finetune"
+    folder = _task_folder(settings) / "finetune"
+    if hard_of_learned:
+        folder = _soft_folder(settings) / _distillation_folder(settings)
     recipe_lr = settings.recipe.stages[stage].lr
-    default = folder / _lr(recipe_lr if recipe_lr is not None else task.lr) / _seed(settings)
-    finished = sorted(path.parent for path in folder.glob(f"lr_*/{_seed(settings)}/{RESULTS_FILE}"))
+    default = folder / _lr_folder(recipe_lr if recipe_lr is not None else task.lr) / _seed_folder(settings)
+    finished = sorted(path.parent for path in folder.glob(f"lr_*/{_seed_folder(settings)}/{RESULTS_FILE}"))
     if default in finished or not finished:
-        chosen = default
+        directory = default
     elif len(finished) == 1:
-        chosen = finished[0]
+        directory = finished[0]
     else:
         raise UserError(
             f"restore=auto: several {stage} runs could be the parent, none at the recipe's learning rate: "
             f"{', '.join(map(str, finished))}. Choose one with restore=…"
         )
-    if chosen in finished:
-        checkpoint = inspect_checkpoint(str(chosen))
+    if directory in finished:
+        checkpoint = inspect_checkpoint(str(directory))
         check_labels_if_known(checkpoint, task)
         return checkpoint, None
-    return None, MissingParent(chosen, stage)
+    return None, MissingParent(directory, stage)
 
 
 def _find_teacher(settings: TrainSettings, task: Task, parent: Checkpoint | None) -> Checkpoint:
-    """The checkpoint that ``distill.teacher`` names: with ``auto`` the first dense one among the run's ancestors.
+    """Find the teacher: the checkpoint of ``distill.teacher``, or for ``auto`` the run's nearest dense ancestor.
 
     Raises:
-        UserError: there is none, or it does not fit.
+        UserError: there is none, or it does not match the run's model.
     """
     key = f"distill.teacher={settings.distill.teacher}"
     remedy = "name a dense checkpoint with distill.teacher=…"
@@ -336,51 +345,50 @@ def _find_teacher(settings: TrainSettings, task: Task, parent: Checkpoint | None
     else:
         teacher = parent
         while teacher.prunes:
-            above = (teacher.results or {}).get("parent")
-            if above is None or not (Path(above) / RESULTS_FILE).is_file():
-                raise UserError(f"{key}: the dense parent of {teacher.source} is not there ({above}); {remedy}")
-            teacher = inspect_checkpoint(above)
+            ancestor = (teacher.results or {}).get("parent")
+            if ancestor is None or not (Path(ancestor) / RESULTS_FILE).is_file():
+                raise UserError(f"{key}: the dense parent of {teacher.source} is not there ({ancestor}); {remedy}")
+            teacher = inspect_checkpoint(ancestor)
     check_labels_if_known(teacher, task)
-    for what in ("vocab_size", "num_hidden_layers", "hidden_size"):
-        own = parent.dense_config.get(what) if parent is not None else None
-        has = teacher.dense_config.get(what)
-        if (
-            own is not None
-            and has is not None
-            and own != has
-            and (what == "vocab_size" or settings.distill.mode == "hidden")
-        ):
-            raise UserError(f"{key}: {teacher.source} has {what} {has}, the run's model has {own}; {remedy}")
+    sizes = ("vocab_size", "num_hidden_layers", "hidden_size") if settings.distill.mode == "hidden" else ("vocab_size",)
+    for size in sizes:
+        expected = parent.dense_config.get(size) if parent is not None else None
+        actual = teacher.dense_config.get(size)
+        if expected is not None and actual is not None and expected != actual:
+            raise UserError(f"{key}: {teacher.source} has {size} {actual}, the run's model has {expected}; {remedy}")
     return teacher
 
 
 def check_labels_if_known(checkpoint: Checkpoint, task: Task) -> None:
-    """:func:`check_labels`, where the task's labels are known before its files are read."""
+    """Run :func:`check_labels` if the task's labels are known before its files are read."""
     if task.is_regression or task.labels is not None:
         check_labels(checkpoint, task)
 
 
-def _directory(settings: TrainSettings, method: str, parent: Checkpoint | None, missing: MissingParent | None) -> Path:
+def _run_directory(
+    settings: TrainSettings, method: str, parent: Checkpoint | None, missing: MissingParent | None
+) -> Path:
     assert settings.lr is not None
-    taught = Path(_distillation_folder(settings))
-    leaf = taught / _lr(settings.lr) / _seed(settings)
+    distilled_lr = Path(_distillation_folder(settings)) / _lr_folder(settings.lr)
+    leaf = distilled_lr / _seed_folder(settings)
     folder = _task_folder(settings)
     if method == "dense":
         return folder / "finetune" / leaf
     if method in RATE_MODES:
-        return folder / method / (_budget(settings) or f"rate_{format_number(settings.prune.token_keep_rate)}") / leaf
+        rate = _budget_folder(settings) or f"rate_{format_number(settings.prune.token_keep_rate)}"
+        return folder / method / rate / leaf
     if settings.stage == "soft":
-        return _soft_folder(settings) / _lr(settings.lr) / _seed(settings)
+        return _soft_folder(settings) / leaf
     if method == "learned":
         if missing is not None:
-            return missing.directory / "hard" / taught / _lr(settings.lr)
+            return missing.directory / "hard" / distilled_lr
         if parent is not None and parent.run_dir is not None:
             assert parent.results is not None
             same_seed = parent.results["seed"] == settings.seed
-            # held at the budget of its parent unless it has another
-            own = "" if parent.pruning.get("budgets", []) == settings.targets else _budget(settings)
-            return parent.run_dir / "hard" / own / (taught / _lr(settings.lr) if same_seed else leaf)
-    rate = _budget(settings) or f"rate_{format_number(settings.prune.final_token_threshold)}"
+            # the budget is part of the path only if it differs from the parent's
+            budget = "" if parent.pruning.get("budgets", []) == settings.targets else _budget_folder(settings)
+            return parent.run_dir / "hard" / budget / (distilled_lr if same_seed else leaf)
+    rate = _budget_folder(settings) or f"rate_{format_number(settings.prune.final_token_threshold)}"
     return folder / "absolute_threshold" / rate / "hard" / leaf
 
 
@@ -389,26 +397,24 @@ def _task_folder(settings: TrainSettings) -> Path:
 
 
 def _soft_folder(settings: TrainSettings) -> Path:
+    """Return the folder of soft runs, without the part for distillation."""
     prune, folder = settings.prune, _task_folder(settings) / "absolute_threshold"
     temperature = f"temperature_{format_number(prune.temperature)}"
     if settings.targets:
-        return folder / _budget(settings) / temperature / _distillation_folder(settings)
-    rate, lambda_ = (
-        f"rate_{format_number(prune.final_token_threshold)}",
-        f"lambda_{format_number(prune.lambda_threshold)}",
-    )
-    return folder / rate / temperature / lambda_ / _distillation_folder(settings)
+        return folder / _budget_folder(settings) / temperature
+    rate = f"rate_{format_number(prune.final_token_threshold)}"
+    return folder / rate / temperature / f"lambda_{format_number(prune.lambda_threshold)}"
 
 
-def _budget(settings: TrainSettings) -> str:
-    """The folder of a budget: ``target_0.5``, or ``budgets_0.3_0.5_0.7``; nothing without."""
+def _budget_folder(settings: TrainSettings) -> str:
+    """Return the folder name for the budgets, ``target_0.5`` or ``budgets_0.3_0.5_0.7``; empty without a budget."""
     if settings.budgets is not None:
         return "_".join(["budgets", *map(format_number, settings.targets)])
     return f"target_{format_number(settings.prune.target_flops)}" if settings.targets else ""
 
 
 def _distillation_folder(settings: TrainSettings) -> str:
-    """The folder of what is distilled: ``distill_logits_0.5_temperature_2``; nothing without."""
+    """Return the folder name for distillation, ``distill_logits_0.5_temperature_2``; empty without distillation."""
     distill = settings.distill
     if distill.mode is None:
         return ""
@@ -417,14 +423,14 @@ def _distillation_folder(settings: TrainSettings) -> str:
 
 
 def model_name(settings: TrainSettings) -> str:
-    """The folder of a model's runs: ``model.name``, or the checkpoint's own name."""
+    """Return the folder name for a model's runs: ``model.name``, or the last part of the checkpoint's path."""
     name = settings.model.name or (settings.model.name_or_path or "scratch").rstrip("/").rsplit("/", 1)[-1]
     return re.sub(r"[^\w.-]", "_", name)
 
 
-def _lr(lr: float) -> str:
+def _lr_folder(lr: float) -> str:
     return f"lr_{format_number(lr)}"
 
 
-def _seed(settings: TrainSettings) -> str:
+def _seed_folder(settings: TrainSettings) -> str:
     return f"seed_{settings.seed}"

@@ -1,4 +1,4 @@
-"""What made a result: the commit, the versions of the packages, and the hardware."""
+"""Provenance of results: git commit, package versions and hardware."""
 
 import os
 import platform
@@ -7,22 +7,24 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ltp import __version__
+
 if TYPE_CHECKING:
     import torch
 
 _PACKAGES = (
-    *("ltp", "torch", "pytorch-lightning", "transformers", "datasets", "torchmetrics"),
+    *("torch", "pytorch-lightning", "transformers", "datasets", "torchmetrics"),
     *("hydra-core", "omegaconf", "numpy"),
 )
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python and of the packages that decide a result."""
-    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+    """Return the versions of Python and of the packages that affect results."""
+    return {"python": platform.python_version(), "ltp": __version__, **{name: version(name) for name in _PACKAGES}}
 
 
 def hardware(device: "torch.device") -> dict[str, Any]:
-    """The machine: processor, cores this process may use, threads, memory, and the GPU where it is used."""
+    """Describe the machine: processor, cores available to this process, threads, and the GPU if it is used."""
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -41,7 +43,7 @@ def hardware(device: "torch.device") -> dict[str, Any]:
 
 
 def device_name(device: "torch.device") -> str:
-    """The hardware in words, as results have it: the GPU's name, or the processor's and its threads."""
+    """Return the device name for results: the GPU's name, or the processor's name and thread count."""
     facts = hardware(device)
     return str(facts["device"]) if device.type == "cuda" else f"{facts['processor']}, {facts['threads']} threads"
 
@@ -55,15 +57,15 @@ def _processor() -> str:
 
 
 def git_state(file: Path) -> dict[str, Any] | None:
-    """The commit that a source file belongs to.
+    """Return the git commit of a source file.
 
     Returns:
-        ``commit``, and whether a tracked file differs from it (``dirty``); None where git knows no such file, as in an
-        installed package.
+        ``commit`` and ``dirty`` (whether a tracked file differs from the commit); None if git does not track the file,
+        as in an installed package.
     """
 
     def git(*arguments: str) -> str:
-        # without the optional locks, reading never stands in the way of a commit
+        # without optional locks, these reads cannot block a concurrent commit
         return subprocess.run(
             ["git", *arguments],
             cwd=file.parent,
@@ -75,7 +77,7 @@ def git_state(file: Path) -> dict[str, Any] | None:
         ).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", file.name)  # an environment may lie in somebody else's repository
+        git("ls-files", "--error-unmatch", file.name)  # the environment may be inside an unrelated repository
         return {
             "commit": git("rev-parse", "HEAD"),
             "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
@@ -84,5 +86,5 @@ def git_state(file: Path) -> dict[str, Any] | None:
         return None
 
 
-#: Of the code as it was imported, not as it may be when a long run ends.
+#: Read at import, because the working tree may change during a long run.
 GIT_STATE = git_state(Path(__file__))

@@ -1,11 +1,13 @@
-"""Typed configuration of a training run: the schema behind ``conf/``, and the checks across its keys.
+"""Typed configuration of a training run: the schema of ``conf/``, and range checks.
 
-Values stand in ``conf/``; types and ranges here. ``null`` means "the checkpoint's value, else the recipe's", and
-:mod:`ltp.runs.directory` fills it in.
+``conf/`` defines the values, this module their types and ranges. ``null`` stands for the checkpoint's value, or else
+the recipe's; :mod:`ltp.runs.plan` resolves it.
 """
 
 import dataclasses
 import difflib
+import math
+import operator
 import types
 import typing
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from typing import Any, TypeVar
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from ltp.data.tasks import SIZES
 from ltp.errors import UserError, check_range
 from ltp.pruning import METHODS, RATE_MODES
 
@@ -25,7 +28,7 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 @dataclass
 class TaskSettings:
-    """What is learned (group ``task``). The file and column keys are for ``task=custom``."""
+    """Task and data (group ``task``). The keys for files and columns apply to ``task=custom``."""
 
     name: str = MISSING
     max_length: int = 128
@@ -43,9 +46,9 @@ class TaskSettings:
 class ModelSettings:
     """The encoder (group ``model``).
 
-    ``name`` names the run directories; ``name_or_path`` is the pretrained checkpoint, null for an encoder from
-    scratch; ``architecture`` holds the Hugging Face configuration that is built from scratch, or what a restored
-    checkpoint must agree with.
+    ``name`` is the model's folder in ``output_root``. ``name_or_path`` is the pretrained checkpoint, or null for an
+    encoder with random weights. ``architecture`` is that encoder's Hugging Face configuration; a restored checkpoint
+    must match it.
     """
 
     name: str | None = None
@@ -69,13 +72,13 @@ class PruneSettings:
     target_flops: float | None = None
 
 
-#: The keys of :class:`PruneSettings` that are numbers or modes of a method, rather than the choice of one.
+#: Keys of :class:`PruneSettings` that are parameters of a method, rather than select one.
 PRUNE_VALUES = tuple(item.name for item in dataclasses.fields(PruneSettings) if item.name not in ("mode", "learned"))
 
 
 @dataclass
 class BySize:
-    """Epochs on small and on large tasks."""
+    """Number of epochs by task size."""
 
     small: float = MISSING
     large: float = MISSING
@@ -83,7 +86,7 @@ class BySize:
 
 @dataclass
 class StageRecipe:
-    """Defaults of a stage."""
+    """Default values of a training stage."""
 
     lr: float | None = None
     batch_size: int = MISSING
@@ -96,7 +99,7 @@ class StageRecipe:
 
 @dataclass
 class PruningRecipe:
-    """Defaults of the pruning methods."""
+    """Default values of the pruning methods."""
 
     scoring_mode: str = MISSING
     learned_threshold: float = MISSING
@@ -110,7 +113,7 @@ class PruningRecipe:
 
 @dataclass
 class Recipe:
-    """Defaults by stage and task size (group ``recipe``)."""
+    """Default values by stage, and of the pruning methods (group ``recipe``)."""
 
     stages: dict[str, StageRecipe] = field(default_factory=dict)
     pruning: PruningRecipe = field(default_factory=PruningRecipe)
@@ -118,7 +121,7 @@ class Recipe:
 
 @dataclass
 class DistillSettings:
-    """What is learned from a teacher (group ``distill``): ``auto``, the dense parent, or a checkpoint."""
+    """Knowledge distillation (group ``distill``). ``teacher`` is a checkpoint, or ``auto`` for the dense parent."""
 
     mode: str | None = None
     weight: float = 0.5
@@ -129,10 +132,10 @@ class DistillSettings:
 
 @dataclass
 class TrainerSettings:
-    """Lightning's Trainer (group ``trainer``); names and meanings are Lightning's.
+    """Arguments of Lightning's Trainer (group ``trainer``), with Lightning's names.
 
-    ``num_threads`` is PyTorch's, on the CPU (null: PyTorch's choice); ``num_workers`` and ``eval_batch_size`` are the
-    data loaders'.
+    Additional keys: ``num_threads`` is PyTorch's number of CPU threads (null: PyTorch's default); ``num_workers`` and
+    ``eval_batch_size`` configure the data loaders.
     """
 
     accelerator: str = "auto"
@@ -154,7 +157,7 @@ class TrainerSettings:
 
 @dataclass
 class TrainSettings:
-    """One run of ``python -m ltp.train``."""
+    """Configuration of ``python -m ltp.train``."""
 
     task: TaskSettings = field(default_factory=TaskSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
@@ -181,27 +184,27 @@ class TrainSettings:
 
     @property
     def targets(self) -> list[float]:
-        """Relative FLOPs that the model is trained for, ascending; empty without a budget."""
+        """Target relative FLOPs of the training, ascending; empty without a budget."""
         if self.budgets is not None:
             return sorted(self.budgets)
         return [] if self.prune.target_flops is None else [self.prune.target_flops]
 
 
-for _mode in RATE_MODES:  # a new method needs no file in conf/
+for _mode in RATE_MODES:  # registered here, so that a new method needs no file in conf/
     ConfigStore.instance().store(group="prune_mode", name=_mode, node={"mode": _mode}, package="prune")
     _alias = {"defaults": [{"override /prune_mode": _mode}]}
     ConfigStore.instance().store(group="prune", name=_mode, node=_alias, package="_global_")
 
 
 def known_keys(schema: type = TrainSettings, prefix: str = "") -> list[str]:
-    """Every key a user may set, dotted: ``prune.temperature``."""
+    """List every key of a schema, groups included, in dotted form: ``prune.temperature``."""
     keys = []
     for item in dataclasses.fields(schema):
         keys.append(prefix + item.name)
-        kinds = typing.get_args(item.type) if isinstance(item.type, types.UnionType) else (item.type,)
-        for kind in kinds:  # a node may be optional
-            if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-                keys += known_keys(kind, f"{prefix}{item.name}.")
+        members = typing.get_args(item.type) if isinstance(item.type, types.UnionType) else (item.type,)
+        for member in members:  # a group may be optional: Group | None
+            if isinstance(member, type) and dataclasses.is_dataclass(member):
+                keys += known_keys(member, f"{prefix}{item.name}.")
     return keys
 
 
@@ -209,20 +212,20 @@ Settings = TypeVar("Settings")
 
 
 def typed(cfg: DictConfig) -> TrainSettings:
-    """The composed configuration as :class:`TrainSettings`: see :func:`typed_as`."""
+    """Convert a composed configuration to :class:`TrainSettings`; see :func:`typed_as`."""
     return typed_as(TrainSettings, cfg, unknown_key)
 
 
 def typed_as(schema: type[Settings], cfg: DictConfig, unknown: Callable[[str], str]) -> Settings:
-    """A composed configuration as an object of its schema.
+    """Convert a composed configuration to an instance of its schema.
 
     Args:
         schema: the dataclass.
-        cfg: what Hydra composed.
-        unknown: the message for a key that does not exist.
+        cfg: the configuration that Hydra composed.
+        unknown: returns the message for an unknown key.
 
     Raises:
-        UserError: a key was appended (``+prune.foo=1``) that the schema does not have, or a value is missing.
+        UserError: the schema lacks an appended key (``+prune.foo=1``), or a value is missing.
     """
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
@@ -234,7 +237,7 @@ def typed_as(schema: type[Settings], cfg: DictConfig, unknown: Callable[[str], s
 
 
 def _reject_appended(node: Any, prefix: str, unknown: Callable[[str], str]) -> None:
-    # an appended key slips past a structured config as a stray attribute
+    # OmegaConf accepts an appended key, and sets it as an additional attribute
     names = {item.name for item in dataclasses.fields(node)}
     for name, value in vars(node).items():
         if name not in names:
@@ -244,13 +247,13 @@ def _reject_appended(node: Any, prefix: str, unknown: Callable[[str], str]) -> N
 
 
 def unknown_key(key: str, schema: type = TrainSettings, command: str = "ltp.train") -> str:
-    """The message for a key that a command's schema does not have, with the near matches."""
+    """Return the error message for a key that is not in a command's schema, with similar keys."""
     keys = [known for known in known_keys(schema) if not known.startswith("recipe.")]
-    # a key in the wrong place is found by its last part, a misspelled one by its letters
+    # match a key in the wrong group by its last part, a misspelled one by similarity
     last = key.rsplit(".", 1)[-1]
     near = [known for known in keys if known.rsplit(".", 1)[-1] == last]
     if not near:
-        by_last = {known.rsplit(".", 1)[-1]: known for known in reversed(keys)}  # of equal names the first
+        by_last = {known.rsplit(".", 1)[-1]: known for known in reversed(keys)}  # the first of equal names
         names = difflib.get_close_matches(last, by_last, n=2, cutoff=0.7)
         names = names or [name for name in by_last if name.startswith(f"{last}_")][:2]
         near = [by_last[name] for name in names]
@@ -258,58 +261,70 @@ def unknown_key(key: str, schema: type = TrainSettings, command: str = "ltp.trai
     return f"unknown key {key}; {hint}"
 
 
-def check_shares(key: str, given: float | list[float] | None) -> None:
-    """Check a share of the dense FLOPs, or a list of different ones; None passes.
+def check_shares(key: str, value: float | list[float] | None) -> None:
+    """Check a share of the dense FLOPs, or a list of distinct shares; None is valid.
 
     Raises:
-        UserError: names the key, its value and its range.
+        UserError: a share is out of range, or the list is empty or has duplicates.
     """
-    shares = [] if given is None else given if isinstance(given, list) else [given]
-    check_range(all(0 < share <= 1 for share in shares), key, given, "in (0, 1] (of the dense FLOPs)")
-    if isinstance(given, list):
-        distinct = len(set(given)) == len(given) > 0
-        check_range(distinct, key, given, "one or more different shares of the dense FLOPs")
+    shares = [] if value is None else value if isinstance(value, list) else [value]
+    check_range(all(0 < share <= 1 for share in shares), key, value, "in (0, 1] (of the dense FLOPs)")
+    if isinstance(value, list):
+        distinct = len(set(value)) == len(value) > 0
+        check_range(distinct, key, value, "one or more different shares of the dense FLOPs")
+
+
+#: Range of each key: a test of its value, and its description in messages. Null values are not checked.
+_RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("lr", lambda value: 0 < value < 1, "above 0 and below 1"),
+    ("batch_size", lambda value: value >= 1, "1 or more"),
+    ("epochs", lambda value: 0 < value < math.inf, "above 0"),
+    ("weight_decay", lambda value: 0 <= value < 1, "in [0, 1)"),
+    ("warmup_ratio", lambda value: 0 <= value < 1, "in [0, 1)"),
+    ("save_step", lambda value: value >= 0, "0 (every epoch) or more"),
+    ("seed", lambda value: 0 <= value < 2**32, "in [0, 2^32)"),
+    ("stage", lambda value: value in STAGES, f"one of {', '.join(STAGES)}"),
+    # the model checks the pruning keys too, but under other names than the command line's
+    ("prune.mode", lambda value: value in METHODS, f"one of {', '.join(METHODS)}"),
+    ("prune.scoring_mode", lambda value: value in ("mean", "mean_norm"), "mean or mean_norm"),
+    ("prune.score_length", lambda value: value >= 1, "1 or more (tokens)"),
+    ("prune.final_token_threshold", lambda value: 0 <= value < 1, "in [0, 1); published: 0.004–0.016"),
+    ("prune.token_keep_rate", lambda value: -10 <= value <= 1, "in [-10, 1]; published: −0.4 to 0.4"),
+    ("prune.temperature", lambda value: 0 < value <= 1, "in (0, 1]; published: 1e-5 to 2e-3"),
+    ("prune.lambda_threshold", lambda value: 0 <= value < math.inf, "0 or more; published: 0.01–0.2"),
+    ("prune.lr_threshold", lambda value: 0 < value < 1, "above 0 and below 1"),
+    ("distill.mode", lambda value: value in DISTILL_MODES, f"one of {', '.join(DISTILL_MODES)}"),
+    ("distill.weight", lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    ("distill.temperature", lambda value: 0 < value < math.inf, "above 0"),
+    ("distill.hidden_weight", lambda value: 0 <= value < math.inf, "0 or more"),
+    ("task.max_length", lambda value: value >= 8, "8 or more (tokens)"),
+    ("task.max_train_samples", lambda value: value >= 1, "1 or more (rows)"),
+    ("task.max_validation_samples", lambda value: value >= 1, "1 or more (rows)"),
+    ("task.size", lambda value: value in SIZES, " or ".join(SIZES)),
+    (
+        "trainer.precision",
+        lambda value: value in PRECISIONS,
+        f"one of {', '.join(PRECISIONS)} (weights and thresholds stay float32)",
+    ),
+    ("trainer.accumulate_grad_batches", lambda value: value >= 1, "1 or more"),
+    ("trainer.eval_batch_size", lambda value: value >= 1, "1 or more"),
+    ("trainer.gradient_clip_val", lambda value: value >= 0, "0 or more"),
+    ("trainer.num_threads", lambda value: value >= 1, "1 or more"),
+    ("trainer.num_workers", lambda value: value >= 0, "0 or more"),
+)
 
 
 def check_ranges(settings: TrainSettings) -> None:
-    """Check every value that was given, before anything is loaded.
+    """Check the range of every value, and combinations of values, before anything is loaded.
 
     Raises:
-        UserError: names the key, its value and its range.
+        UserError: a value is out of range, or two keys contradict each other.
     """
-
-    def check_optional(key: str, value: Any, ok: bool, range_: str) -> None:
-        check_range(value is None or ok, key, value, range_)
-
-    s, prune, trainer, task = settings, settings.prune, settings.trainer, settings.task
-    check_optional("lr", s.lr, 0 < (s.lr or 0) < 1, "above 0 and below 1")
-    check_optional("batch_size", s.batch_size, (s.batch_size or 0) >= 1, "1 or more")
-    check_optional("epochs", s.epochs, 0 < (s.epochs or 0) < float("inf"), "above 0")
-    check_optional("weight_decay", s.weight_decay, 0 <= (s.weight_decay or 0) < 1, "in [0, 1)")
-    check_optional("warmup_ratio", s.warmup_ratio, 0 <= (s.warmup_ratio or 0) < 1, "in [0, 1)")
-    check_optional("save_step", s.save_step, (s.save_step or 0) >= 0, "0 (every epoch) or more")
-    check_range(0 <= s.seed < 2**32, "seed", s.seed, "in [0, 2^32)")
-    check_shares("flops_budget", s.flops_budget)
-    check_optional("stage", s.stage, s.stage in STAGES, f"one of {', '.join(STAGES)}")
-    check_optional("prune.mode", prune.mode, prune.mode in METHODS, f"one of {', '.join(METHODS)}")
-    # the pruning keys once more, though the model checks them too: here with the command line's names
-    check_optional(
-        "prune.scoring_mode", prune.scoring_mode, prune.scoring_mode in ("mean", "mean_norm"), "mean or mean_norm"
-    )
-    check_optional("prune.score_length", prune.score_length, (prune.score_length or 0) >= 1, "1 or more (tokens)")
-    threshold = prune.final_token_threshold
-    check_optional(
-        "prune.final_token_threshold", threshold, 0 <= (threshold or 0) < 1, "in [0, 1); published: 0.004–0.016"
-    )
-    rate = prune.token_keep_rate
-    check_optional("prune.token_keep_rate", rate, -10 <= (rate or 0) <= 1, "in [-10, 1]; published: −0.4 to 0.4")
-    temperature = prune.temperature
-    check_optional("prune.temperature", temperature, 0 < (temperature or 0) <= 1, "in (0, 1]; published: 1e-5 to 2e-3")
-    lambda_ = prune.lambda_threshold
-    check_optional(
-        "prune.lambda_threshold", lambda_, 0 <= (lambda_ or 0) < float("inf"), "0 or more; published: 0.01–0.2"
-    )
-    check_optional("prune.lr_threshold", prune.lr_threshold, 0 < (prune.lr_threshold or 0) < 1, "above 0 and below 1")
+    for key, is_valid, range_ in _RANGES:
+        value = operator.attrgetter(key)(settings)
+        check_range(value is None or is_valid(value), key, value, range_)
+    prune, distill = settings.prune, settings.distill
+    check_shares("flops_budget", settings.flops_budget)
     check_shares("prune.target_flops", prune.target_flops)
     check_shares("budgets", settings.budgets)
     if settings.budgets is not None and prune.target_flops is not None:
@@ -317,11 +332,6 @@ def check_ranges(settings: TrainSettings) -> None:
             f"budgets={settings.budgets} and prune.target_flops={prune.target_flops} are two answers to one "
             "question: give one of them"
         )
-    distill = settings.distill
-    check_optional("distill.mode", distill.mode, distill.mode in DISTILL_MODES, f"one of {', '.join(DISTILL_MODES)}")
-    check_range(0 < distill.weight <= 1, "distill.weight", distill.weight, "above 0 and at most 1")
-    check_range(0 < distill.temperature < float("inf"), "distill.temperature", distill.temperature, "above 0")
-    check_range(0 <= distill.hidden_weight < float("inf"), "distill.hidden_weight", distill.hidden_weight, "0 or more")
     if distill.mode is None and distill != DistillSettings():
         raise UserError("distill.… is given, but nothing is distilled: add distill=logits or distill=hidden")
     if (distill.mode == "hidden") != (distill.hidden_weight > 0):
@@ -329,25 +339,3 @@ def check_ranges(settings: TrainSettings) -> None:
             f"distill={distill.mode} with distill.hidden_weight={distill.hidden_weight}: "
             "hidden states are distilled by distill=hidden, with a weight above 0"
         )
-    check_range(task.max_length >= 8, "task.max_length", task.max_length, "8 or more (tokens)")
-    for key in ("max_train_samples", "max_validation_samples"):
-        value = getattr(task, key)
-        check_optional(f"task.{key}", value, (value or 0) >= 1, "1 or more (rows)")
-    check_range(task.size in ("small", "large"), "task.size", task.size, "small or large")
-    check_range(
-        trainer.precision in PRECISIONS,
-        "trainer.precision",
-        trainer.precision,
-        f"one of {', '.join(PRECISIONS)} (weights and thresholds stay float32)",
-    )
-    check_range(
-        trainer.accumulate_grad_batches >= 1,
-        "trainer.accumulate_grad_batches",
-        trainer.accumulate_grad_batches,
-        "1 or more",
-    )
-    check_range(trainer.eval_batch_size >= 1, "trainer.eval_batch_size", trainer.eval_batch_size, "1 or more")
-    check_range(trainer.gradient_clip_val >= 0, "trainer.gradient_clip_val", trainer.gradient_clip_val, "0 or more")
-    threads = trainer.num_threads
-    check_optional("trainer.num_threads", threads, (threads or 0) >= 1, "1 or more")
-    check_range(trainer.num_workers >= 0, "trainer.num_workers", trainer.num_workers, "0 or more")

@@ -1,4 +1,4 @@
-"""A finished run's results: in the terminal, in a few words, and as those of one of its budgets."""
+"""Summaries of a run's results: terminal table, short description, and the view of a single budget."""
 
 from pathlib import Path
 from typing import Any
@@ -7,15 +7,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-#: What ``results.json`` says of one budget, beside what it says of the training.
-_OF_A_BUDGET = (
+#: Keys of ``results.json`` that describe one budget rather than the training.
+_BUDGET_KEYS = (
     *("metric", "metrics", "relative_flops", "gflops", "gflops_per_layer", "tokens_per_layer", "thresholds"),
     "measured_speedup",
 )
 
 
 def print_results(results: dict[str, Any], directory: Path) -> None:
-    """Print a run's metrics, cost and tokens per layer, and where it lives."""
+    """Print a run's metrics, cost, tokens per layer and directory."""
     console = Console()
     hyper = results["hyperparameters"]
     title = f"{results['task']} · {results['model']} · {results['method']}, {results['stage']} · lr {hyper['lr']:g}"
@@ -29,9 +29,9 @@ def print_results(results: dict[str, Any], directory: Path) -> None:
     several = ", the largest and the one in use" if len(budgets) > 1 else ""
     aim = f" (target {target:g}{several})" if target is not None else ""
     table.add_row("relative FLOPs", f"{results['relative_flops']:.3f}{aim}")
-    for one in budgets if several else ():
-        metric = f"{one['metric']['name']} {one['metric']['value']:.4f}"
-        table.add_row(f"budget {one['budget']:g}", f"{metric}, relative FLOPs {one['relative_flops']:.3f}")
+    for entry in budgets if several else ():
+        metric = f"{entry['metric']['name']} {entry['metric']['value']:.4f}"
+        table.add_row(f"budget {entry['budget']:g}", f"{metric}, relative FLOPs {entry['relative_flops']:.3f}")
     table.add_row("GFLOPs an example", f"{results['gflops']:.4g} of {results['dense_gflops']:.4g} dense")
     if "measured_speedup" in results:
         measured = results["measured_speedup"]
@@ -49,19 +49,19 @@ def print_results(results: dict[str, Any], directory: Path) -> None:
 
 
 def describe(run: dict[str, Any], budget: float | None = None) -> str:
-    """A run's method and what sets its cost, in words.
+    """Describe a run's method and the setting that determines its cost.
 
     Args:
-        run: a ``results.json``.
-        budget: which of its several budgets is meant, if one is.
+        run: content of a ``results.json``.
+        budget: one of its budgets; None describes all of them.
     """
     method, hyper = run["method"], run["hyperparameters"]
     words = ["top-k" if method == "topk" else method]
     if method == "learned":
         words.append(run["stage"])
     if several := hyper.get("budgets"):
-        all_of_them = "/".join(f"{one:g}" for one in sorted(several))
-        words.append(f"budgets {all_of_them}" if budget is None else f"budget {budget:g} of {all_of_them}")
+        values = "/".join(f"{value:g}" for value in sorted(several))
+        words.append(f"budgets {values}" if budget is None else f"budget {budget:g} of {values}")
     elif hyper.get("target_flops") is not None:
         words.append(f"target {hyper['target_flops']:g}")
     elif hyper.get("target_latency_ms") is not None:
@@ -78,24 +78,24 @@ def describe(run: dict[str, Any], budget: float | None = None) -> str:
 
 
 def at_budget(results: dict[str, Any], budget: float) -> dict[str, Any]:
-    """A run's results as if the model had only this budget.
+    """Return a run's results as if the model had only this budget.
 
     Args:
-        results: a ``results.json``.
-        budget: one of the budgets there, in relative FLOPs; the last is the one that the rest of the results is about.
+        results: content of a ``results.json``.
+        budget: one of its budgets, in relative FLOPs. The other keys of the results refer to the last budget.
 
     Returns:
-        The results with what was measured at the budget; what was not measured at it is left out.
+        The results measured at the budget, without measurements at other budgets.
     """
     budgets = results.get("budgets") or []
-    found: dict[str, Any] = next((one for one in budgets if one["budget"] == budget), {})
-    rest = results
+    measured: dict[str, Any] = next((entry for entry in budgets if entry["budget"] == budget), {})
+    common = results
     if not budgets or budgets[-1]["budget"] != budget:
-        rest = {name: value for name, value in results.items() if name not in _OF_A_BUDGET}
+        common = {name: value for name, value in results.items() if name not in _BUDGET_KEYS}
     hyper = {**(results.get("hyperparameters") or {}), "target_flops": budget}
-    return {**rest, **found, "budget": budget, "hyperparameters": hyper}
+    return {**common, **measured, "budget": budget, "hyperparameters": hyper}
 
 
 def format_tokens(tokens: list[float], arrow: str = " → ") -> str:
-    """Mean tokens alive entering each layer, and after the last: ``21.8 → 14.0 → 3.1``."""
+    """Format the mean tokens kept at each layer's input and after the last layer: ``21.8 → 14.0 → 3.1``."""
     return arrow.join(f"{count:.1f}" for count in tokens)

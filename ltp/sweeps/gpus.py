@@ -1,4 +1,4 @@
-"""The GPUs of one machine, dealt out to the jobs of a sweep that run on it at once."""
+"""Share the GPUs of a machine between concurrent jobs of a sweep."""
 
 import logging
 import os
@@ -18,69 +18,69 @@ _POLL_SECONDS = 2.0
 
 
 def lock_folder() -> Path:
-    """The machine's folder of lock files, one a GPU: all sweeps of a user share it."""
+    """Return the folder of lock files, one per GPU, that all sweeps of a user share on this machine."""
     return Path(tempfile.gettempdir()) / f"ltp-gpus-{os.getuid()}"
 
 
 def gpus_wanted(trainer: TrainerSettings) -> int:
-    """How many GPUs a job must be given: 0 without GPUs, and where it takes all of them or names its own."""
+    """Return the number of GPUs to reserve for a job; 0 if it uses none, all or specific ones."""
     if trainer.accelerator not in ("auto", "gpu", "cuda") or not isinstance(trainer.devices, int):
         return 0
-    return max(0, trainer.devices)  # -1 is all
+    return max(0, trainer.devices)  # -1 means all
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is None:
-        from torch.cuda import device_count  # seconds to import, which only jobs that share GPUs need
+    """Return the ids of the GPUs that this process may use, in the format of ``CUDA_VISIBLE_DEVICES``."""
+    variable = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if variable is None:
+        from torch.cuda import device_count  # takes seconds to import; only jobs that share GPUs need it
 
         return list(map(str, range(device_count())))
-    return [word.strip() for word in named.split(",") if word.strip() not in ("", "-1")]
+    return [gpu.strip() for gpu in variable.split(",") if gpu.strip() not in ("", "-1")]
 
 
 @contextmanager
 def reserve_gpus(wanted: int, folder: Path) -> Iterator[str | None]:
-    """GPUs for one job alone, until it ends; wait until as many are free.
+    """Context manager: reserve GPUs for one job, waiting until enough are free.
 
-    The operating system lets go of them when this process ends, however it ends.
+    The operating system releases them when this process ends, even if it is killed.
 
     Args:
-        wanted: how many, of those that this process may use.
-        folder: of the lock files; jobs that share GPUs must share it.
+        wanted: number of GPUs, of those that this process may use.
+        folder: folder of the lock files; jobs that share GPUs must share it.
 
     Yields:
-        The job's ``CUDA_VISIBLE_DEVICES``; None where there is nothing to deal: none wanted, or not as many there.
+        The job's ``CUDA_VISIBLE_DEVICES``; None if nothing is reserved: no GPU is wanted, or fewer are visible.
     """
     visible = visible_gpus() if wanted else []
     if not visible or wanted > len(visible):
         yield None
         return
     folder.mkdir(parents=True, exist_ok=True)
-    taken = _take(wanted, visible, folder)
-    if not taken:
+    locks = _lock_gpus(wanted, visible, folder)
+    if not locks:
         log.info("waiting for %s: %d wanted", "a free GPU" if wanted == 1 else "free GPUs", wanted)
-    while not taken:
+    while not locks:
         time.sleep(_POLL_SECONDS)
-        taken = _take(wanted, visible, folder)
+        locks = _lock_gpus(wanted, visible, folder)
     try:
-        yield ",".join(taken)
+        yield ",".join(locks)
     finally:
-        for lock in taken.values():
+        for lock in locks.values():
             lock.release()
 
 
-def _take(wanted: int, visible: Sequence[str], folder: Path) -> dict[str, FileLock]:
-    """As many free GPUs as are wanted, with their locks; none where there are fewer."""
-    taken: dict[str, FileLock] = {}
-    with FileLock(folder / "dealing.lock"):  # two jobs that each took half of what they want would both go without
+def _lock_gpus(wanted: int, visible: Sequence[str], folder: Path) -> dict[str, FileLock]:
+    """Lock as many GPUs as are wanted; return the locks by GPU, or none if too few are free."""
+    locks: dict[str, FileLock] = {}
+    with FileLock(folder / "dealing.lock"):  # one job at a time, else two could each hold half of what they need
         for gpu in visible:
             lock = FileLock(folder / f"{gpu.replace('/', '-')}.lock")
             with suppress(Timeout):
                 lock.acquire(blocking=False)
-                taken[gpu] = lock
-            if len(taken) == wanted:
-                return taken
-        for lock in taken.values():
+                locks[gpu] = lock
+            if len(locks) == wanted:
+                return locks
+        for lock in locks.values():
             lock.release()
     return {}

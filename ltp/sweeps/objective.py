@@ -1,24 +1,24 @@
-"""What a sweeper that optimises is told of a run: one number, the larger the better."""
+"""Objective of optimising sweepers: one number per run, to be maximised."""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
-_WORST_METRIC = -1.0  # of all metrics: correlations start there, accuracy and F1 at 0
+_WORST_METRIC = -1.0  # the lower bound of correlations; accuracy and F1 start at 0
 
 
 def objective(results: Mapping[str, Any], flops_budget: float | None) -> float:
-    """The main metric of a run within a budget; outside it, how far it is from the budget.
+    """Return the main metric of a run within the budget, or a penalty for one that exceeds it.
 
-    A run over the budget says nothing about the metric at the budget, however good its own is. It ranks below every
-    run within, and the further the lower, so that a sampler finds its way back.
+    A run over the budget ranks below every run within it, whatever its metric. The penalty grows with the excess, so
+    that a sampler is guided back to the budget.
 
     Args:
-        results: the content of ``results.json``.
-        flops_budget: the largest ``relative_flops`` allowed; None for no limit.
+        results: content of ``results.json``.
+        flops_budget: largest allowed ``relative_flops``; None for no limit.
 
     Returns:
-        The metric, in [-1, 1]; for a run over the budget -1 less the excess, in [-2, -1).
+        The metric, in [-1, 1] (-1 for NaN). For a run over the budget -1 minus the excess, in [-2, -1).
     """
     excess = 0.0 if flops_budget is None else results["relative_flops"] - flops_budget
     if excess > 0:

@@ -1,6 +1,6 @@
-"""What is known of a sweep while it runs: how many jobs are done, which ones failed, how long the rest may take.
+"""Progress of a sweep: completed and failed jobs, and the estimated remaining time.
 
-Jobs may run in several processes and on several machines, so a file holds it: one JSON object a line.
+Jobs may run in several processes and on several machines, so the record is a file: one JSON object per line.
 """
 
 import json
@@ -25,21 +25,21 @@ from ltp.errors import RunError, TerminatedError, UserError
 
 log = logging.getLogger("ltp")
 
-#: Where the jobs of a sweep, whatever process they run in, find its record.
+#: Environment variable with the path of the record, for the jobs of a sweep in other processes.
 _RECORD = "LTP_SWEEP"
 DONE, SKIPPED, FAILED = "done", "skipped", "failed"
 
 
 @dataclass(frozen=True)
 class Job:
-    """How a job of a sweep ended.
+    """Outcome of a job of a sweep.
 
     Attributes:
-        overrides: its command line.
-        status: ``done``, ``skipped`` (finished before) or ``failed``.
-        directory: its run directory; None where the command line is wrong.
-        message: of a failure.
-        exit_code: of a failure: 2 for bad input.
+        overrides: command line of the job.
+        status: ``done``, ``skipped`` (already finished) or ``failed``.
+        directory: its run directory; None if the command line is invalid.
+        message: error message of a failed job.
+        exit_code: exit code of a failed job; 2 for bad input.
     """
 
     overrides: str
@@ -50,7 +50,7 @@ class Job:
 
 
 class SweepRecord:
-    """A sweep's file.
+    """Record of a sweep in a file.
 
     Args:
         path: the file.
@@ -61,11 +61,11 @@ class SweepRecord:
 
     @classmethod
     def start(cls, folder: Path, total: int | None) -> "SweepRecord":
-        """Begin a record that the processes started from here on find with :meth:`current`.
+        """Create a record; this process, and those it starts later, find it with :meth:`current`.
 
         Args:
-            folder: where the file goes.
-            total: jobs of the sweep; None where they are not known beforehand.
+            folder: folder of the file.
+            total: number of jobs of the sweep; None if unknown in advance.
         """
         folder.mkdir(parents=True, exist_ok=True)
         record = cls(folder / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}_{os.getpid()}.jsonl")
@@ -75,28 +75,28 @@ class SweepRecord:
 
     @classmethod
     def current(cls) -> "SweepRecord | None":
-        """The record of the sweep that this process belongs to."""
+        """Return the record of the sweep that this process belongs to; None outside a sweep."""
         return cls(Path(os.environ[_RECORD])) if _RECORD in os.environ else None
 
     @staticmethod
     def forget() -> None:
-        """Begin a command: a record found from now on is its own."""
+        """Forget the current record, so that a new command does not use that of an earlier one."""
         os.environ.pop(_RECORD, None)
 
     @property
     def is_sweep_process(self) -> bool:
-        """Whether this process is the one that started the sweep, rather than a launcher's worker."""
+        """Whether this process started the sweep, rather than being a launcher's worker."""
         return self._read()[0]["process"] == os.getpid()
 
     def add(self, job: Job) -> None:
-        """Note a job's end, and tell how far the sweep is."""
+        """Record a job's outcome, and log the progress."""
         self._append(asdict(job))
         if job.status == FAILED:
             log.error("job failed: %s\n  %s", job.overrides, job.message)
         log.info(self.progress())
 
     def progress(self) -> str:
-        """``sweep: 3 of 12 jobs done, 1 failed, 8 left, about 14 min``."""
+        """Return the progress: ``sweep: 3 of 12 jobs done, 1 failed, 8 left, about 14 min``."""
         head, jobs = self._read()
         counts = Counter(job.status for job in jobs)
         total = head["total"]
@@ -108,15 +108,15 @@ class SweepRecord:
             parts.append(f"{counts[FAILED]} failed")
         if left:
             parts.append(f"{left} left")
-            if worked := counts[DONE] + counts[FAILED]:  # those that were skipped took no time
-                parts.append(f"about {_duration((time.time() - head['started']) / worked * left)}")
+            if executed := counts[DONE] + counts[FAILED]:  # skipped jobs took no time
+                parts.append(f"about {_format_duration((time.time() - head['started']) / executed * left)}")
         return f"sweep: {', '.join(parts)}"
 
     def check(self) -> None:
         """Check that no job failed.
 
         Raises:
-            RunError: some did: the list, each with its run directory and message (UserError where each is bad input).
+            RunError: jobs failed; lists each with run directory and message. UserError if all have bad input.
         """
         jobs = self._read()[1]
         failed = [job for job in jobs if job.status == FAILED]
@@ -141,10 +141,10 @@ class SweepRecord:
 
 
 class SweepCallback(Callback):
-    """What comes before a sweep's first job. Named in ``conf/train.yaml``."""
+    """Hydra callback that creates and closes the record of a sweep. Registered in ``conf/train.yaml``."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Begin the record, and let SIGTERM end the sweep as Ctrl-C does: launchers then end their workers."""
+        """Create the record, and raise an exception on SIGTERM as on Ctrl-C, so that launchers end their workers."""
 
         def end(number: int, frame: Any) -> None:
             raise TerminatedError
@@ -154,35 +154,35 @@ class SweepCallback(Callback):
         SweepRecord.start(Path(config.hydra.sweep.dir), total)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Tell how it ended, where the jobs told it elsewhere."""
+        """Log the final progress, if the jobs logged theirs in other processes."""
         record = SweepRecord.current()
         if record is not None and not str(config.hydra.launcher._target_).endswith("BasicLauncher"):
             log.info(record.progress())
 
 
 def number_of_jobs(sweeper: Mapping[str, Any], overrides: Sequence[str]) -> int | None:
-    """How many jobs a sweep has.
+    """Return the number of jobs of a sweep.
 
     Args:
-        sweeper: Hydra's node ``hydra.sweeper``.
+        sweeper: Hydra's ``hydra.sweeper`` configuration.
         overrides: the command line.
 
     Returns:
-        Trials of a sweeper that chooses them, the size of the grid for Hydra's own, None for others.
+        ``n_trials`` if the sweeper has it, the size of the grid for Hydra's BasicSweeper, None for others.
     """
     if sweeper.get("n_trials") is not None:
         return int(sweeper["n_trials"])
     if not str(sweeper["_target_"]).endswith("BasicSweeper"):
         return None
     lines = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
-    choices = {  # of two for one key the later counts: the command line's, over the sweep option's
+    choices = {  # the last override of a key counts: the command line overrides the sweep option
         override.get_key_element(): len(list(override.sweep_iterator())) if override.is_sweep_override() else 1
         for override in OverridesParser.create().parse_overrides([*lines, *overrides])
     }
     return math.prod(choices.values())
 
 
-def _duration(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     minutes = round(seconds / 60)
     if minutes < 1:
         return f"{max(1, round(seconds))} s"

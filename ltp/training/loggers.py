@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from ltp.errors import UserError
+from ltp.errors import UserError, install_hint
 from ltp.runs.directory import METRICS_FILE
 
 
@@ -65,6 +65,6 @@ def build_loggers(chosen: dict[str, Any], directory: Path) -> list[Logger]:
         except Exception as error:  # Hydra wraps whatever a logger's constructor raises
             cause = error.__cause__ or error
             if isinstance(cause, ModuleNotFoundError):
-                raise UserError(f"logger={name} needs its package: pip install 'ltp[{name}]'") from error
+                raise UserError(f"logger={name} needs its package: {install_hint(name)}") from error
             raise UserError(f"logger={name} cannot start: {cause}") from error
     return loggers

@@ -9,16 +9,19 @@ import yaml
 from helpers import composed, in_process
 
 from ltp import LTPForSequenceClassification, bench
+from ltp.benchmark.checks import WrongResultsError, check_logits
 from ltp.benchmark.compare import Plan, measured_speedup, run_benchmark
-from ltp.benchmark.engines import ENGINES, Engine, UnavailableError, WrongResultsError, check_logits
-from ltp.benchmark.models import SHAPES, random_classifier
+from ltp.benchmark.engines import ENGINES, Engine, UnavailableError
+from ltp.benchmark.models import random_classifier
 from ltp.benchmark.products import bare_products, linear_tokens
 from ltp.benchmark.profiles import lowest_reachable_flops, set_profile_thresholds, split_point
 from ltp.benchmark.report import Check, Facts, Key, Limit, inference_rows, training_rows
+from ltp.benchmark.shapes import SHAPES
 from ltp.benchmark.table import left_out
 from ltp.benchmark.timing import Spread, interleaved, peak_memory, ratio
 from ltp.command import cli
-from ltp.data.sequences import LENGTHS, make_batches, random_sequences, synthetic_lengths
+from ltp.data.lengths import LENGTHS, synthetic_lengths
+from ltp.data.sequences import make_batches, random_sequences
 from ltp.pruning.flops import total_relative_flops
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*quantized tensor creation functions.*:UserWarning")
@@ -256,7 +259,7 @@ def test_every_engine_runs_and_the_model_stays_as_it_was(model, sequences, monke
     assert told == [(done, told[-1][1]) for done in range(told[-1][1] + 1)]  # the bar reaches its end
 
     assert left_out(report["left_out"]) == [
-        "left out: onnx: onnx, onnxruntime, onnxscript not installed: pip install 'ltp[bench]'"
+        "left out: onnx: onnx, onnxruntime, onnxscript not installed: pip install 'learned-token-pruning[onnx]'"
     ]
     timed = {(row["engine"], row["dtype"], row["batch_size"]) for row in report["results"]}
     for size in (1, 12):
@@ -294,7 +297,7 @@ def test_onnx_says_how_to_install_it(model, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxruntime", "onnxscript")),
-    reason="needs ltp[bench]",
+    reason="needs the extra onnx",
 )
 def test_onnx_computes_the_dense_logits(model, sequences):
     plan = Plan(engines=("onnx",), dtypes=("float32", "int8"), batch_sizes=(5,), rounds=1)

@@ -496,7 +496,7 @@ def fresh_hub(monkeypatch):
 
 def test_out_of_reach_is_found_once_and_turns_the_clients_offline(fresh_hub, monkeypatch, caplog):
     probes = []
-    monkeypatch.setattr(hub, "_answers", lambda: bool(probes.append(1)))
+    monkeypatch.setattr(hub, "_hub_responds", lambda: bool(probes.append(1)))
     assert not hub.hub_in_reach()
     assert not hub.hub_in_reach()
     assert probes == [1]
@@ -509,14 +509,14 @@ def test_out_of_reach_is_found_once_and_turns_the_clients_offline(fresh_hub, mon
 
 def test_a_hub_that_hangs_is_out_of_reach(fresh_hub, monkeypatch):
     monkeypatch.setattr(hub, "PROBE_SECONDS", 0.05)
-    monkeypatch.setattr(hub, "_answers", lambda: bool(time.sleep(1)))
+    monkeypatch.setattr(hub, "_hub_responds", lambda: bool(time.sleep(1)))
     start = time.perf_counter()
     assert not hub.hub_in_reach()
     assert time.perf_counter() - start < 0.9
 
 
 def test_a_hub_that_answers_leaves_the_clients_alone(fresh_hub, monkeypatch, caplog):
-    monkeypatch.setattr(hub, "_answers", lambda: True)
+    monkeypatch.setattr(hub, "_hub_responds", lambda: True)
     assert hub.hub_in_reach()
     assert not fresh_hub.constants.is_offline_mode()
     assert caplog.messages == []
@@ -534,17 +534,17 @@ def test_what_counts_as_an_answer(fresh_hub, monkeypatch, status, answers):
 
     monkeypatch.setattr(fresh_hub.constants, "ENDPOINT", "https://mirror.example")
     monkeypatch.setattr(huggingface_hub.utils, "get_session", lambda: SimpleNamespace(head=head))
-    assert hub._answers() is answers
+    assert hub._hub_responds() is answers
 
 
 def test_no_probe_where_the_user_is_offline(fresh_hub, monkeypatch):
     monkeypatch.setattr(fresh_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(hub, "_answers", lambda: pytest.fail("probed"))
+    monkeypatch.setattr(hub, "_hub_responds", lambda: pytest.fail("probed"))
     assert not hub.hub_in_reach()
 
 
 def test_glue_without_the_hub_is_a_quick_clear_error(fresh_hub, monkeypatch, tmp_path):
-    monkeypatch.setattr(hub, "_answers", lambda: False)
+    monkeypatch.setattr(hub, "_hub_responds", lambda: False)
     monkeypatch.setattr(sources.datasets.config, "HF_DATASETS_CACHE", tmp_path)
     start = time.perf_counter()
     assert message(TASKS["rte"]) == (

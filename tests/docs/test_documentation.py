@@ -21,8 +21,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from torch.utils.data import DataLoader, default_collate
 
-from ltp import LTPForSequenceClassification, __version__, bench, predict
+from ltp import LTPForSequenceClassification, __version__, bench
 from ltp.command import cli
+from ltp.command.overrides import quote_text
 from ltp.pruning.threshold import threshold_schedule
 from ltp.runs.settings import check_ranges, typed
 
@@ -109,7 +110,7 @@ def test_benchmark_commands_compose(line, conf):
 def test_commands_on_runs_compose(line, conf):
     name, *words = shlex.split(line, comments=True)[2:]
     command = importlib.import_module(name).COMMAND  # importing it registers its schema
-    words = command.prepare(words) if name == "ltp.report" else [predict.quoted(word) for word in words]
+    words = command.prepare(words) if name == "ltp.report" else [quote_text(word) for word in words]
     command.settings(compose(command.name, overrides=words))
 
 

@@ -14,6 +14,7 @@ from helpers import SMALL, in_process, ltp_train, write_json
 
 from ltp import evaluate
 from ltp.data.tasks import TASKS
+from ltp.evaluation.report import report_table
 from ltp.evaluation.scoring import Outcome, by_length, is_defined, summarise, write_predictions
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*quantized tensor creation functions.*:UserWarning")
@@ -292,7 +293,7 @@ def test_an_undefined_metric_is_a_dash(make_dense):
     result = summarise(outcome([1, 1], [0, 1], [4, 6]), TASKS["cola"], model)
     assert result["metric"] == {"name": "matthews", "value": None}
     report = {"task": "cola", "split": "validation", "model": "m", "method": "dense", "execution": "packed"}
-    table = evaluate.report_table({**report, "dtype": "float32", "results": [{"threshold_scale": 1, **result}]})
+    table = report_table({**report, "dtype": "float32", "results": [{"threshold_scale": 1, **result}]})
     assert list(table.columns[1].cells) == ["–"]
     json.dumps(result, allow_nan=False)
 

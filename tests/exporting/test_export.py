@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from ltp import LTPForSequenceClassification, export
 from ltp.data.demo import demo_rows, demo_tokenizer
 from ltp.data.sequences import make_batches
-from ltp.deploy.onnx import missing_packages
+from ltp.deploy.requirements import missing_onnx_packages
 from ltp.errors import RunError, UserError
 from ltp.exporting.agreement import DisagreementError, compare_results
 from ltp.exporting.card import model_card
@@ -25,7 +25,7 @@ from ltp.exporting.graph import GraphForm
 from ltp.exporting.run import ExportedRun, export_huggingface, export_onnx
 from ltp.runs.checkpoints import inspect_checkpoint
 
-needs_onnx = pytest.mark.skipif(bool(missing_packages()), reason="needs ltp[onnx]")
+needs_onnx = pytest.mark.skipif(bool(missing_onnx_packages()), reason="needs the extra onnx")
 
 THRESHOLD = {"prune_mode": "absolute_threshold", "final_token_threshold": 0.05, "score_length": 16}
 NORM = {"prune_mode": "absolute_threshold", "final_token_threshold": 0.12, "scoring_mode": "mean_norm"}
@@ -386,7 +386,7 @@ def test_a_graph_has_the_thresholds_of_the_chosen_budget(several, here, token_id
 @pytest.mark.parametrize("form", ["huggingface", "onnx"])
 def test_a_budget_that_the_run_does_not_hold(several, here, monkeypatch, form):
     monkeypatch.setattr(LTPForSequenceClassification, "from_pretrained", None)
-    monkeypatch.setattr("ltp.deploy.onnx.missing_packages", lambda: [])
+    monkeypatch.setattr("ltp.deploy.requirements.missing_onnx_packages", lambda: [])
     finished = ltp_export(f"restore={several} to=new budget=0.4 format={form}")
     assert finished.code == 2
     assert finished.err.startswith(f"error: budget=0.4: restore={several} has no thresholds for it; it holds 0.3, 0.5")
@@ -570,10 +570,10 @@ def test_mistakes_are_told_in_one_line(here, command, message):
 
 def test_a_missing_package_names_the_extra(here, monkeypatch):
     finished_run(here / "run")
-    monkeypatch.setattr("ltp.deploy.onnx.missing_packages", lambda: ["onnxscript"])
+    monkeypatch.setattr("ltp.deploy.requirements.missing_onnx_packages", lambda: ["onnxscript"])
     finished = ltp_export("restore=run to=new format=onnx")
     assert finished.code == 2
-    assert finished.err == "error: format=onnx needs onnxscript: pip install 'ltp[onnx]'\n"
+    assert finished.err == "error: format=onnx needs onnxscript: pip install 'learned-token-pruning[onnx]'\n"
 
 
 def test_cfg_shows_the_settings(make_run, here):
@@ -595,7 +595,7 @@ def test_a_trained_run_is_exported(here):
     card = ModelCard.load(here / "exports" / "hf" / "README.md")
     assert "(top-k" in card.text
     assert "| task |" not in card.text
-    if missing_packages():
+    if missing_onnx_packages():
         return
     finished = ltp_export(f"restore={run} to=exports/onnx format=onnx sequences=20 batch_size=[1,8] rounds=2")
     assert finished.code == 0, finished.err

@@ -93,7 +93,10 @@ def test_a_missing_package_is_named(monkeypatch, option, plugin, extra):
     group, name = plugin.split("/")
     monkeypatch.delitem(ConfigStore.instance().repo["hydra"][group], f"{name}.yaml", raising=False)
     finished = ltp_train(["-m", option, "lr=1e-3"])
-    assert (finished.code, finished.err) == (2, f"error: {option} needs its package: pip install 'ltp[{extra}]'\n")
+    assert (finished.code, finished.err) == (
+        2,
+        f"error: {option} needs its package: pip install 'learned-token-pruning[{extra}]'\n",
+    )
 
 
 def test_a_machine_without_a_cluster(monkeypatch):

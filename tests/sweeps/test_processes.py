@@ -129,7 +129,7 @@ else:
     exit_with_parent()
     exit_with_parent()  # a worker calls it for each of its jobs
     import threading
-    assert sum(thread.name == "follow-starter" for thread in threading.enumerate()) == 1
+    assert sum(thread.name == "exit-with-parent" for thread in threading.enumerate()) == 1
     print(os.getpid(), flush=True)
 time.sleep(60)
 """

@@ -523,7 +523,7 @@ def logger_without_its_package():
 def test_loggers_that_cannot_start(root):
     with pytest.raises(UserError) as caught:
         build_loggers({"wandb": {"_target_": f"{__name__}.logger_without_its_package"}}, root)
-    assert str(caught.value) == "logger=wandb needs its package: pip install 'ltp[wandb]'"
+    assert str(caught.value) == "logger=wandb needs its package: pip install 'learned-token-pruning[wandb]'"
     with pytest.raises(UserError, match=r"^logger=tensorboard cannot start: .*unexpected keyword argument 'colour'"):
         build_loggers(
             {"tensorboard": {"_target_": "ltp.training.loggers.MetricsFile", "colour": 1, "directory": "x"}}, root

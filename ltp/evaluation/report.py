@@ -1,0 +1,47 @@
+"""The report of an evaluation as a table."""
+
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ltp.runs.summary import format_tokens
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """Print one table, a row a threshold scale and group of examples, and where the predictions are."""
+    console = Console()
+    console.print(report_table(report))
+    if report["predictions"] is not None:
+        console.print(f"predictions: {report['predictions']}", soft_wrap=True, highlight=False, markup=False)
+
+
+def report_table(report: dict[str, Any]) -> Table:
+    """The report as a table."""
+    results = report["results"]
+    computed = f"{report['execution']} {report['dtype']}"
+    title = f"{report['task']}, {report['split']} · {report['model']} · {report['method']} · {computed}"
+    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    is_scaled = [result["threshold_scale"] for result in results] != [1]
+    is_grouped = any("by_length" in result for result in results)
+    for name, wanted in (("thresholds", is_scaled), ("input tokens", is_grouped), ("examples", True)):
+        if wanted:
+            table.add_column(name, justify="right")
+    for name in (*results[0]["metrics"], "rel. FLOPs", "GFLOPs"):
+        table.add_column(name, justify="right")
+    table.add_column("tokens per layer", overflow="fold")
+
+    def add(result: dict[str, Any], scale: float, tokens: str, **style: Any) -> None:
+        metrics = ("–" if value is None else f"{value:.4f}" for value in result["metrics"].values())
+        cells = [f"× {scale:g}"] * is_scaled + [tokens] * is_grouped + [str(result["examples"]), *metrics]
+        costs = (f"{result['relative_flops']:.3f}", f"{result['gflops']:.4g}")
+        table.add_row(*cells, *costs, format_tokens(result["tokens_per_layer"], arrow="→"), **style)
+
+    for result in results:
+        scale = result["threshold_scale"]
+        for group in result.get("by_length", ()):
+            add(group, scale, "–".join(map(str, dict.fromkeys(group["input_tokens"]))))
+        add(result, scale, "all", end_section=is_grouped, style="bold" if is_grouped else None)
+    return table

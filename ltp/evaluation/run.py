@@ -1,0 +1,133 @@
+"""An evaluation from its request to its report."""
+
+import contextlib
+import dataclasses
+import datetime
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from ltp.data.datamodule import GLUEDataModule
+from ltp.errors import UserError
+from ltp.evaluation.request import Request
+from ltp.evaluation.scoring import Engine, by_length, evaluate, summarise, write_predictions
+from ltp.model.classifier import LTPForSequenceClassification
+from ltp.pruning.flops import DEFINITION
+from ltp.runs.loading import (
+    check_length,
+    load_model,
+    load_tokenizer,
+    read_splits,
+    select_device,
+    set_threads,
+    silence_libraries,
+)
+from ltp.runs.plan import check_labels
+from ltp.runs.summary import describe
+
+#: Makes a progress bar of so many examples; what it yields is told how many are done.
+Progress = Callable[[int], contextlib.AbstractContextManager[Callable[[int], None]]]
+
+
+def run(request: Request, command: str, progress: Progress) -> dict[str, Any]:
+    """Run the model over the split, once for each threshold scale, and write the predictions.
+
+    Args:
+        request: the evaluation.
+        command: its command line, for the report.
+        progress: makes a progress bar of so many examples.
+
+    Returns:
+        The report. ``results`` holds what :func:`ltp.evaluation.scoring.summarise` returns once a scale, with
+        ``threshold_scale``, ``thresholds`` and, where groups were asked for, ``by_length``: the same of each group.
+
+    Raises:
+        UserError: model, data or device do not fit.
+    """
+    silence_libraries()
+    settings, checkpoint = request.settings, request.checkpoint
+    assert settings.task is not None and settings.dtype is not None  # resolve filled them
+    set_threads(settings.threads)
+    device = select_device("cpu" if settings.execution == "deployed" else settings.device)
+    model = load_model(checkpoint, settings.budget)
+    data = read_data(request, model)
+    examples = len(data.splits.validation[settings.split])
+    results = []
+    with progress(examples * len(settings.threshold_scale)) as advance:
+        for scale, scaled in _scaled(model, settings.threshold_scale):
+            try:
+                engine = Engine.of(scaled, settings.execution, settings.dtype, device)
+            except RuntimeError as error:
+                raise UserError(f"dtype={settings.dtype}: {error}") from error
+            outcome = evaluate(engine, data, model, advance)
+            result = {"threshold_scale": scale, **summarise(outcome, data.task, model)}
+            result["thresholds"] = None if model.thresholds is None else model.thresholds.tolist()
+            if settings.by_length is not None:
+                groups = by_length(outcome, settings.by_length)
+                result["by_length"] = [summarise(group, data.task, model) for group in groups]
+            results.append(result)
+    if request.predictions is not None:
+        write_predictions(request.predictions, outcome)
+    run = checkpoint.results or {}
+    return {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "restore": settings.restore,
+        "model": checkpoint.name,
+        "method": describe(run, model.budget) if "method" in run else model.config.prune_mode,
+        "budget": model.budget,
+        "task": data.task.name,
+        "split": settings.split,
+        "data_dir": settings.data_dir,
+        "execution": settings.execution,
+        "dtype": settings.dtype,
+        "device": str(device),
+        "flops_definition": DEFINITION,
+        "predictions": None if request.predictions is None else str(request.predictions),
+        "results": results,
+    }
+
+
+def read_data(request: Request, model: LTPForSequenceClassification) -> GLUEDataModule:
+    """The wanted split as the only validation split of a data module, tokenised.
+
+    Raises:
+        UserError: there is no such split, or data, tokenizer and model do not fit.
+    """
+    settings, task = request.settings, request.settings.task
+    assert task is not None
+    splits = read_splits(task, settings.data_dir)
+    check_labels(request.checkpoint, splits.task)
+    main_split = next(iter(splits.validation.values()))
+    known = {"validation": main_split, **splits.validation, "train": splits.train}
+    if settings.split not in known:
+        raise UserError(f"split={settings.split}: task={task.name} has no such split. Splits: {', '.join(known)}")
+    tokenizer = load_tokenizer(request.checkpoint)
+    check_length("task.max_length", task.max_length, model, tokenizer)
+    data = GLUEDataModule(
+        dataclasses.replace(splits, validation={settings.split: known[settings.split]}),
+        tokenizer,
+        batch_size=settings.batch_size,
+        eval_batch_size=settings.batch_size,
+        max_length=task.max_length,
+    )
+    data.setup("validate")
+    return data
+
+
+def _scaled(
+    model: LTPForSequenceClassification, scales: Sequence[float]
+) -> Iterator[tuple[float, LTPForSequenceClassification]]:
+    """The model with its thresholds multiplied by each factor in turn."""
+    thresholds = model.thresholds
+    for scale in scales:
+        if thresholds is None:
+            yield scale, model
+            continue
+        learned = thresholds.detach().clone()
+        with torch.no_grad():
+            thresholds.mul_(scale)
+        yield scale, model
+        with torch.no_grad():
+            thresholds.copy_(learned)
