@@ -6,7 +6,7 @@ ARGS ?=
 TRAIN := $(BIN)/python -m ltp.train
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo figures report test train soft hard manual topk sweep reproduce budgets lint typecheck format clean
+.PHONY: help install demo figures report test train soft hard manual topk sweep reproduce budgets lint typecheck format docs clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -31,8 +31,8 @@ demo: install  ## dense, soft, hard and both baselines on the embedded corpus, t
 report: install  ## tables and figures of all finished runs: make report ARGS=outputs/tiny
 	$(BIN)/python -m ltp.report $(ARGS)
 
-figures: install  ## the README's pictures, from the demo's runs
-	$(BIN)/python scripts/figures.py outputs/tiny/demo scripts
+figures: install  ## the pictures of README and docs, from the demo's runs
+	$(BIN)/python scripts/figures.py outputs/tiny/demo docs/images
 
 test: install  ## every test, offline, on the CPU
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
@@ -72,6 +72,10 @@ format: install  ## let ruff rewrite the files
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: install  ## the documentation as a site, in site/; warnings fail
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/zensical build --strict --clean
+
 clean:  ## remove caches and build products; outputs/ and .venv stay
-	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf build dist site .cache .mypy_cache .pytest_cache .ruff_cache *.egg-info
 	find ltp scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""The README's pictures, from the demo's runs: ``python scripts/figures.py outputs/tiny/demo FOLDER``.
+"""The pictures of README and docs, from the demo's runs: ``python scripts/figures.py outputs/tiny/demo FOLDER``.
 
 The report's table, with one sentence layer by layer under the cheapest learned run (pruned tokens are dimmed from the
 layer at which they leave), and the report's figures.
