@@ -63,7 +63,7 @@ def train_run(settings: TrainSettings) -> float:
             building.check_sources(run)  # report mistakes before the parent trains for hours
             log.info("parent missing, training it first: %s", run.missing.directory)
             try:
-                start_run(parent_overrides(run))
+                start_run([*cli.config_arguments(), *parent_overrides(run)])
             except RunError as error:
                 raise RunError(f"the parent run {run.missing.directory}: {error}") from error
             run = plan(settings)
@@ -102,7 +102,7 @@ def sweep_job(settings: TrainSettings) -> float | None:
         else:
             gpu_count = gpus_wanted(settings.trainer) if cli.shares_machine() else 0
             with reserve_gpus(gpu_count, lock_folder()) as gpus:
-                start_run(cli.task_overrides(), gpus, as_rank=True)
+                start_run([*cli.config_arguments(), *cli.task_overrides()], gpus, as_rank=True)
         value = objective(read_results(plan(settings).directory), settings.flops_budget)
     except LTPError as error:
         job = dataclasses.replace(job, status=FAILED, message=str(error), exit_code=error.exit_code)

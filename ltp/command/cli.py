@@ -40,6 +40,10 @@ _PLUGINS = {
 }
 
 
+#: Hydra's flags that decide which configuration files are read.
+_CONFIG_FLAGS = ("config-dir", "config-name", "config-path")
+
+
 def config_dir() -> str:
     """The folder of configurations: ``$LTP_CONF``, the repository's ``conf/``, or the installed copy."""
     package = Path(__file__).resolve().parents[1]
@@ -140,11 +144,12 @@ def _run_under_hydra(
     # Lightning starts further ranks with overrides appended to this command line, so flags must come first.
     arguments = get_args_parser().parse_intermixed_args()
     overrides = arguments.overrides
+    flags = [word for word in sys.argv[1:] if word not in overrides]
     if arguments.cfg == "job" and arguments.package is None:
         job = show
-        sys.argv[1:] = [*overrides, "hydra.mode=RUN"]
-    else:
-        sys.argv[1:] = [word for word in sys.argv[1:] if word not in overrides] + overrides
+        flags = [f"--{name}={value}" for name in _CONFIG_FLAGS if (value := getattr(arguments, name.replace("-", "_")))]
+        overrides = [*overrides, "hydra.mode=RUN"]
+    sys.argv[1:] = [*flags, *overrides]
     # Without it, Hydra prints tracebacks and exits with 1; with it, the exceptions are raised and handled below.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     composed = False
@@ -236,7 +241,8 @@ def _options(group: str) -> list[str]:
     """The options of a config group; empty if there is no such group."""
     if not group:
         return []
-    files = {path.stem for path in (Path(config_dir()) / group).glob("*.yaml")}
+    directories = [config_dir(), get_args_parser().parse_intermixed_args().config_dir]
+    files = {path.stem for one in directories if one for path in (Path(one) / group).glob("*.yaml")}
     return sorted(files | set(RATE_MODES if group in ("prune", "prune_mode") else ()))
 
 
@@ -257,6 +263,21 @@ def shares_machine() -> bool:
 def task_overrides() -> list[str]:
     """The overrides of this job, as typed on the command line."""
     return list(HydraConfig.get().overrides.task)
+
+
+def config_arguments() -> list[str]:
+    """Return the arguments with which a process started by this job reads the same configuration files."""
+    config = HydraConfig.get()
+    paths: dict[str, list[str]] = {"command-line": [], "search path": []}
+    for source in config.runtime.config_sources:
+        if source.provider == "command-line":
+            paths["command-line"].append(source.path)
+        elif str(source.provider).startswith("hydra.searchpath"):
+            paths["search path"].append(f"'{source.schema}://{source.path}'")
+    arguments = [f"--config-dir={path}" for path in paths["command-line"]]
+    if config.job.config_name != "train":
+        arguments.append(f"--config-name={config.job.config_name}")
+    return arguments + [f"hydra.searchpath=[{','.join(paths['search path'])}]"] * bool(paths["search path"])
 
 
 def command_line(name: str) -> str:
