@@ -8,8 +8,6 @@ from importlib import resources
 
 from ltp.model.tracing import TokenTrace
 
-_TEMPLATE = "page.html"
-
 
 @dataclass(frozen=True)
 class Example:
@@ -55,7 +53,7 @@ def render_page(title: str, examples: Sequence[Example], thresholds: Sequence[fl
             for example in examples
         ],
     }
-    template = resources.files("ltp.evaluation").joinpath(_TEMPLATE).read_text(encoding="utf-8")
+    template = resources.files("ltp.evaluation").joinpath("page.html").read_text(encoding="utf-8")
     before, _, after = template.partition("{{data}}")  # split first: a text may contain "{{title}}"
     escaped = html.escape(title)
     return before.replace("{{title}}", escaped) + script_json(data) + after.replace("{{title}}", escaped)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ltp.data.datamodule import Batch, GLUEDataModule
 from ltp.data.tasks import Task, build_metrics
-from ltp.deploy.classifier import DeployedClassifier
 from ltp.evaluation.cost import CostMetric
 from ltp.model.classifier import LTPForSequenceClassification
 from ltp.runs.directory import open_atomically
@@ -67,8 +66,7 @@ class Engine:
             RuntimeError: this machine cannot compute in ``dtype``.
         """
         if execution == "deployed":
-            deployed: DeployedClassifier = model.deploy(dtype)
-            return cls(deployed, device, None)
+            return cls(model.deploy(dtype), device, None)
         model.execution = execution
         model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides self from mypy
         return cls(model, device, torch.bfloat16 if dtype == "bfloat16" else None)
@@ -82,20 +80,25 @@ class Engine:
 
 
 def evaluate(
-    engine: Engine, data: GLUEDataModule, model: LTPForSequenceClassification, advance: Callable[[int], None]
+    engine: Engine,
+    data: GLUEDataModule,
+    model: LTPForSequenceClassification,
+    advance: Callable[[int], None],
+    split: int = 0,
 ) -> Outcome:
-    """Run an engine over a data module's main validation split.
+    """Run an engine over a validation split.
 
     Args:
         engine: the prepared model.
         data: the data module, after ``setup``.
         model: the classifier behind the engine; its vocabulary is checked.
         advance: called after each batch with its number of examples.
+        split: index of the split in ``data.validation_splits``.
 
     Raises:
         UserError: the tokenizer does not belong to the model.
     """
-    loader = data.val_dataloader()[0]
+    loader = data.val_dataloader()[split]
     batches: Any = loader.batch_sampler  # lists of row numbers, in the loader's order
     rows: list[int] = []
     labels, logits, token_lengths = [], [], []
