@@ -1,7 +1,7 @@
-"""The pictures of README and docs, from the demo's runs: ``python scripts/figures.py outputs/tiny/demo FOLDER``.
+"""Draw the pictures of README and docs from the demo's runs: ``python scripts/figures.py outputs/tiny/demo FOLDER``.
 
-The report's table, with one sentence layer by layer under the cheapest learned run (pruned tokens are dimmed from the
-layer at which they leave), and the report's figures.
+``demo.svg`` has the report's table and one sentence layer by layer under the learned run of lowest cost (tokens are
+dimmed from the layer that prunes them). The PNG files are the report's figures.
 """
 
 import re
@@ -23,12 +23,14 @@ from ltp.runs.loading import load_model, load_tokenizer, max_input_tokens, silen
 
 
 def sentence_layer_by_layer(run: Path, sentence: str) -> Text:
-    """A sentence once a layer, its pruned tokens dimmed, and its label."""
+    """Format a sentence once per layer, with pruned tokens dimmed, and its predicted label."""
     silence_libraries()
     checkpoint = inspect_checkpoint(str(run))
     model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
     (prediction,) = predict(
-        *(model, tokenizer, [(sentence,)]),
+        model,
+        tokenizer,
+        [(sentence,)],
         max_length=max_input_tokens(model, tokenizer),
         batch_size=1,
         trace=True,
@@ -38,7 +40,15 @@ def sentence_layer_by_layer(run: Path, sentence: str) -> Text:
 
 
 def main(folder: Path, to: Path) -> int:
-    """Draw the pictures into a folder."""
+    """Write the pictures to a folder.
+
+    Args:
+        folder: runs of the demo.
+        to: an existing folder for the pictures.
+
+    Returns:
+        0, or 2 if there is no finished run of learned thresholds.
+    """
     runs = collect([folder]).runs
     learned = [run for run in runs if run.results["method"] == "learned"]
     if not learned:
@@ -53,7 +63,7 @@ def main(folder: Path, to: Path) -> int:
     sentence = next(text for text in sentences if 11 <= len(text.split()) <= 14)
     console.print(sentence_layer_by_layer(cheapest.directory, sentence))
     svg = console.export_svg(title="make demo")
-    # fonts of the reader's machine, nothing fetched from elsewhere
+    # remove web fonts: the picture must load no external resources
     (to / "demo.svg").write_text(re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL), encoding="utf-8")
     for group in groups:
         for name, content in draw(group)[0].items():

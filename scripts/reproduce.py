@@ -1,9 +1,9 @@
-"""The paper's protocol for a task: dense, the LTP grid, both baselines, one table of all runs.
+"""Run the paper's protocol for a task: the dense run, the LTP grid, both baselines, and one table of all runs.
 
-``python scripts/reproduce.py mrpc --dry-run`` shows the commands and how many jobs they are. Further overrides go to
-every command (``model=roberta-base launcher=parallel seed=0,1,2``), with two exceptions: a key that sweeps have in
-their grid replaces it there and goes nowhere else (``lr=1e-5 prune.lambda_threshold=0.1``), and the dense run gets no
-``prune.`` key. Started again, it does what is missing.
+``python scripts/reproduce.py mrpc --dry-run`` shows the commands and their numbers of jobs. Further overrides go to
+every command (``model=roberta-base launcher=parallel seed=0,1,2``), with two exceptions: a key of a sweep's grid
+replaces its values in that grid and goes to no other command (``lr=1e-5 prune.lambda_threshold=0.1``), and the dense
+run gets no ``prune.`` key. Started again, the script runs only what is missing.
 """
 
 import argparse
@@ -24,63 +24,63 @@ from ltp.sweeps.record import number_of_jobs
 TRAIN = (sys.executable, "-m", "ltp.train")
 REPORT = (sys.executable, "-m", "ltp.report")
 SWEEPS = ("ltp", "manual", "topk")
-#: The keys, or the groups of keys, that decide where the runs of a task go.
-PLACE = ("task", "model", "experiment", "output_root")
+#: The keys, or groups of keys, that determine the folder of a task's runs.
+LOCATION_KEYS = ("task", "model", "experiment", "output_root")
 
 
-def key_of(override: str) -> str:
-    """The key of an override: ``lr`` of ``++lr=1e-5``."""
+def override_key(override: str) -> str:
+    """Return the key of an override: ``lr`` for ``++lr=1e-5``."""
     return override.split("=", 1)[0].lstrip("+~")
 
 
-def grid_of(sweep: str) -> dict[str, Any]:
-    """The keys that a sweep varies, with their values as in an override."""
+def read_grid(sweep: str) -> dict[str, Any]:
+    """Read the keys that a sweep varies, with their values as in an override."""
     content = yaml.safe_load((Path(config_dir()) / "sweep" / f"{sweep}.yaml").read_text(encoding="utf-8"))
     return content["hydra"]["sweeper"]["params"]
 
 
-def steps_of(task: str, overrides: list[str]) -> list[tuple[list[str], dict[str, Any]]]:
-    """The commands in their order: the overrides of each, and the grid of its sweep."""
-    grids = {sweep: grid_of(sweep) for sweep in SWEEPS}
-    in_grids = {key for grid in grids.values() for key in grid}
-    everywhere = [word for word in overrides if key_of(word) not in in_grids]
-    dense = [word for word in everywhere if not key_of(word).startswith("prune.")]
+def protocol_steps(task: str, overrides: list[str]) -> list[tuple[list[str], dict[str, Any]]]:
+    """Return the steps in order, each as the overrides of its command and the grid of its sweep."""
+    grids = {sweep: read_grid(sweep) for sweep in SWEEPS}
+    grid_keys = {key for grid in grids.values() for key in grid}
+    common = [word for word in overrides if override_key(word) not in grid_keys]
+    dense = [word for word in common if not override_key(word).startswith("prune.")]
     steps: list[tuple[list[str], dict[str, Any]]] = [(["stage=finetune", f"task={task}", *dense], {})]
     for sweep, grid in grids.items():
-        own = [word for word in overrides if key_of(word) in grid]
-        steps.append(([f"sweep={sweep}", f"task={task}", *everywhere, *own], grid))
+        replacements = [word for word in overrides if override_key(word) in grid]
+        steps.append(([f"sweep={sweep}", f"task={task}", *common, *replacements], grid))
     return steps
 
 
-def directory_of(words: Sequence[str]) -> Path | None:
-    """The run directory of a command, as ``ltp.train`` names it; None where it rejects the overrides."""
-    shown = subprocess.run([*TRAIN, "--cfg", "job", *words], stdout=subprocess.PIPE, text=True)
-    directory = re.search(r"^# run directory: (.*)", shown.stdout)
-    return Path(directory[1]) if directory else None
+def run_directory(words: Sequence[str]) -> Path | None:
+    """Ask ``ltp.train`` for the run directory of a command; None if it rejects the overrides."""
+    config = subprocess.run([*TRAIN, "--cfg", "job", *words], stdout=subprocess.PIPE, text=True)
+    match = re.search(r"^# run directory: (.*)", config.stdout)
+    return Path(match[1]) if match else None
 
 
-def folder_of(dense: list[str]) -> Path | None:
-    """The folder of all runs of the task and model; None where ``ltp.train`` rejects the overrides."""
-    directory = directory_of([word for word in dense if key_of(word).split(".")[0] in PLACE])
+def runs_folder(dense: list[str]) -> Path | None:
+    """Return the folder of all runs of the task and model; None if ``ltp.train`` rejects the overrides."""
+    directory = run_directory([word for word in dense if override_key(word).split(".")[0] in LOCATION_KEYS])
     return directory.parents[2] if directory is not None else None
 
 
 def run(*command: str) -> int:
-    """The exit code of a command, whose business Ctrl-C and SIGTERM are: it ends its jobs before it ends."""
+    """Run a command and return its exit code. Ctrl-C and SIGTERM go to the command, which first ends its jobs."""
     process = subprocess.Popen(command)
-    signal.signal(signal.SIGINT, lambda number, frame: None)  # the terminal sends it to the command too
+    signal.signal(signal.SIGINT, lambda number, frame: None)  # the terminal also sends it to the command
     signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
     return process.wait()
 
 
 def main(task: str, overrides: list[str], dry_run: bool) -> int:
-    """Run the protocol, or show what it would run.
+    """Run the protocol, or print its commands.
 
     Returns:
-        0, or the exit code of a step that failed: of the dense run at once, of a sweep when the others are done.
+        0, or the exit code of a failed step. A failed dense run stops the protocol; a failed sweep does not.
     """
-    steps = steps_of(task, overrides)
-    folder = folder_of(steps[0][0])
+    steps = protocol_steps(task, overrides)
+    folder = runs_folder(steps[0][0])
     if folder is None:
         return 2
     for number, (words, grid) in enumerate(steps, 1):
@@ -93,7 +93,7 @@ def main(task: str, overrides: list[str], dry_run: bool) -> int:
     for words, grid in steps:
         code = run(*TRAIN, "-m", *words)
         is_dense = not grid
-        if code and (is_dense or code not in (1, 2)):  # without the dense run nothing else starts; else a signal
+        if code and (is_dense or code not in (1, 2)):  # all other steps need the dense run; other codes are signals
             return code
         failed = failed or code
     return run(*REPORT, str(folder)) or failed

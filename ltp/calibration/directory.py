@@ -1,4 +1,4 @@
-"""The run that a calibration writes: where it goes, what may stand there, and how it gets there whole."""
+"""The run directory of a calibration: its path, checks for conflicts, and writing it."""
 
 import contextlib
 import dataclasses
@@ -13,19 +13,19 @@ from ltp.errors import UserError, format_number
 from ltp.runs.checkpoints import CONFIG_FILE, MODEL_FOLDER, Checkpoint, run_config
 from ltp.runs.directory import is_finished, remove_run_files, write_atomically, write_results
 
-if TYPE_CHECKING:  # torch and transformers take seconds to import, and a mistake should not
+if TYPE_CHECKING:  # torch and transformers take seconds to import; configuration errors should be fast
     from transformers import PreTrainedTokenizerBase
 
     from ltp.model.classifier import LTPForSequenceClassification
 
-FOLDER = "calibrated"  # inside the run that was calibrated
+FOLDER = "calibrated"  # inside the calibrated run
 
 
 def new_directory(settings: CalibrateSettings, checkpoint: Checkpoint) -> Path:
-    """Where the new run goes: ``to``, else inside the run that is calibrated, or at its place below ``output_root``.
+    """Return the new run's directory: ``to``, else inside the calibrated run or its counterpart in ``output_root``.
 
     Raises:
-        UserError: there is no such place.
+        UserError: neither ``to`` nor ``output_root`` is given, and the checkpoint is no run.
     """
     if settings.to is not None:
         return Path(settings.to).expanduser()
@@ -34,12 +34,12 @@ def new_directory(settings: CalibrateSettings, checkpoint: Checkpoint) -> Path:
     if settings.output_root is not None:
         root = Path(settings.output_root).expanduser() / checkpoint.name / settings.task.name
         parts = checkpoint.run_dir.resolve().parts if checkpoint.run_dir is not None else ()
-        behind = [  # where the run stands below its own output_root
+        suffixes = [  # the run's path below <output_root>/<model>/<task>
             parts[start + 2 :]
             for start in range(len(parts) - 1)
             if parts[start : start + 2] == (checkpoint.name, settings.task.name)
         ]
-        return root.joinpath(*(behind[-1] if behind else ())) / leaf
+        return root.joinpath(*(suffixes[-1] if suffixes else ())) / leaf
     if checkpoint.run_dir is None:
         raise UserError(f"restore={settings.restore} is no run directory: say where the new run goes with to=DIR")
     return checkpoint.run_dir / leaf
@@ -55,10 +55,11 @@ def _leaf(settings: CalibrateSettings) -> str:
 
 
 def check_directory(request: Request) -> None:
-    """Check that the run may be written where it would go.
+    """Check that the new run would not overwrite anything else.
 
     Raises:
-        UserError: something else stands there, or a calibration with another configuration; shows the difference.
+        UserError: the directory is the calibrated run, holds other files, or holds a finished calibration with another
+            configuration (the message lists the differences).
     """
     directory, settings, restored = request.directory, request.settings, request.checkpoint.run_dir
     if not directory.exists():
@@ -78,10 +79,10 @@ def check_directory(request: Request) -> None:
         return
     if settings.overwrite or not is_finished(directory):
         return
-    there, now = _identity(stored), _identity(new_config(request))
-    if now["parent.run_id"] is not None and there["parent.run_id"] == now["parent.run_id"]:
-        del there["parent.name"]  # the same run, perhaps under another path
-    differing = [f"  {key}: {there[key]} there, {now[key]} now" for key in there if there[key] != now.get(key)]
+    old, new = _identity(stored), _identity(new_config(request))
+    if new["parent.run_id"] is not None and old["parent.run_id"] == new["parent.run_id"]:
+        del old["parent.name"]  # the same run, possibly under another path
+    differing = [f"  {key}: {value} there, {new[key]} now" for key, value in old.items() if value != new.get(key)]
     if differing:
         raise UserError(
             f"{directory} holds a finished calibration with another configuration:\n"
@@ -91,42 +92,41 @@ def check_directory(request: Request) -> None:
 
 
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
-    """What two calibrations must share to be the same."""
-    parts = {"task": config["task"], "parent": config["parent"], "": config["calibrate"]}
-    flat = {f"{name}.{key}".lstrip("."): value for name, part in parts.items() for key, value in part.items()}
-    return {"data_dir": config["data_dir"], **flat}
+    """Return the values that are equal in two runs of the same calibration."""
+    nested = {f"{name}.{key}": value for name in ("task", "parent") for key, value in config[name].items()}
+    return {"data_dir": config["data_dir"], **nested, **config["calibrate"]}
 
 
 def new_config(request: Request) -> dict[str, Any]:
-    """The new run's ``config.yaml``: the calibrated run's, with its own task, parent and ``calibrate``."""
+    """Return the new run's ``config.yaml``: the calibrated run's, with new ``task``, ``parent`` and ``calibrate``."""
     settings, checkpoint = request.settings, request.checkpoint
     assert settings.task is not None
     inherited = run_config(checkpoint.run_dir) if checkpoint.run_dir is not None else {}
     results = checkpoint.results or {}
-    calibrated: dict[str, Any] = {key: getattr(settings, key) for key in (*BUDGETS, "examples")}
+    calibrate: dict[str, Any] = {key: getattr(settings, key) for key in (*BUDGETS, "examples")}
     if request.kind == "target_latency_ms":
-        calibrated |= {key: getattr(settings, key) for key in (*LATENCY_DEFAULTS, "threads", "device")}
+        calibrate |= {key: getattr(settings, key) for key in (*LATENCY_DEFAULTS, "threads", "device")}
     return {
         **inherited,
         "task": dataclasses.asdict(settings.task),
         "data_dir": settings.data_dir,
         "method": request.method,
         "parent": {"name": request.parent_name, "run_id": results.get("run_id")},
-        "calibrate": calibrated,
+        "calibrate": calibrate,
     }
 
 
 def check_can_write(request: Request) -> None:
-    """Check that the run can be written, without making anything: who stops a calibration leaves nothing behind.
+    """Check that the run can be written, without creating it: an interrupted calibration must leave nothing behind.
 
     Raises:
-        UserError: it cannot.
+        UserError: the nearest existing parent is a file or not writable.
     """
     directory = request.directory.absolute()
-    there = next(folder for folder in (directory, *directory.parents) if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        why = "Permission denied" if there.is_dir() else f"{there} is a file"
-        raise UserError(f"cannot write {request.directory}: {why}; name another place with to=DIR")
+    existing = next(folder for folder in (directory, *directory.parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        reason = "Permission denied" if existing.is_dir() else f"{existing} is a file"
+        raise UserError(f"cannot write {request.directory}: {reason}; name another place with to=DIR")
 
 
 def write_run(
@@ -135,7 +135,7 @@ def write_run(
     tokenizer: "PreTrainedTokenizerBase",
     results: dict[str, Any],
 ) -> None:
-    """Write the run, its results last. An earlier one that stood there is removed, and after an error this one, too."""
+    """Write the run, results last. Remove an earlier calibration before, and a partly written one after an error."""
     directory = request.directory
     try:
         remove_run_files(directory)

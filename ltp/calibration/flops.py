@@ -1,4 +1,4 @@
-"""A model brought to a share of the dense FLOPs."""
+"""Calibrate a model to a target of relative FLOPs."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from ltp.calibration.search import TOLERANCE, TYPICAL_SLOPE, Calibrated, calibra
 from ltp.data.sequences import Batch
 from ltp.model.classifier import LTPForSequenceClassification
 
-_ROUGH = 0.01  # of relative FLOPs: where the search on a part of the examples ends
+_SUBSAMPLE_TOLERANCE = 0.01  # of a search on the subsample, in relative FLOPs
 
-Tick = Callable[[int], None]  # told how many examples were computed
+Tick = Callable[[int], None]  #: called with the number of examples computed since the last call
 
 
 def flops_of(
     model: LTPForSequenceClassification, batches: Sequence[Batch], dtype: str, tick: Tick = lambda count: None
 ) -> Callable[[], float]:
-    """What measures the relative FLOPs of a sample, as the model prunes then.
+    """Return a function that measures the relative FLOPs of a sample with the model's current pruning.
 
     Args:
-        model: on its device; executed packed.
+        model: the classifier, on its device.
         batches: the sample.
-        dtype: ``float32``, or ``bfloat16`` for autocast, as the model's evaluations have it.
-        tick: told the number of examples after each measurement.
+        dtype: ``float32``, or ``bfloat16`` for autocast, as in the model's evaluations.
+        tick: called after each measurement with its number of examples.
     """
-    last: tuple[Any, float] | None = None
+    last: tuple[Any, float] | None = None  # pruning parameters and cost of the last measurement
 
     def cost() -> float:
         nonlocal last
         thresholds = model.thresholds
-        stands = model.config.token_keep_rate if thresholds is None else thresholds.tolist()
-        if last is None or last[0] != stands:  # asked again, a minute on a large model is spared
+        pruning = model.config.token_keep_rate if thresholds is None else thresholds.tolist()
+        if last is None or last[0] != pruning:  # a measurement of a large model takes a minute
             with torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
                 flops, dense = measured_flops(model, batches).tolist()
-            last = stands, flops / dense
+            last = pruning, flops / dense
             tick(sum(len(batch["input_ids"]) for batch in batches))
         return last[1]
 
@@ -48,16 +48,16 @@ def flops_of(
 def calibrate_flops(
     model: LTPForSequenceClassification, cost: Callable[[], float], rough: Callable[[], float] | None, target: float
 ) -> Calibrated:
-    """Turn how hard a model prunes until it costs what is wished, on few examples before it is on all.
+    """Search the target cost on a subsample first, then on the whole sample.
 
     Args:
-        model: its thresholds, or its keep rate, are changed in place.
-        cost: relative FLOPs of the sample, as the model stands.
-        rough: of a part of it; None goes without.
-        target: the wished cost.
+        model: the classifier; its thresholds or keep rate are changed in place.
+        cost: measures relative FLOPs of the sample, with the model's current pruning.
+        rough: measures relative FLOPs of a subsample; None skips the first search.
+        target: target relative FLOPs.
 
     Returns:
-        What was found; ``trials`` are those on all examples.
+        The result; ``trials`` counts measurements of the whole sample.
 
     Raises:
         UnreachableError: see :func:`ltp.calibration.search.calibrate`.
@@ -65,36 +65,36 @@ def calibrate_flops(
     strength, slope = 1.0, TYPICAL_SLOPE
     if rough is not None and abs(cost() - target) > TOLERANCE:
         control = strength_control(model)
-        near = calibrate(model, rough, target, tolerance=_ROUGH, reached=math.inf)
+        near = calibrate(model, rough, target, tolerance=_SUBSAMPLE_TOLERANCE, reached=math.inf)
         strength, slope = near.strength, near.slope
-        if control.initial == 0 or strength == 0:  # to begin at 0 would forget the thresholds' ratios
+        if control.initial == 0 or strength == 0:  # thresholds of 0 would lose their ratios
             control.reset_to_start()
             strength = 1.0
-    found = calibrate(model, cost, target, slope=slope)
-    return dataclasses.replace(found, strength=strength * found.strength)
+    result = calibrate(model, cost, target, slope=slope)
+    return dataclasses.replace(result, strength=strength * result.strength)
 
 
 def prepare_budgets(model: LTPForSequenceClassification, budgets: Sequence[float]) -> None:
-    """Let a model of thresholds hold other budgets than it does.
+    """Replace the budgets of a model with thresholds.
 
-    Each starts from the thresholds of the nearest one that was held; without any, from those in use.
+    Each new budget starts from the thresholds of the nearest old budget; without old budgets, from those in use.
 
     Args:
-        model: its thresholds in use are the first budget's afterwards.
-        budgets: relative FLOPs, ascending; none forgets those held.
+        model: the classifier; afterwards it uses the thresholds of the first budget.
+        budgets: relative FLOPs, ascending; an empty sequence removes the old budgets.
     """
     thresholds = model.thresholds
     assert thresholds is not None
-    held = {}
+    old_thresholds = {}
     for budget in model.config.budgets if budgets else ():
         model.use_budget(budget)
-        held[budget] = thresholds.detach().clone()
+        old_thresholds[budget] = thresholds.detach().clone()
     model.set_budgets(budgets)
-    for budget in budgets if held else ():
+    for budget in budgets if old_thresholds else ():
         model.use_budget(budget)
         in_use = model.thresholds
         assert in_use is not None
         with torch.no_grad():
-            in_use.copy_(held[min(held, key=lambda other: abs(other - budget))])
+            in_use.copy_(old_thresholds[min(old_thresholds, key=lambda other: abs(other - budget))])
     if budgets:
         model.use_budget(budgets[0])

@@ -1,4 +1,4 @@
-"""A model brought to a latency on the machine at hand."""
+"""Calibrate a model to a target latency on this machine."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from ltp.errors import RunError, UserError
 from ltp.evaluation.scoring import Engine
 from ltp.model.classifier import LTPForSequenceClassification
 
-#: Of the wished milliseconds: how far a fresh measurement may be.
+#: Accepted distance of the final measurement from the target, as a share of the target.
 ACCEPTED = 0.1
-_SEARCHED = 0.03  # of the wished milliseconds, where the search stops
-_ATTEMPTS = 3  # searches, where the machine changes its pace between a search and the fresh measurement
-_SHORT, _LONG = (1.0, 4.0), (3.0, 12.0)  # seconds that a measurement takes, of a search and at its end: see Stopwatch
+_SEARCHED = 0.03  # the search stops at this distance from the target, as a share of the target
+_ATTEMPTS = 3  # number of searches, in case the machine's speed changes before the final measurement
+_SHORT, _LONG = (1.0, 4.0), (3.0, 12.0)  # seconds of a measurement (see Stopwatch) in the search and at its end
 
 
 class ServedModel:
-    """The model as it would be served, pruning as hard as the model does.
+    """A model in the form in which it is served, whose pruning can be updated.
 
     Args:
-        model: the classifier, in evaluation mode: on the CPU for ``deployed``. It is moved to ``device`` otherwise.
+        model: the classifier, in evaluation mode, on the CPU. Unless ``deployed``, it is moved to ``device``.
         execution: ``deployed`` or ``packed``.
-        dtype: ``float32``, ``bfloat16``; deployed also ``int8``.
-        device: where packed models compute.
+        dtype: ``float32`` or ``bfloat16``; deployed also ``int8``.
+        device: device of a packed model.
 
     Raises:
-        UserError: this machine cannot compute in the type.
+        UserError: this machine cannot compute in ``dtype``.
     """
 
     def __init__(self, model: LTPForSequenceClassification, execution: str, dtype: str, device: torch.device) -> None:
@@ -45,26 +45,26 @@ class ServedModel:
             raise UserError(f"dtype={dtype}: {error}") from error
 
     def update_pruning(self) -> None:
-        """Prune as the model does now."""
+        """Copy the model's current pruning."""
         deployed = self._engine.forward
-        if isinstance(deployed, DeployedClassifier):  # its weights stay: to prepack them for each trial would cost most
+        if isinstance(deployed, DeployedClassifier):  # keep the prepacked weights: prepacking takes longer than a trial
             deployed.set_pruner(self.model.pruner)
 
     def __call__(self, batch: Batch) -> None:
-        """Compute a batch, and wait for it."""
+        """Compute a batch, and wait for the result."""
         self._engine(batch)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
 
 class Stopwatch:
-    """Median milliseconds of a forward pass of one batch.
+    """Measure the median milliseconds of one batch's forward pass.
 
     Args:
-        served: what is timed.
-        batches: what it is timed on, in the order of serving.
-        clock: seconds.
-        tick: told after each measurement.
+        served: the model to time.
+        batches: the batches to time it on, in this order.
+        clock: returns seconds.
+        tick: called after each measurement.
     """
 
     def __init__(
@@ -77,19 +77,22 @@ class Stopwatch:
         self.served, self.batches, self.clock, self.tick = served, batches, clock, tick
 
     def __call__(self, seconds: tuple[float, float]) -> float:
-        """Measure as the model prunes now, after a round without the clock.
+        """Measure with the model's current pruning, after one untimed round through all batches.
 
         Args:
-            seconds: rounds through all batches go on until there are three of them that took so long together; none
-                begins after the second number.
+            seconds: minimum and maximum duration. Rounds continue until there are at least three and the minimum is
+                reached; after the maximum no further round starts.
+
+        Returns:
+            Milliseconds per batch.
         """
         self.served.update_pruning()
-        for batch in self.batches:  # oneDNN makes code for shapes that it has not seen yet
+        for batch in self.batches:  # oneDNN compiles code for new shapes
             self.served(batch)
-        least, most = seconds
-        began, rounds = self.clock(), 0
+        minimum, maximum = seconds
+        start, rounds = self.clock(), 0
         times: list[float] = []
-        while not rounds or ((rounds < 3 or self.clock() - began < least) and self.clock() - began < most):
+        while not rounds or ((rounds < 3 or self.clock() - start < minimum) and self.clock() - start < maximum):
             for batch in self.batches:
                 started = self.clock()
                 self.served(batch)
@@ -101,13 +104,15 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class Latency:
-    """A latency that was searched for.
+    """Result of a latency calibration. Latencies are medians in milliseconds per batch.
 
     Attributes:
-        reached: milliseconds a batch, measured afresh after the search.
-        before, dense, lowest: as the model stood, without pruning, and with the hardest, in milliseconds a batch.
+        reached: latency of the final measurement, after the search.
+        before: latency of the initial model.
+        dense: latency without pruning.
+        lowest: latency with the strongest pruning.
         strength: see :class:`~ltp.calibration.search.Calibrated`.
-        trials: how often it was measured while searching.
+        trials: number of measurements in the search.
     """
 
     reached: float
@@ -119,16 +124,18 @@ class Latency:
 
 
 def calibrate_latency(model: LTPForSequenceClassification, stopwatch: Stopwatch, target: float) -> Latency:
-    """Turn how hard a model prunes until a batch takes as long as wished, on this machine and as it is now.
+    """Change how strongly a model prunes until a batch takes the target time on this machine.
+
+    After any error the model's initial pruning is restored.
 
     Args:
-        model: its thresholds, or its keep rate, are changed in place.
-        stopwatch: measures it as it stands.
-        target: milliseconds a batch.
+        model: the classifier; its thresholds or keep rate are changed in place.
+        stopwatch: measures the model with its current pruning.
+        target: milliseconds per batch.
 
     Raises:
-        UserError: the target is out of what pruning can reach.
-        RunError: the measurements contradict each other. The model is as it was then, too.
+        UserError: the target is outside the range between strongest and no pruning.
+        RunError: the measurements contradict each other.
     """
     control = strength_control(model)
     try:
@@ -138,48 +145,49 @@ def calibrate_latency(model: LTPForSequenceClassification, stopwatch: Stopwatch,
         lowest = stopwatch(_SHORT)
     finally:
         control.reset_to_start()
-    given = f"target_latency_ms={target:g}"
+    setting = f"target_latency_ms={target:g}"
     if target > dense * (1 + ACCEPTED):
         raise UserError(
-            f"{given} is more than the {dense:.3g} ms that a batch takes without pruning on this machine: nothing need "
-            f"be pruned. Give less than that, down to {lowest:.3g}."
+            f"{setting} is more than the {dense:.3g} ms that a batch takes without pruning on this machine: nothing "
+            f"need be pruned. Give less than that, down to {lowest:.3g}."
         )
     if target < lowest * (1 - ACCEPTED):
         raise UserError(
-            f"{given} cannot be reached: on this machine a batch takes {lowest:.3g} ms with the hardest pruning, and "
+            f"{setting} cannot be reached: on this machine a batch takes {lowest:.3g} ms with the hardest pruning, and "
             f"{dense:.3g} ms without. Give something between, or serve in another way (dtype=…, threads=…)."
         )
     strength = 1.0
     measured: list[float] = []
 
-    def share() -> float:
+    def relative_latency() -> float:  # like relative FLOPs, for which the search is tuned
         measured.append(stopwatch(_SHORT))
-        return measured[-1] / dense  # so that the search sees what it sees with FLOPs
+        return measured[-1] / dense
 
     try:
         for _ in range(_ATTEMPTS):
-            wanted = target / dense
-            found = calibrate(model, share, wanted, tolerance=_SEARCHED * wanted, reached=ACCEPTED * wanted)
-            strength *= found.strength
+            share = target / dense
+            result = calibrate(model, relative_latency, share, tolerance=_SEARCHED * share, reached=ACCEPTED * share)
+            strength *= result.strength
             reached = stopwatch(_LONG)
             if abs(reached - target) <= ACCEPTED * target:
                 return Latency(reached, measured[0], dense, lowest, strength, len(measured))
-        why = f"what the search found took {reached:.3g} ms when it was measured again"
-    except (UnreachableError, AboveDenseError) as error:  # at one end but for the noise, or between two strengths
-        why = _contradiction(error, dense)
+        reason = f"the model took {reached:.3g} ms when it was measured again after the search"
+    except (UnreachableError, AboveDenseError) as error:  # by noise near an end of the range, or a jump of the latency
+        reason = _contradiction(error, dense)
     except BaseException:
         control.reset_to_start()
         raise
     control.reset_to_start()
     raise RunError(
-        f"{given}: {why}. Measurements are this unsteady where the machine is busy with other things: try again when "
-        "it is not, or with fewer threads (threads=1)."
+        f"{setting}: {reason}. Measurements are this unsteady where the machine is busy with other things: try again "
+        "when it is not, or with fewer threads (threads=1)."
     )
 
 
 def _contradiction(error: UnreachableError | AboveDenseError, dense: float) -> str:
+    """Describe, in milliseconds, how the search contradicts the first measurements."""
     if isinstance(error, AboveDenseError):
         return f"a batch took {dense:.3g} ms without pruning, and then {error.dense * dense:.3g} ms"
     if error.highest is None:
-        return f"no pruning came below {error.lowest * dense:.3g} ms again"
-    return f"it leaps from {error.highest * dense:.3g} to {error.lowest * dense:.3g} ms"
+        return f"no later measurement was below {error.lowest * dense:.3g} ms"
+    return f"the latency jumps from {error.highest * dense:.3g} to {error.lowest * dense:.3g} ms"

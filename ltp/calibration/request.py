@@ -1,4 +1,4 @@
-"""What a calibration is asked for."""
+"""Settings of a calibration, and the checked request."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,19 +10,19 @@ from ltp.runs.checkpoints import Checkpoint
 from ltp.runs.loading import StoredTask
 from ltp.runs.settings import TaskSettings
 
-#: The keys of which one says what is to be met, with an example of each.
+#: The keys that set the target, with an example of each; exactly one must be given.
 BUDGETS = {
     "target_flops": "target_flops=0.4 (a share of the dense FLOPs)",
     "target_latency_ms": "target_latency_ms=12 (milliseconds a batch, measured on this machine)",
     "budgets": "budgets=[0.3,0.5,0.7] (several in one checkpoint)",
 }
-#: The keys that go with a latency, and what they are where nothing is said.
+#: The keys that need ``target_latency_ms``, with their defaults.
 LATENCY_DEFAULTS = {"batch_size": 1, "execution": "deployed", "dtype": "float32"}
 
 
 @dataclass
 class CalibrateSettings:
-    """One calibration; ``python -m ltp.calibrate --help`` says what each key means."""
+    """Settings of one calibration; ``python -m ltp.calibrate --help`` documents each key."""
 
     restore: str = MISSING
     target_flops: float | None = None
@@ -46,11 +46,11 @@ class Request:
     """A checked calibration.
 
     Attributes:
-        settings: nulls filled as far as small files tell; budgets ascend.
-        checkpoint: what is calibrated.
-        stored: what its run says about its data; None where it is no run that does.
-        is_own: whether it is calibrated on its own task, so that its results compare with the new ones.
-        directory: the new run.
+        settings: settings with nulls filled as far as small files allow; budgets ascend.
+        checkpoint: the checkpoint to calibrate.
+        stored: the task stored in its run; None if it is no run, or its run stores none.
+        is_own_task: whether the task and data are those of its run, so that old and new results are comparable.
+        directory: directory of the new run.
     """
 
     settings: CalibrateSettings
@@ -61,18 +61,18 @@ class Request:
 
     @property
     def kind(self) -> str:
-        """The key that says what is to be met."""
+        """The key that sets the target."""
         return next(key for key in BUDGETS if getattr(self.settings, key) is not None)
 
     @property
     def targets(self) -> list[float]:
-        """Relative FLOPs to be met, ascending; empty for a latency."""
+        """Target relative FLOPs, ascending; empty for a latency target."""
         settings = self.settings
         return [settings.target_flops] if settings.target_flops is not None else settings.budgets or []
 
     @property
     def method(self) -> str:
-        """The pruning method, as results name it."""
+        """The pruning method, as in ``results.json``."""
         mode = self.checkpoint.pruning["prune_mode"]
         stored = (self.checkpoint.results or {}).get("method")
         learned = "learned" if self.checkpoint.holds_thresholds else "manual"
@@ -80,5 +80,5 @@ class Request:
 
     @property
     def parent_name(self) -> str:
-        """What is calibrated, as results name it."""
+        """The calibrated run or checkpoint, as in ``results.json``."""
         return str(self.checkpoint.run_dir or self.checkpoint.source)

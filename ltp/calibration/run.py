@@ -1,13 +1,11 @@
-"""A calibration from its request to its results: searched, scored on the validation splits, written."""
+"""Run a calibration: search the budget, score the model on its validation splits, write the new run."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,11 +30,11 @@ from ltp.runs.provenance import GIT_STATE, device_name, hardware, versions
 
 log = logging.getLogger("ltp")
 
-Progress = Callable[[int], AbstractContextManager[Tick]]  #: a progress bar of so many examples
+Progress = Callable[[int], AbstractContextManager[Tick]]  #: opens a progress bar of a given number of examples
 
-_TYPICAL_TRIALS = 7
-_SUBSAMPLE_FROM = 256  # examples from which on a search begins on a part of them, every _MANIETH
-_SUBSAMPLE_STEP = 8
+_TYPICAL_TRIALS = 7  # per budget, for the progress bar
+_SUBSAMPLE_FROM = 256  # smallest sample for which a search starts on a subsample
+_SUBSAMPLE_STEP = 8  # the subsample has every eighth example
 
 
 def run(request: Request, progress: Progress) -> dict[str, Any]:
@@ -46,8 +44,8 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
         The content of ``results.json``.
 
     Raises:
-        UserError: model, data or device do not fit, or the budget cannot be met. Nothing is left then.
-        RunError: a latency could not be measured, or the run not be written.
+        UserError: model, data or device do not fit, or the target cannot be reached. Nothing is written.
+        RunError: a latency could not be measured, or the run could not be written.
     """
     started = time.monotonic()
     silence_libraries()
@@ -73,10 +71,10 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
 def measure(
     request: Request, model: LTPForSequenceClassification, tokenizer: PreTrainedTokenizerBase, progress: Progress
 ) -> dict[str, Any]:
-    """Turn the model to its budget, and score it on its validation splits.
+    """Calibrate the model, and score it on its validation splits.
 
     Returns:
-        What ``results.json`` says of both. The model is left at its largest budget.
+        The part of ``results.json`` that was measured. The model is left at its largest budget.
 
     Raises:
         UserError, RunError: see :func:`run`.
@@ -84,21 +82,18 @@ def measure(
     settings, results = request.settings, request.checkpoint.results or {}
     assert settings.task is not None
     device = select_device(settings.device)
-    dtype = request.stored.evaluation_dtype if request.stored is not None else "float32"
     data = read_data(request.checkpoint, settings.task, settings.data_dir, tokenizer, model)
-    split, main_data = next(iter(data.items()))
-    sample = Sample.of(main_data, settings.examples, model)
+    sample = Sample.of(data, settings.examples, model)
     latency_settings = {key: getattr(settings, key) for key in LATENCY_DEFAULTS if getattr(settings, key) is not None}
-    goal = Goal(request.targets, settings.target_latency_ms, **latency_settings)
     try:
-        measured = calibrate_to_goal(goal, model, data, sample, dtype=dtype, device=device, progress=progress)
+        measured = calibrate_to_goal(request, model, data, sample, device=device, progress=progress)
     except UnreachableError as error:
         raise UserError(_unreachable(settings, error, len(sample))) from error
     calibrated = measured["calibrated"]
     if request.kind != "budgets":
         calibrated |= {key: value[0] for key, value in calibrated.items() if isinstance(value, list)}
-    own = results if request.is_own_task else {}
-    calibrated["before"] |= {key: own[key] for key in ("relative_flops", "metric") if key in own}
+    if request.is_own_task:
+        calibrated["before"] |= {key: results[key] for key in ("relative_flops", "metric") if key in results}
     if request.method == "manual":
         update_final_threshold(model)
     return {
@@ -106,22 +101,22 @@ def measure(
         "calibrated": {request.kind: getattr(settings, request.kind), **latency_settings, **calibrated},
         "flops_definition": DEFINITION,
         "train_examples": results.get("train_examples"),
-        "validation_examples": len(main_data.splits.validation[split]),
+        "validation_examples": len(data.splits.validation[data.validation_splits[0]]),
         "train_steps": 0,
         "device": device_name(device),
         "devices": 1,
     }
 
 
-def _unreachable(settings: CalibrateSettings, error: Any, examples: int) -> str:
+def _unreachable(settings: CalibrateSettings, error: UnreachableError, examples: int) -> str:
     key = "target_flops" if settings.target_flops is not None else "budgets"
     given = f"{key}={format_value(getattr(settings, key))}"
     if settings.budgets is not None:
         given += f": {error.target:g}"
     if error.highest is not None:
         return (
-            f"{given} cannot be reached on {examples} examples: their cost falls from {error.highest:.3f} to "
-            f"{error.lowest:.3f} of the dense FLOPs at once. More of them (examples=…) have finer steps."
+            f"{given} cannot be reached on {examples} examples: their cost jumps from {error.highest:.3f} to "
+            f"{error.lowest:.3f} of the dense FLOPs. More examples (examples=…) give smaller steps."
         )
     return (
         f"{given} cannot be reached: the hardest pruning of this model costs {error.lowest:.3f} of the dense FLOPs on "
@@ -130,7 +125,7 @@ def _unreachable(settings: CalibrateSettings, error: Any, examples: int) -> str:
 
 
 def describe(request: Request, model: LTPForSequenceClassification) -> dict[str, Any]:
-    """What ``results.json`` says of the run besides what was measured, in the keys of a training."""
+    """Return the part of ``results.json`` that describes the run's configuration, with the keys of a training."""
     settings, checkpoint = request.settings, request.checkpoint
     assert settings.task is not None
     parent = checkpoint.results or {}
@@ -145,7 +140,7 @@ def describe(request: Request, model: LTPForSequenceClassification) -> dict[str,
     latency_settings = {"target_latency_ms": settings.target_latency_ms}
     latency_settings |= {f"latency_{key}": getattr(settings, key) for key in LATENCY_DEFAULTS}
     for key, value in latency_settings.items():
-        hyperparameters.pop(key, None)  # an earlier calibration's
+        hyperparameters.pop(key, None)  # drop the values of an earlier calibration
         if value is not None:
             hyperparameters[key] = value
     return {
@@ -164,59 +159,50 @@ def describe(request: Request, model: LTPForSequenceClassification) -> dict[str,
     }
 
 
-@dataclass(frozen=True)
-class Goal:
-    """What is to be met: shares of the dense FLOPs, ascending, or milliseconds of a batch as it is served."""
-
-    flops: Sequence[float] = ()
-    milliseconds: float | None = None
-    batch_size: int = 1
-    execution: str = "deployed"
-    dtype: str = "float32"
-
-
 def calibrate_to_goal(
-    goal: Goal,
+    request: Request,
     model: LTPForSequenceClassification,
-    data: dict[str, GLUEDataModule],
+    data: GLUEDataModule,
     sample: Sample,
     *,
-    dtype: str,
     device: torch.device,
-    progress: Progress = lambda total: contextlib.nullcontext(lambda count: None),
+    progress: Progress,
 ) -> dict[str, Any]:
-    """Turn a model to what is wished, and score it on its validation splits.
+    """Calibrate a model to the requested FLOPs or latency, and score it on its validation splits.
 
     Args:
-        wish: one or several budgets. Several need thresholds, which the model holds afterwards; it is left at the
-            largest.
-        model: on the CPU, in evaluation mode; it is moved to ``device``.
-        data: see :func:`read_data`.
-        sample: what the budget is met on.
-        dtype: of the scoring and of the counting, ``float32`` or ``bfloat16``.
-        device: where both are computed.
-        progress: makes a progress bar of so many examples.
+        request: the targets. A model with thresholds stores one set per FLOPs target, and is left at the largest.
+        model: the classifier, on the CPU, in evaluation mode; it is moved to ``device``.
+        data: see :func:`~ltp.calibration.sample.read_data`.
+        sample: the examples on which the cost is measured.
+        device: device for scoring, counting FLOPs and packed latency.
+        progress: opens a progress bar of a given number of examples.
 
     Returns:
-        What ``results.json`` says: the keys of :func:`score`, ``budgets`` (the same of each) and ``calibrated``, where
-        ``reached``, ``relative_flops`` (of the ``examples`` that were measured), ``strength`` and ``trials`` are
-        lists, one a budget.
+        The keys of :func:`score`, ``budgets`` (the same keys per budget) and ``calibrated``, in which ``reached``,
+        ``relative_flops`` (of the sample), ``strength`` and ``trials`` are lists with one value per target.
 
     Raises:
-        UnreachableError, UserError, RunError: it cannot be met.
+        UnreachableError: a FLOPs target cannot be reached.
+        UserError: the latency target cannot be reached, or the sample is smaller than a batch.
+        RunError: the latency measurements contradict each other.
     """
+    settings, targets = request.settings, request.targets
+    dtype = request.stored.evaluation_dtype if request.stored is not None else "float32"
     served, timed = None, []
-    if goal.milliseconds is not None:
-        timed = sample.timed_batches(goal.batch_size)
-        served = ServedModel(model, goal.execution, goal.dtype, device)
+    if settings.target_latency_ms is not None:
+        assert settings.batch_size and settings.execution and settings.dtype
+        timed = sample.timed_batches(settings.batch_size)
+        served = ServedModel(model, settings.execution, settings.dtype, device)
     model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides self from mypy
     has_thresholds = model.thresholds is not None
-    used = len(sample) if served is None else len(timed) * goal.batch_size
-    searching = _TYPICAL_TRIALS * used
-    scoring = sum(len(next(iter(module.splits.validation.values()))) for module in data.values())
-    scores, reached, costs, strengths, trials = [], [], [], [], []
+    examples = sum(len(batch["input_ids"]) for batch in timed) or len(sample)
+    searching = _TYPICAL_TRIALS * examples
+    scoring = sum(map(len, data.splits.validation.values()))
+    scores: list[dict[str, Any]] = []
+    searches: list[dict[str, float]] = []
     extra: dict[str, Any] = {}
-    with progress(max(len(goal.flops), 1) * (searching + scoring)) as advance:
+    with progress(max(len(targets), 1) * (searching + scoring)) as advance:
         tick = _PhasedProgress(advance)
         cost = flops_of(model, timed or sample.batches(EVALUATION_BATCH), dtype, tick)
         rough = None
@@ -224,90 +210,78 @@ def calibrate_to_goal(
             rough = flops_of(model, sample.batches(EVALUATION_BATCH, every=_SUBSAMPLE_STEP), dtype, tick)
         before = {"sample_relative_flops": cost()}
         if has_thresholds:
-            prepare_budgets(model, goal.flops)
-        for target in goal.flops:
+            prepare_budgets(model, targets)
+        for target in targets:
             tick.begin(searching)
             if has_thresholds:
                 model.use_budget(target)
-            found = calibrate_flops(model, cost, rough, target)
-            reached.append(found.cost)
-            costs.append(found.cost)
-            strengths.append(found.strength)
-            trials.append(found.trials)
+            result = calibrate_flops(model, cost, rough, target)
+            costs = {"reached": result.cost, "relative_flops": result.cost}
+            searches.append({**costs, "strength": result.strength, "trials": result.trials})
             tick.begin(scoring)
             scores.append(score(model, data, dtype, device, tick))
-        if served is not None and goal.milliseconds is not None:
+        if served is not None and settings.target_latency_ms is not None:
             tick.begin(searching)
-            stopwatch = Stopwatch(served, timed, tick=lambda: tick(used))
-            latency = calibrate_latency(model, stopwatch, goal.milliseconds)
-            reached, strengths, trials = [latency.reached], [latency.strength], [latency.trials]
+            stopwatch = Stopwatch(served, timed, tick=lambda: tick(examples))
+            latency = calibrate_latency(model, stopwatch, settings.target_latency_ms)
+            costs = {"reached": latency.reached, "relative_flops": cost()}
+            searches.append({**costs, "strength": latency.strength, "trials": latency.trials})
             before["latency_ms"] = latency.before
-            extra = {"dense_ms": latency.dense, "lowest_ms": latency.lowest}
-            extra |= _timed_on(served.device)
+            facts = hardware(served.device)
+            extra = {"dense_ms": latency.dense, "lowest_ms": latency.lowest, "processor": facts["device"]}
+            if served.device.type == "cpu":
+                extra["threads"] = facts["threads"]
             tick.begin(scoring)
             scores.append(score(model, data, dtype, device, tick))
-            costs.append(cost())
         tick.begin(0)
     if model.thresholds is None:
         extra["token_keep_rate"] = model.config.token_keep_rate
     return {
         **scores[-1],
-        "budgets": [{"budget": target, **one} for target, one in zip(goal.flops, scores, strict=False)],
+        "budgets": [{"budget": target, **scored} for target, scored in zip(targets, scores, strict=False)],
         "calibrated": {
-            "reached": reached,
-            "relative_flops": costs,
-            "strength": strengths,
-            "trials": trials,
-            "examples": used,
+            **{key: [search[key] for search in searches] for key in searches[0]},
+            "examples": examples,
             "before": before,
             **extra,
         },
     }
 
 
-def _timed_on(device: torch.device) -> dict[str, Any]:
-    facts = hardware(device)
-    return {"processor": facts["device"]} | ({"threads": facts["threads"]} if device.type == "cpu" else {})
-
-
 def score(
-    model: LTPForSequenceClassification,
-    data: dict[str, GLUEDataModule],
-    dtype: str,
-    device: torch.device,
-    tick: Tick = lambda count: None,
+    model: LTPForSequenceClassification, data: GLUEDataModule, dtype: str, device: torch.device, tick: Tick
 ) -> dict[str, Any]:
-    """What ``results.json`` says of a model on its validation splits, as after a training.
+    """Score a model on its validation splits, with the keys of a training's ``results.json``.
 
     Returns:
         ``metric``, ``metrics``, the keys of :meth:`ltp.evaluation.cost.CostMetric.compute` and ``thresholds``.
     """
     engine = Engine.of(model, "packed", dtype, device)
     result: dict[str, Any] = {}
-    for name, module in data.items():
-        found = summarise(evaluate(engine, module, model, tick), module.task, model)
+    for index, name in enumerate(data.validation_splits):
+        summary = summarise(evaluate(engine, data, model, tick, split=index), data.task, model)
         if not result:
-            result = {key: value for key, value in found.items() if key not in ("examples", "input_tokens")}
+            result = {key: value for key, value in summary.items() if key not in ("examples", "input_tokens")}
         else:
             suffix = "_" + name.removeprefix("validation_")
-            result["metrics"] |= {f"{metric}{suffix}": value for metric, value in found["metrics"].items()}
+            result["metrics"] |= {f"{metric}{suffix}": value for metric, value in summary["metrics"].items()}
     thresholds = model.thresholds
     return {**result, "thresholds": None if thresholds is None else thresholds.tolist()}
 
 
 class _PhasedProgress:
-    """Shares a progress bar out between phases whose lengths are not known before."""
+    """Divide a progress bar into phases of fixed size whose real lengths are unknown."""
 
     def __init__(self, advance: Tick) -> None:
-        self._advance, self._left = advance, 0
+        self._advance, self._remaining = advance, 0
 
     def begin(self, total: int) -> None:
-        """Begin a phase that has so much of the bar; the one before has the rest of its own."""
-        self._advance(self._left)
-        self._left = total
+        """Complete the current phase, and begin one of ``total`` examples."""
+        self._advance(self._remaining)
+        self._remaining = total
 
     def __call__(self, count: int) -> None:
-        """Some of it is done."""
-        count = min(count, self._left)
-        self._left -= count
+        """Advance the current phase, at most to its end."""
+        count = min(count, self._remaining)
+        self._remaining -= count
         self._advance(count)

@@ -1,8 +1,7 @@
-"""What a model is calibrated on: the task's data, and the training examples that measure a cost."""
+"""Data of a calibration: the validation splits, and the training examples on which a cost is measured."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,8 +18,8 @@ from ltp.runs.plan import check_labels
 from ltp.runs.settings import TaskSettings
 
 EVALUATION_BATCH = 64
-_TIMED = 64  # sequences that latency is measured on, unless that is fewer than _FEWEST batches
-_FEWEST = 5
+_TIMED_SEQUENCES = 64  # for latency; at least _MIN_TIMED_BATCHES batches are used
+_MIN_TIMED_BATCHES = 5
 
 
 def read_data(
@@ -29,36 +28,29 @@ def read_data(
     data_dir: str | None,
     tokenizer: PreTrainedTokenizerBase,
     model: LTPForSequenceClassification,
-) -> dict[str, GLUEDataModule]:
-    """A task's validation splits, tokenised: a data module each; the first, the main one's, has training rows too.
+) -> GLUEDataModule:
+    """Read and tokenise a task's training and validation splits.
 
     Raises:
-        UserError: data, tokenizer and model do not fit.
+        UserError: the data are missing, or data, tokenizer and model do not fit.
     """
     splits = read_splits(task, data_dir)
     check_labels(checkpoint, splits.task)
     check_length("task.max_length", task.max_length, model, tokenizer)
-    modules = {}
-    for name, split in splits.validation.items():
-        modules[name] = GLUEDataModule(
-            dataclasses.replace(splits, validation={name: split}),
-            tokenizer,
-            batch_size=EVALUATION_BATCH,
-            eval_batch_size=EVALUATION_BATCH,
-            max_length=task.max_length,
-        )
-        modules[name].setup("validate" if len(modules) > 1 else "fit")
-    return modules
+    size, max_length = EVALUATION_BATCH, task.max_length
+    data = GLUEDataModule(splits, tokenizer, batch_size=size, eval_batch_size=size, max_length=max_length)
+    data.setup("fit")
+    return data
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Training examples to measure with, as long as those of the main validation split. Labels are not among them.
+    """Training examples without labels, with input lengths distributed as in the main validation split.
 
     Attributes:
-        ids: token ids of each, the short ones first.
-        types: their token types, where the tokenizer makes them.
-        pad_token_id: what batches are padded with.
+        ids: token ids of each example, shortest first.
+        types: token type ids of each example; None if the tokenizer makes none.
+        pad_token_id: padding of the token ids.
     """
 
     ids: list[list[int]]
@@ -67,28 +59,37 @@ class Sample:
 
     @classmethod
     def of(cls, data: GLUEDataModule, examples: int, model: LTPForSequenceClassification) -> Sample:
-        """The sample that training calibrates on, of so many examples, or fewer where there are no more.
+        """Take the sample on which training calibrates its budgets.
+
+        Args:
+            data: the data module, after ``setup("fit")``.
+            examples: size of the sample; a smaller training split is used as a whole.
+            model: the classifier; its vocabulary is checked.
 
         Raises:
             UserError: the tokenizer does not belong to the model.
         """
-        found: dict[str, list[list[int]]] = {"input_ids": [], "token_type_ids": []}
+        columns: dict[str, list[list[int]]] = {"input_ids": [], "token_type_ids": []}
         for batch in data.calibration_batches(examples):
             check_token_ids(int(batch["input_ids"].max()), model)
             lengths = batch["attention_mask"].sum(dim=1).tolist()
-            for name in found.keys() & batch.keys():
-                found[name] += [row[:length] for row, length in zip(batch[name].tolist(), lengths, strict=True)]
-        return cls(found["input_ids"], found["token_type_ids"] or None, int(data.tokenizer.pad_token_id))
+            for name in columns.keys() & batch.keys():
+                columns[name] += [row[:length] for row, length in zip(batch[name].tolist(), lengths, strict=True)]
+        return cls(columns["input_ids"], columns["token_type_ids"] or None, int(data.tokenizer.pad_token_id))
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def batches(self, size: int, *, every: int = 1) -> list[Batch]:
-        """All of it, or every so manieth, in batches of examples that are about as long."""
+        """Return all examples, or one in ``every``, in batches of ``size`` examples of similar length."""
         return self._batches(range(every // 2, len(self), every), size)
 
     def timed_batches(self, size: int, seed: int = 0) -> list[Batch]:
-        """As many full batches as latency is measured on, in random order; their lengths are those of the sample.
+        """Return the full batches on which latency is measured: quantiles of the sample's lengths, in random order.
+
+        Args:
+            size: examples per batch.
+            seed: seed of the order.
 
         Raises:
             UserError: the sample is smaller than a batch.
@@ -98,7 +99,7 @@ class Sample:
                 f"batch_size={size}: there are {len(self)} examples to measure with; give more with examples=…, or "
                 "take a smaller batch"
             )
-        count = min(max(_TIMED // size, _FEWEST), len(self) // size) * size
+        count = min(max(_TIMED_SEQUENCES // size, _MIN_TIMED_BATCHES), len(self) // size) * size
         rows = ((np.arange(count) + 0.5) * len(self) / count).astype(int)  # quantiles
         return self._batches(np.random.default_rng(seed).permutation(rows).tolist(), size)
 

@@ -1,7 +1,7 @@
-"""A budget met without training: how hard a model prunes is turned up or down until its cost is the wished one.
+"""Search the pruning strength at which a model has a given cost.
 
-Nothing is learned and no label is read. The thresholds keep their ratios: they are multiplied by one factor; methods
-that keep a share of the tokens get another ``token_keep_rate``.
+No weights are trained and no labels are read. Thresholds keep their ratios: all are multiplied by one factor, the
+strength. For methods with a ``token_keep_rate`` the search changes this rate.
 """
 
 import math
@@ -16,38 +16,38 @@ from ltp.model.classifier import LTPForSequenceClassification
 from ltp.pruning.flops import flops_and_dense
 from ltp.pruning.threshold import threshold_schedule
 
-#: Of relative FLOPs: where the search stops.
+#: The search stops at this distance from the target, in relative FLOPs.
 TOLERANCE = 0.002
-#: Of relative FLOPs: a budget that is missed by more cannot be met.
+#: Largest accepted distance from the target, in relative FLOPs; beyond it the target is unreachable.
 REACHED = 0.01
-_MOST_TRIALS = 40
-#: Of the relative FLOPs over the strength's logarithm: a search's first guess. A trained MiniLM had −0.16 to −0.46.
+_MAX_TRIALS = 40
+#: Initial guess of d(relative FLOPs) / d(log strength). A trained MiniLM had −0.16 to −0.46.
 TYPICAL_SLOPE = -0.3
 
 
 class UnreachableError(ValueError):
-    """No strength gives the wished cost.
+    """No pruning strength has the target cost.
 
     Attributes:
-        target: the wished cost.
-        lowest: the lowest cost that was found.
-        highest: the cost above the target from which it falls to ``lowest`` at once, as on very few examples; None
-            where the hardest pruning costs more than the target.
+        target: the target cost.
+        lowest: the nearest cost at or below the target; if there is none, the lowest cost.
+        highest: the cost above the target from which the cost jumps to ``lowest``, as on very few examples; None if
+            even the strongest pruning costs more than the target.
     """
 
     def __init__(self, target: float, lowest: float, highest: float | None = None) -> None:
         nearest = f"the lowest is {lowest:.3f}"
         if highest is not None:
-            nearest = f"it falls from {highest:.3f} to {lowest:.3f} at once; more examples have finer steps"
+            nearest = f"it jumps from {highest:.3f} to {lowest:.3f}; more examples give smaller steps"
         super().__init__(f"a cost of {target:g} cannot be reached: {nearest}")
         self.target, self.lowest, self.highest = target, lowest, highest
 
 
 class AboveDenseError(ValueError):
-    """Even without pruning the cost is below the wished one.
+    """The cost without pruning is below the target.
 
     Attributes:
-        target: the wished cost.
+        target: the target cost.
         dense: the cost without pruning.
     """
 
@@ -56,17 +56,18 @@ class AboveDenseError(ValueError):
         self.target, self.dense = target, dense
 
 
-#: Of the smallest threshold that prunes: what stands for one that does not.
+#: Thresholds of 0 or below start at this share of the smallest positive threshold.
 SUBSTITUTE = 0.05
 
 
 class StrengthControl(ABC):
-    """Turns how hard a model prunes, by one number: the strength."""
+    """Control how strongly a model prunes, by one number: the strength."""
 
-    #: where the model stood: 1, or 0 where its thresholds prune nothing
+    #: strength of the initial model: 1, or 0 if its thresholds prune nothing
     initial: float = 1.0
-    #: the strengths between which something changes: below the first everything is kept
+    #: at and below this strength no token is pruned
     weakest: float
+    #: at and above this strength the pruning does not change
     strongest: float
 
     @abstractmethod
@@ -75,14 +76,15 @@ class StrengthControl(ABC):
 
     @abstractmethod
     def reset_to_start(self) -> None:
-        """Put the model back to where it stood, to the bit."""
+        """Restore the initial pruning bit for bit."""
 
 
 class ThresholdControl(StrengthControl):
-    """Multiplies the thresholds. Where none prunes, the schedule of the published ones is taken.
+    """Multiply the thresholds by the strength.
 
-    Learned thresholds of 0 or below, which multiplied would stay so, are taken for a small share of the smallest of the
-    others: they too prune in the end, so that every budget down to the classification token alone can be reached.
+    If no threshold is positive, strength 1 is the published schedule (:func:`~ltp.pruning.threshold.threshold_schedule`
+    with 0.01). Otherwise thresholds of 0 or below, which a factor cannot raise, start at ``SUBSTITUTE`` times the
+    smallest positive one. Thus every budget down to the classification token alone can be reached.
     """
 
     def __init__(self, model: LTPForSequenceClassification) -> None:
@@ -95,9 +97,9 @@ class ThresholdControl(StrengthControl):
             start = threshold_schedule(0.01, len(start)).to(start.device)
         smallest = start[start > 0].min()
         self.start = torch.where(start > 0, start, SUBSTITUTE * smallest)
-        # importance is at most N/Z, so that this leaves nothing but the classification token
-        highest = max(1.0, model.config.max_position_embeddings / model.config.score_length)
-        self.strongest = 2 * highest / float(self.start.min())
+        # importance is at most N/Z, so a threshold above it leaves only the classification token
+        max_importance = max(1.0, model.config.max_position_embeddings / model.config.score_length)
+        self.strongest = 2 * max_importance / float(self.start.min())
         self.weakest = 1e-9 / float(self.start.max())
 
     def apply(self, strength: float) -> None:
@@ -110,13 +112,13 @@ class ThresholdControl(StrengthControl):
 
 
 class KeepRateControl(StrengthControl):
-    """Moves ``token_keep_rate`` away from 1."""
+    """Multiply ``1 - token_keep_rate`` by the strength."""
 
     def __init__(self, model: LTPForSequenceClassification) -> None:
         self.model = model
         self.original = model.config.token_keep_rate
         self.start = max(1.0 - self.original, 1e-3)
-        self.weakest, self.strongest = 1e-5 / self.start, 11 / self.start  # shares of a token, and −10
+        self.weakest, self.strongest = 1e-5 / self.start, 11 / self.start  # 1 − rate of 1e-5 and of 11 (rate −10)
 
     def apply(self, strength: float) -> None:
         self.model.set_pruning(token_keep_rate=max(1.0 - self.start * strength, -10.0))
@@ -126,7 +128,7 @@ class KeepRateControl(StrengthControl):
 
 
 def strength_control(model: LTPForSequenceClassification) -> StrengthControl:
-    """The dial of a model's pruning method.
+    """Return the control for a model's pruning method.
 
     Raises:
         ValueError: the model does not prune.
@@ -140,11 +142,14 @@ def strength_control(model: LTPForSequenceClassification) -> StrengthControl:
 
 @torch.no_grad()
 def measured_flops(model: LTPForSequenceClassification, batches: Iterable[Mapping[str, Tensor]]) -> Tensor:
-    """FLOPs of examples under the hard rule, and their dense FLOPs: (2,) float64.
+    """Measure the FLOPs of examples under the hard rule.
 
     Args:
-        model: left in the mode it is in.
-        batches: what the model takes; labels are ignored.
+        model: the classifier; it runs in evaluation mode, and its mode is restored.
+        batches: inputs of the model; labels are ignored.
+
+    Returns:
+        FLOPs and dense FLOPs, summed over the examples, (2,) float64.
     """
     was_training = model.training
     model.eval()
@@ -162,14 +167,14 @@ def measured_flops(model: LTPForSequenceClassification, batches: Iterable[Mappin
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What a calibration found.
+    """Result of a search.
 
     Attributes:
-        cost: what the examples cost now.
-        strength: what the model's pruning was turned to. 1 is where it stood; where its thresholds pruned nothing, it
-            stood at 0, and 1 is the published schedule.
-        trials: how often the cost was measured.
-        slope: of the cost over the strength's logarithm, near the end of the search.
+        cost: the cost at ``strength``.
+        strength: the pruning strength. The initial model has strength 1; if its thresholds pruned nothing it has
+            strength 0, and 1 is the published schedule.
+        trials: number of cost measurements.
+        slope: d(cost) / d(log strength) near the end of the search.
     """
 
     cost: float
@@ -187,20 +192,24 @@ def calibrate(
     reached: float = REACHED,
     slope: float = TYPICAL_SLOPE,
 ) -> Calibrated:
-    """Turn how hard a model prunes until it costs what is wished.
+    """Change how strongly a model prunes until it has the target cost.
+
+    After any error, including errors of ``cost``, the model's initial pruning is restored.
 
     Args:
-        model: its thresholds, or its keep rate, are changed in place.
-        cost: measures it as it stands, such as by :func:`measured_flops`; falls where the model prunes harder.
-        target: the wished cost, in the unit of ``cost``: a share of the dense cost.
-        tolerance: the search stops where the cost is so near; a model that already is is left alone.
-        reached: how far the nearest cost may be; a cost on few examples has steps.
-        slope: what an earlier search has found, such as one on a part of the examples; a good one spares trials.
+        model: the classifier; its thresholds or keep rate are changed in place.
+        cost: measures the model's current cost, for example with :func:`measured_flops`; it must not rise with the
+            strength.
+        target: the target cost, in the unit of ``cost`` (a share of the dense cost).
+        tolerance: the search stops at this distance from the target; a model already this near is not changed.
+        reached: largest accepted distance of the nearest cost; the cost on few examples is a step function.
+        slope: initial guess of d(cost) / d(log strength), for example from a search on a subsample; a good guess
+            saves trials.
 
     Raises:
-        UnreachableError: even the hardest pruning costs more, or the cost leaps over the target.
-        AboveDenseError: even without pruning it costs less.
-        ValueError: the model does not prune. After any error, also of ``cost``, the model is as it was.
+        UnreachableError: the strongest pruning costs more, or the cost jumps over the target.
+        AboveDenseError: the model without pruning costs less.
+        ValueError: the model does not prune.
     """
     control = strength_control(model)
     try:
@@ -224,11 +233,12 @@ def calibrate(
 
 @dataclass(frozen=True)
 class _Search:
-    """How a search ended.
+    """Result of :func:`_search`.
 
     Attributes:
-        best: what is nearest to the target.
-        over, under: the nearest costs that were found above and below it, or at it; None where there is none.
+        best: the trial nearest to the target.
+        over: the nearest cost above the target; None if there is none.
+        under: the nearest cost at or below the target; None if there is none.
     """
 
     best: Calibrated
@@ -239,58 +249,59 @@ class _Search:
 def _search(
     control: StrengthControl, cost: Callable[[], float], target: float, tolerance: float, slope: float = TYPICAL_SLOPE
 ) -> _Search:
-    """The strength whose cost is nearest to the target: secants within a bracket, in the strength's logarithm.
+    """Search the strength whose cost is nearest to the target, by the secant method over log strength.
 
-    The dial is left at the last strength that was tried.
+    Steps grow until two trials bracket the target; then the bracket shrinks (safeguarded regula falsi). The control is
+    left at the last trial's strength.
     """
     lowest, highest = math.log(control.weakest), math.log(control.strongest)
-    place, step = (0.0 if control.initial else lowest), 0.5
-    over: tuple[float, float] | None = None  # (place, cost) of the hardest pruning known to cost too much
-    under: tuple[float, float] | None = None  # and of the softest known to cost too little
-    last: tuple[float, float] | None = None  # and of the trial before
-    sides: list[bool] = []  # whether each trial cost too much
+    position, max_step = (0.0 if control.initial else lowest), 0.5  # position: log strength; lowest stands for 0
+    over: tuple[float, float] | None = None  # (position, cost) of the strongest trial above the target
+    under: tuple[float, float] | None = None  # (position, cost) of the weakest trial at or below the target
+    last: tuple[float, float] | None = None  # (position, cost) of the previous trial
+    is_over: list[bool] = []  # whether each trial was above the target
     nearest, nearest_strength, trial = math.inf, 1.0, 0
-    for trial in range(1, _MOST_TRIALS + 1):
-        strength = math.exp(place) if place > lowest else 0.0
+    for trial in range(1, _MAX_TRIALS + 1):
+        strength = math.exp(position) if position > lowest else 0.0
         if trial > 1:
             control.apply(strength)
-        now = cost()
-        if abs(now - target) <= abs(nearest - target):  # of equal costs the one that is nearer to the other side
-            nearest, nearest_strength = now, strength
-        sides.append(now > target)
-        if last is not None and place != last[0]:
-            slope = (now - last[1]) / (place - last[0])
-        last = (place, now)
-        if sides[-1]:
+        current = cost()
+        if abs(current - target) <= abs(nearest - target):  # of equal costs take the later, nearer to the other side
+            nearest, nearest_strength = current, strength
+        is_over.append(current > target)
+        if last is not None and position != last[0]:
+            slope = (current - last[1]) / (position - last[0])
+        last = (position, current)
+        if is_over[-1]:
             over = last
         else:
             under = last
-        if abs(now - target) <= tolerance:
+        if abs(current - target) <= tolerance:
             break
         if over is not None and under is not None:
             width = under[0] - over[0]
             if width < 1e-6:
                 break
-            share = (over[1] - target) / (over[1] - under[1])
-            # away from the ends, and by half where one side is all that moves, so that the bracket shrinks
-            stuck = len(set(sides[-3:])) == 1
-            place = over[0] + width * (0.5 if stuck else min(max(share, 0.05), 0.95))
-        elif place == (highest if now > target else lowest):
+            fraction = (over[1] - target) / (over[1] - under[1])
+            # stay away from the ends, and bisect if only one end has moved, so that the bracket shrinks
+            is_one_sided = len(set(is_over[-3:])) == 1
+            position = over[0] + width * (0.5 if is_one_sided else min(max(fraction, 0.05), 0.95))
+        elif position == (highest if current > target else lowest):
             break
-        elif place == lowest:  # where a model without pruning stood: on to the schedule
-            place, over, last = 0.0, None, None
+        elif position == lowest:  # the initial model prunes nothing: continue at the schedule
+            position, over, last = 0.0, None, None
         else:
-            far = min(max(abs((now - target) / slope), 0.02), step) if slope < 0 else step
-            place = min(max(place + math.copysign(far, now - target), lowest), highest)
-            step *= 2
+            step = min(max(abs((current - target) / slope), 0.02), max_step) if slope < 0 else max_step
+            position = min(max(position + math.copysign(step, current - target), lowest), highest)
+            max_step *= 2
     best = Calibrated(nearest, nearest_strength, trial, slope)
     return _Search(best, None if over is None else over[1], None if under is None else under[1])
 
 
 def update_final_threshold(model: LTPForSequenceClassification) -> None:
-    """Let given thresholds be given from now on as a budget left them: training starts them again from this number."""
+    """Set ``final_token_threshold`` to the last calibrated threshold; a later training of manual thresholds uses it."""
     thresholds = model.thresholds
     assert thresholds is not None
     last = float(thresholds[-1].detach())
-    if 0 <= last < 1:  # the range of a configuration
+    if 0 <= last < 1:  # the valid range of the configuration
         model.config.final_token_threshold = last

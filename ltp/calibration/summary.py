@@ -1,4 +1,4 @@
-"""What a calibration says at its end."""
+"""Print the results of a calibration."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 def print_summary(results: dict[str, Any], directory: Path) -> None:
-    """Print what the model cost and scored before and after, and where the new run is."""
+    """Print cost and metric before and after the calibration, and the new run directory."""
     from rich.console import Console
 
     console = Console()
@@ -32,29 +32,30 @@ def print_summary(results: dict[str, Any], directory: Path) -> None:
 
 
 def summary_table(results: dict[str, Any]) -> "Table":
-    """Before and after, a column a budget."""
+    """Build the table: one column before the calibration, and one per budget after it."""
     from rich import box
     from rich.table import Table
 
     calibrated, before = results["calibrated"], results["calibrated"]["before"]
-    several = "budgets" in calibrated
-    after = results["budgets"] if several else [results]
+    has_budgets = "budgets" in calibrated
+    after = results["budgets"] if has_budgets else [results]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
-    for name in ("before", *(f"budget {one['budget']:g}" if several else "after" for one in after)):
+    for name in ("before", *(f"budget {result['budget']:g}" if has_budgets else "after" for result in after)):
         table.add_column(name, justify="right")
 
-    def add(name: str, digits: str, *values: float | None) -> None:
+    def add_row(name: str, digits: str, *values: float | None) -> None:
         table.add_row(name, *("–" if value is None else format(value, digits) for value in values))
 
     if "target_latency_ms" in calibrated:
-        add("milliseconds a batch", ".3g", before["latency_ms"], calibrated["reached"])
+        add_row("milliseconds a batch", ".3g", before["latency_ms"], calibrated["reached"])
     costs = calibrated["relative_flops"]
-    add("relative FLOPs, sample", ".3f", before["sample_relative_flops"], *(costs if several else [costs]))
-    add("relative FLOPs, validation", ".3f", before.get("relative_flops"), *(one["relative_flops"] for one in after))
-    was = before.get("metric") or {}
-    name = f"{results['metric']['name']}, validation"
-    add(name, ".4f", was.get("value"), *(one["metric"]["value"] for one in after))
+    add_row("relative FLOPs, sample", ".3f", before["sample_relative_flops"], *(costs if has_budgets else [costs]))
+    validation_costs = [result["relative_flops"] for result in after]
+    add_row("relative FLOPs, validation", ".3f", before.get("relative_flops"), *validation_costs)
+    metric = f"{results['metric']['name']}, validation"
+    old_metric = before.get("metric") or {}
+    add_row(metric, ".4f", old_metric.get("value"), *(result["metric"]["value"] for result in after))
     return table
 
 

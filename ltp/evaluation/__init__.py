@@ -1,1 +1,1 @@
-"""Evaluating a split, predicting texts, and the page that shows what was pruned."""
+"""Evaluation of a split, prediction of texts, and the HTML page of pruned tokens."""

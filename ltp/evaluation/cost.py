@@ -1,4 +1,4 @@
-"""What a split cost: the sums of :mod:`ltp.pruning.flops` over its examples, whatever the number of processes."""
+"""The inference cost of a split: FLOPs and surviving tokens as a torchmetrics metric."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from ltp.pruning.flops import dense_layer_flops, layer_flops
 
 
 class CostMetric(Metric):
-    """FLOPs and tokens alive, summed over a split exactly, whatever the number of processes.
+    """Exact sums of FLOPs (:mod:`ltp.pruning.flops`) and surviving tokens over a split and all processes.
 
     Args:
         num_layers: L.
@@ -32,7 +32,7 @@ class CostMetric(Metric):
             self.add_state(name, torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, token_lengths: Tensor) -> None:
-        """Add a batch: tokens alive entering each layer and after the last, (B, L+1) int64."""
+        """Add a batch: tokens that enter each layer and leave the last, (B, L+1) int64."""
         sizes = (self.hidden_size, self.intermediate_size)
         self.token_sums += token_lengths.double().sum(dim=0)
         self.flops += layer_flops(token_lengths, *sizes).sum(dim=0)
@@ -40,7 +40,12 @@ class CostMetric(Metric):
         self.examples += len(token_lengths)
 
     def compute(self) -> dict[str, Any]:
-        """Means over the examples: see the keys. FLOPs are in GFLOPs an example."""
+        """Return means over the examples.
+
+        Returns:
+            ``relative_flops`` (share of the dense FLOPs), ``gflops`` and ``dense_gflops`` (GFLOPs per example),
+            ``gflops_per_layer`` (L values) and ``tokens_per_layer`` (L+1 values).
+        """
         per_layer = self.flops / self.examples / 1e9
         dense = self.dense_flops / self.examples / 1e9
         tokens = self.token_sums / self.examples

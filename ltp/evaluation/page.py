@@ -1,4 +1,4 @@
-"""One self-contained page of classified texts, their tokens coloured by the layer at which they left."""
+"""A self-contained HTML page of classified texts; tokens are coloured by the layer that pruned them."""
 
 import html
 import json
@@ -8,19 +8,17 @@ from importlib import resources
 
 from ltp.model.tracing import TokenTrace
 
-_TEMPLATE = "page.html"
-
 
 @dataclass(frozen=True)
 class Example:
-    """A classified text as the page shows it.
+    """A classified text on the page.
 
     Attributes:
-        row: its number in the input.
-        result: label and probability, or the score, in words.
-        note: what there is to say about it, or nothing.
-        cost: its FLOPs relative to the dense model's.
-        pieces: its tokens.
+        row: row number in the input.
+        result: label and probability, or the regression score, as text.
+        note: a remark about the input, such as truncation; empty if there is none.
+        cost: relative FLOPs of the text.
+        traces: one trace per token.
     """
 
     row: int
@@ -31,12 +29,12 @@ class Example:
 
 
 def render_page(title: str, examples: Sequence[Example], thresholds: Sequence[float] | None) -> str:
-    """The page as HTML. It loads nothing from elsewhere, and what stands in a text is shown as text.
+    """Render the page as HTML. It loads no external resources, and texts are escaped.
 
     Args:
         title: plain text.
-        examples: at least one.
-        thresholds: of layers 1..L; None where the method has none.
+        examples: one or more classified texts.
+        thresholds: thresholds of layers 1..L; None if the method has none.
     """
     data = {
         "layers": len(examples[0].traces[0].scores),
@@ -48,24 +46,24 @@ def render_page(title: str, examples: Sequence[Example], thresholds: Sequence[fl
                 "note": example.note,
                 "cost": round(example.cost, 4),
                 "tokens": [
-                    [piece.text, piece.token, int(piece.joined), piece.left, [_short(score) for score in piece.scores]]
-                    for piece in example.traces
+                    [trace.text, trace.token, int(trace.joined), trace.left, [_short(score) for score in trace.scores]]
+                    for trace in example.traces
                 ],
             }
             for example in examples
         ],
     }
-    template = resources.files("ltp.evaluation").joinpath(_TEMPLATE).read_text(encoding="utf-8")
-    before, _, after = template.partition("{{data}}")  # the texts may hold anything, {{title}} too
+    template = resources.files("ltp.evaluation").joinpath("page.html").read_text(encoding="utf-8")
+    before, _, after = template.partition("{{data}}")  # split first: a text may contain "{{title}}"
     escaped = html.escape(title)
     return before.replace("{{title}}", escaped) + script_json(data) + after.replace("{{title}}", escaped)
 
 
 def script_json(data: object) -> str:
-    """JSON that is safe inside a script element: nothing in it can end the element or begin a comment."""
+    """Serialise to JSON that is safe inside a script element: it cannot close the element or open a comment."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    for letter in "<>&\u2028\u2029":
-        text = text.replace(letter, f"\\u{ord(letter):04x}")
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
     return text
 
 

@@ -1,14 +1,14 @@
-"""Texts through a classifier: what it says of each, and, where asked for, which tokens it read how far."""
+"""Prediction: classify texts, and optionally trace each token through the layers."""
 
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ltp.data.sequences import make_batches
 from ltp.model.classifier import LTPForSequenceClassification
 from ltp.model.tracing import TokenTrace, readable_tokens, recording, traces
 from ltp.pruning.flops import relative_flops
@@ -17,14 +17,14 @@ from ltp.runs.loading import check_token_ids
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a classifier says of a text.
+    """The classifier's output for one text.
 
     Attributes:
         label: the predicted class; None for a regression.
-        value: its probability; of a regression the score.
-        note: what there is to say about the text, or nothing.
-        cost: FLOPs relative to the dense model's.
-        pieces: its tokens' ways through the encoder, where they were traced.
+        value: probability of the label, or the regression score.
+        note: a remark about the input, such as truncation; empty if there is none.
+        cost: relative FLOPs of the text.
+        traces: one trace per token; empty if tracing was off.
     """
 
     label: str | None
@@ -47,57 +47,61 @@ def predict(
     """Classify texts.
 
     Args:
-        model: in evaluation mode.
-        tokenizer: its tokenizer.
-        texts: one or two each, the same number for all.
-        max_length: tokens at which a text is truncated, special ones included.
-        batch_size: texts computed at once.
-        trace: record each token's way; the masked form is computed then.
-        advance: told the number of texts after each batch.
+        model: the classifier, in evaluation mode.
+        tokenizer: the model's fast tokenizer.
+        texts: tuples of one or two texts, all of the same length.
+        max_length: truncation length in tokens, special tokens included.
+        batch_size: texts per forward pass.
+        trace: record each token's path; this runs the masked form.
+        advance: called after each batch with its number of texts.
 
     Returns:
-        A prediction for each text, in their order.
+        One prediction per text, in the order of ``texts``.
 
     Raises:
         UserError: the tokenizer does not belong to the model.
     """
     columns = [list(column) for column in zip(*texts, strict=True)]
     encoded = tokenizer(*columns, truncation=True, max_length=max_length)
-    whole = [len(ids) for ids in tokenizer(*columns, verbose=False)["input_ids"]]
+    full_lengths = [len(row) for row in tokenizer(*columns, verbose=False)["input_ids"]]
     ids, types = encoded["input_ids"], encoded.get("token_type_ids")
-    notes = [reading_note(row, length, max_length, tokenizer) for row, length in zip(ids, whole, strict=True)]
     check_token_ids(max(max(row) for row in ids), model)
-    order = np.argsort([-len(row) for row in ids], kind="stable")  # little is padded then
-    found: dict[int, Prediction] = {}
+    order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))  # similar lengths together: little padding
+    sizes = (model.config.hidden_size, model.config.intermediate_size)
+    predictions: dict[int, Prediction] = {}
     with torch.inference_mode(), recording(model) if trace else contextlib.nullcontext() as recorder:
         for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size].tolist()
-            inputs = {"input_ids": _padded([ids[row] for row in rows], tokenizer.pad_token_id or 0)}
-            inputs["attention_mask"] = _padded([[1] * len(ids[row]) for row in rows], 0)
-            if types is not None:
-                inputs["token_type_ids"] = _padded([types[row] for row in rows], 0)
-            output = model(**{name: values.to(model.device) for name, values in inputs.items()})
+            rows = order[start : start + batch_size]
+            (batch,) = make_batches(
+                [ids[row] for row in rows],
+                batch_size,
+                pad_token_id=tokenizer.pad_token_id or 0,
+                token_types=None if types is None else [types[row] for row in rows],
+                device=model.device,
+            )
+            output = model(**batch)
             logits = output.logits.float()
-            sizes = (model.config.hidden_size, model.config.intermediate_size)
             costs = relative_flops(output.token_lengths, *sizes).tolist()
-            for place, row in enumerate(rows):
-                traced = []
+            for index, row in enumerate(rows):
+                token_traces = []
                 if recorder is not None:
-                    traced = traces(recorder, place, readable_tokens(tokenizer, encoded.encodings[row], texts[row]))
-                label, value = label_and_score(logits[place], model)
-                found[row] = Prediction(label, value, notes[row], costs[place], traced)
+                    tokens = readable_tokens(tokenizer, encoded.encodings[row], texts[row])
+                    token_traces = traces(recorder, index, tokens)
+                label, value = label_and_score(logits[index], model)
+                note = reading_note(ids[row], full_lengths[row], max_length, tokenizer)
+                predictions[row] = Prediction(label, value, note, costs[index], token_traces)
             if recorder is not None:
                 recorder.layers.clear()
             advance(len(rows))
-    return [found[row] for row in range(len(texts))]
+    return [predictions[row] for row in range(len(texts))]
 
 
 def label_and_score(logits: Tensor, model: LTPForSequenceClassification) -> tuple[str | None, float]:
-    """A text's label and its probability; of a regression None and the score.
+    """Return a text's label and its probability; for a regression None and the score.
 
     Args:
         logits: (num_labels,) float32.
-        model: whose ``config`` names the labels.
+        model: the classifier; its ``config`` names the labels.
     """
     if model.num_labels == 1:
         return None, logits.item()
@@ -107,20 +111,15 @@ def label_and_score(logits: Tensor, model: LTPForSequenceClassification) -> tupl
 
 
 def reading_note(ids: Sequence[int], length: int, max_length: int, tokenizer: Any) -> str:
-    """What there is to say about how a text was read, or nothing.
+    """Return a remark about a tokenised text (truncated, or only special tokens); empty if there is none.
 
     Args:
-        ids: its tokens, truncated.
-        length: how many it would have without a limit.
-        max_length: the limit.
-        tokenizer: who made them.
+        ids: token ids after truncation.
+        length: number of tokens without truncation.
+        max_length: truncation length in tokens.
+        tokenizer: the tokenizer that made ``ids``.
     """
     if length > len(ids):
         return f"truncated: the first {max_length} of {length} tokens were read"
     words = set(ids) - (set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})
     return "" if words else "nothing but special tokens"
-
-
-def _padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
-    longest = max(map(len, rows))
-    return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows])

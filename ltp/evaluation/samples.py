@@ -1,4 +1,4 @@
-"""Sequences to measure with: a sample of a task's validation split, as a checkpoint's tokenizer reads it."""
+"""Token sequences for measurements: a tokenised random sample of a task's validation split."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from ltp.runs.loading import check_token_ids
 from ltp.runs.settings import TaskSettings
 
-if TYPE_CHECKING:  # transformers takes seconds to import, and a mistake should not
+if TYPE_CHECKING:  # transformers takes seconds to import; configuration errors should be fast
     from transformers import PreTrainedTokenizerBase
 
     from ltp.model.classifier import LTPForSequenceClassification
@@ -14,12 +14,12 @@ if TYPE_CHECKING:  # transformers takes seconds to import, and a mistake should 
 
 @dataclass(frozen=True)
 class Sequences:
-    """What is measured on.
+    """Tokenised sequences.
 
     Attributes:
-        source: in words, for the report.
+        source: description for the report.
         ids: token ids of each sequence.
-        types: their token types, where the tokenizer makes them.
+        types: token type ids of each sequence; None if the tokenizer makes none.
     """
 
     source: str
@@ -35,17 +35,18 @@ def validation_sequences(
     count: int,
     seed: int = 0,
 ) -> Sequences:
-    """A random sample of a task's main validation split.
+    """Draw and tokenise a random sample of a task's main validation split.
 
     Args:
-        task, data_dir: which task, and where it lies.
-        tokenizer: makes the tokens.
-        model: must know them.
-        count: how many sequences; fewer where the split has fewer.
-        seed: of the sample.
+        task: the task's settings.
+        data_dir: directory of the task's files; None for the default source.
+        tokenizer: the model's tokenizer.
+        model: the classifier; its vocabulary is checked.
+        count: number of sequences; a smaller split is used as a whole.
+        seed: seed of the sample.
 
     Raises:
-        UserError: the data are not there, or tokenizer and model do not belong together.
+        UserError: the data are missing, or the tokenizer does not belong to the model.
     """
     import numpy as np
 
@@ -54,8 +55,8 @@ def validation_sequences(
     splits = read_splits(task, data_dir)
     split = next(iter(splits.validation.values()))
     rows = np.random.default_rng(seed).permutation(len(split))[:count]
-    chosen = split[rows.tolist()]
-    texts = [list(chosen[column]) for column in splits.task.text_columns]
+    examples = split[rows.tolist()]
+    texts = [list(examples[column]) for column in splits.task.text_columns]
     encoded = tokenizer(*texts, truncation=True, max_length=task.max_length)
     check_token_ids(max(max(row) for row in encoded["input_ids"]), model)
     source = f"{task.name}, validation split, {len(rows)} of {len(split)} rows"

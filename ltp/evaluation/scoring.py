@@ -1,8 +1,7 @@
-"""What a classifier does on a split, example by example, and what follows from it: scores, cost, groups by length."""
+"""Score a classifier on a split: outcomes per example, metrics, cost, and groups by input length."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from ltp.data.datamodule import Batch, GLUEDataModule
 from ltp.data.tasks import Task, build_metrics
-from ltp.deploy.classifier import DeployedClassifier
 from ltp.evaluation.cost import CostMetric
 from ltp.model.classifier import LTPForSequenceClassification
 from ltp.runs.directory import open_atomically
@@ -24,12 +22,12 @@ from ltp.runs.loading import check_token_ids
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out for each example, in the order of the split.
+    """Labels and model outputs of each example, in the order of the split.
 
     Attributes:
-        labels: class ids, (N,) int64, or numbers, (N,) float32.
+        labels: class ids, (N,) int64, or regression targets, (N,) float32.
         logits: (N, num_labels) float32.
-        token_lengths: tokens alive entering each layer, and after the last, (N, L+1) int64.
+        token_lengths: tokens that enter each layer and leave the last, (N, L+1) int64.
     """
 
     labels: Tensor
@@ -38,17 +36,17 @@ class Outcome:
 
     @property
     def predictions(self) -> Tensor:
-        """Class ids, (N,) int64; of a regression the numbers, (N,) float32."""
+        """Predicted class ids, (N,) int64; for a regression the scores, (N,) float32."""
         return self.logits.squeeze(-1) if self.logits.shape[1] == 1 else self.logits.argmax(dim=1)
 
     def __getitem__(self, rows: Tensor) -> Outcome:
-        """The outcome of some of the examples."""
+        """Select examples by row number."""
         return Outcome(self.labels[rows], self.logits[rows], self.token_lengths[rows])
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A way to compute the model: see :meth:`of`."""
+    """A model prepared for one execution, dtype and device; made by :meth:`of`."""
 
     forward: Callable[..., Any]
     device: torch.device
@@ -56,49 +54,52 @@ class Engine:
 
     @classmethod
     def of(cls, model: LTPForSequenceClassification, execution: str, dtype: str, device: torch.device) -> Engine:
-        """The model as it is now, on a device.
+        """Prepare a model, with its current pruning, for a device.
 
         Args:
-            model: on the CPU, in evaluation mode; it is moved.
+            model: the classifier, on the CPU, in evaluation mode; it is moved to ``device`` unless deployed.
             execution: ``packed``, ``masked`` or ``deployed``.
             dtype: ``float32`` or ``bfloat16`` (autocast, as in training); deployed also ``int8``.
-            device: where; deployed models are for the CPU.
+            device: device of the inputs; deployed models need the CPU.
+
+        Raises:
+            RuntimeError: this machine cannot compute in ``dtype``.
         """
         if execution == "deployed":
-            deployed: DeployedClassifier = model.deploy(dtype)
-            return cls(deployed, device, None)
+            return cls(model.deploy(dtype), device, None)
         model.execution = execution
         model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides self from mypy
         return cls(model, device, torch.bfloat16 if dtype == "bfloat16" else None)
 
     def __call__(self, inputs: Batch) -> Any:
-        """``logits`` and ``token_lengths`` of a batch without labels."""
+        """Compute a batch without labels; the output has ``logits`` and ``token_lengths``."""
         moved = {name: values.to(self.device) for name, values in inputs.items()}
-        mixed = (
-            torch.autocast(self.device.type, dtype=self.autocast)
-            if self.autocast is not None
-            else contextlib.nullcontext()
-        )
-        with torch.inference_mode(), mixed:
+        autocast = torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
+        with torch.inference_mode(), autocast:
             return self.forward(**moved)
 
 
 def evaluate(
-    engine: Engine, data: GLUEDataModule, model: LTPForSequenceClassification, advance: Callable[[int], None]
+    engine: Engine,
+    data: GLUEDataModule,
+    model: LTPForSequenceClassification,
+    advance: Callable[[int], None],
+    split: int = 0,
 ) -> Outcome:
-    """Run an engine over a data module's main validation split.
+    """Run an engine over a validation split.
 
     Args:
-        engine: what computes.
-        data: its batches, set up.
-        model: the classifier that the engine computes.
-        advance: told the number of examples after each batch.
+        engine: the prepared model.
+        data: the data module, after ``setup``.
+        model: the classifier behind the engine; its vocabulary is checked.
+        advance: called after each batch with its number of examples.
+        split: index of the split in ``data.validation_splits``.
 
     Raises:
         UserError: the tokenizer does not belong to the model.
     """
-    loader = data.val_dataloader()[0]
-    batches: Any = loader.batch_sampler  # lists of row numbers, in the order of the loader
+    loader = data.val_dataloader()[split]
+    batches: Any = loader.batch_sampler  # lists of row numbers, in the loader's order
     rows: list[int] = []
     labels, logits, token_lengths = [], [], []
     for batch, numbers in zip(loader, batches, strict=True):
@@ -109,16 +110,17 @@ def evaluate(
         token_lengths.append(output.token_lengths.cpu())
         rows += numbers
         advance(len(numbers))
-    back = torch.tensor(rows).argsort()  # batches are sorted by length
-    return Outcome(torch.cat(labels)[back], torch.cat(logits)[back], torch.cat(token_lengths)[back])
+    order = torch.tensor(rows).argsort()  # undo the loader's sorting by length
+    return Outcome(torch.cat(labels), torch.cat(logits), torch.cat(token_lengths))[order]
 
 
 def summarise(outcome: Outcome, task: Task, model: LTPForSequenceClassification) -> dict[str, Any]:
-    """Metrics and cost of some examples.
+    """Compute metrics and cost of an outcome.
 
     Returns:
-        ``examples``, ``input_tokens`` (fewest and most), ``metric`` (the task's main one), ``metrics`` (None where
-        one cannot be computed on these examples), and the keys of :meth:`ltp.evaluation.cost.CostMetric.compute`.
+        ``examples`` (their number), ``input_tokens`` (smallest and largest), ``metric`` (the task's main metric),
+        ``metrics`` (by name; None if a metric is undefined on these examples), and the keys of
+        :meth:`ltp.evaluation.cost.CostMetric.compute`.
     """
     predictions = outcome.predictions
     metrics: dict[str, float | None] = {}
@@ -141,33 +143,34 @@ def summarise(outcome: Outcome, task: Task, model: LTPForSequenceClassification)
 
 
 def is_defined(metric: str, predictions: Tensor, labels: Tensor) -> bool:
-    """Whether a metric says anything about these examples: correlations need more than one value on a side."""
+    """Whether a metric is defined on these examples: correlations need at least two distinct values on each side."""
     if metric == "matthews":
         return bool((labels != labels[0]).any())
     if metric in ("pearson", "spearman"):
         return bool((labels != labels[0]).any() and (predictions != predictions[0]).any())
     if metric == "f1":
-        return bool(labels.any() or predictions.any())  # of two classes F1 is about class 1
+        return bool(labels.any() or predictions.any())  # binary F1 is the F1 of class 1
     return True
 
 
 def by_length(outcome: Outcome, groups: int) -> list[Outcome]:
-    """Examples grouped by quantiles of the input's length in tokens, shortest first.
+    """Group examples by quantiles of the input length in tokens, shortest first.
 
-    Examples of one length stay together, so that groups may differ in size, and be fewer where lengths are few.
+    Examples of equal length share a group, so groups may differ in size, and there may be fewer than ``groups``.
     """
     lengths = outcome.token_lengths[:, 0]
-    inner = torch.linspace(0, 1, groups + 1, dtype=torch.float64)[1:-1]
-    edges = torch.quantile(lengths.double(), inner).unique()
+    inner_quantiles = torch.linspace(0, 1, groups + 1, dtype=torch.float64)[1:-1]
+    edges = torch.quantile(lengths.double(), inner_quantiles).unique()
     group = torch.bucketize(lengths.double(), edges)
     return [outcome[(group == number).nonzero().squeeze(1)] for number in group.unique()]
 
 
 def write_predictions(path: Path, outcome: Outcome) -> None:
-    """Write every example's label, prediction and tokens alive as parquet, whole or not at all.
+    """Write one parquet row per example, atomically.
 
-    Columns: ``label``, ``prediction`` (class ids; of a regression numbers), ``probability`` (of the predicted class;
-    not for a regression), ``token_lengths`` (a list: tokens alive entering each layer, and after the last).
+    Columns: ``label`` and ``prediction`` (class ids, or regression targets and scores), ``probability`` (of the
+    predicted class; classification only), ``token_lengths`` (list of L+1: tokens that enter each layer and leave the
+    last).
     """
     columns = {"label": pa.array(outcome.labels.numpy()), "prediction": pa.array(outcome.predictions.numpy())}
     if outcome.logits.shape[1] > 1:

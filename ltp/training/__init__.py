@@ -1,1 +1,1 @@
-"""Training: the LightningModule, the run around it, distillation, budgets, and resuming."""
+"""Training: the LightningModule, the training run, distillation, FLOPs budgets, and resuming."""

@@ -1,4 +1,4 @@
-"""A budget while training: what holds a soft training at it, and which of several a step trains."""
+"""FLOPs budgets in training: the multiplier of a soft training, and sampling one of several budgets per step."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,47 +8,49 @@ from torch import Tensor, nn
 
 from ltp.pruning.flops import flops_and_dense
 
-# Chosen by a few runs on the demo (0.3) and on SST-2 (0.3, 0.378 and 0.5). Tried instead of the correction: only a
-# price of lambda + 5 to 10 times the gap, which swings, or follows too slowly where gates are sharp and their gradients
-# vanish. There is no warm-up: a goal that fell to the budget over 60 % of the steps left the weights too few there.
-# A straight-through estimator (tokens leave by the hard rule, gradients are these) was no better after the hard stage:
+# Chosen by a few runs on the demo (budget 0.3) and SST-2 (0.3, 0.378 and 0.5). The alternative to the correction was a
+# price of lambda + 5 to 10 times the gap: it oscillates, or is too slow when sharp gates have vanishing gradients.
+# There is no warm-up: lowering the target to the budget over 60 % of the steps left too few steps at the budget.
+# A straight-through estimator (hard pruning in the forward pass, these gradients) was no better after the hard stage:
 # 81.4 % instead of 82.0 on SST-2 at 0.3, 86.9 instead of 88.4 at 0.683; 73.5 instead of 73.0 on MRPC at about 0.315
 # (means of four seeds).
-STEP_SIZE = 0.3  # of the dual ascent: lambda moves by this times the gap
-CORRECTION = 0.3  # thresholds are multiplied by exp(this times the gap); their logarithm's slope is about −0.3
-MEAN_SHARE = 0.3  # of a step in the running mean of its cost: batches hold inputs of one length, and so vary
+STEP_SIZE = 0.3  # of the dual ascent: lambda changes by STEP_SIZE * gap
+CORRECTION = 0.3  # thresholds are multiplied by exp(CORRECTION * gap); the cost's slope over their logarithm is ≈ −0.3
+MEAN_SHARE = 0.3  # weight of a step in the running mean of its cost: a batch has one input length, so costs vary
 
-# Of several budgets the harder ones need more steps, and what they learn serves the others. 0.3, 0.5 and 0.7 of SST-2
-# (one seed, accuracy in % after hard) came to 80.0, 85.3 and 85.0 with an exponent of 1, to 80.3, 85.2 and 85.8 with 2,
-# and to 82.6, 85.6 and 85.7 with 3. All three from a soft training at the lowest alone: where it was of all three, the
-# lowest came to 65 (68 with every budget in every hard step): weights that serve the others hardly learn to serve it.
+# With several budgets, low ones need more steps, and what they train also serves the higher ones. Budgets 0.3, 0.5
+# and 0.7 on SST-2 (one seed, accuracy in % after the hard stage) gave 80.0, 85.3 and 85.0 with exponent 1; 80.3, 85.2
+# and 85.8 with 2; 82.6, 85.6 and 85.7 with 3, each after a soft training at the lowest budget only. After a soft
+# training of all three, the lowest gave 65 (68 with every budget in every hard step): weights trained for the higher
+# budgets hardly learn to serve it.
 HARDER_MORE_OFTEN = 3.0
 
 
 class BudgetMultiplier(nn.Module):
-    """The Lagrange multiplier on the expected FLOPs of a soft training, which holds it at a budget.
+    """Lagrange multiplier on the expected FLOPs; keeps a soft training at its budget.
 
     The training minimises ``task loss + lambda · E``, where E is the expected relative FLOPs. After every step
-    ``gap = mean E + offset − budget`` and ``lambda += STEP_SIZE · gap`` (dual ascent). So lambda becomes the price at
-    which no layer's threshold gains by a change: it decides *where* tokens leave. *How many* leave would follow too
-    late and swing, as lambda integrates the gap and thresholds, moved by at most their learning rate a step,
-    integrate lambda; therefore all thresholds are also multiplied by one factor, towards the budget.
+    ``gap = mean E + offset − budget`` and ``lambda += STEP_SIZE · gap`` (dual ascent). Lambda thus converges to the
+    price at which no layer's threshold gains by a change: it decides *in which layers* tokens are pruned. *How many*
+    are pruned would lag and oscillate, because lambda integrates the gap, and thresholds, which move by at most their
+    learning rate per step, integrate lambda. Therefore all thresholds are also multiplied by one factor per step.
 
-    What training batches are expected to cost is not what an evaluation counts: gates are soft, dropout is on, and
-    the texts may be shorter (on SST-2 by far). The offset is that difference, measured from time to time.
+    The expected cost of training batches differs from the cost in an evaluation: gates are soft, dropout is on, and
+    the texts may be shorter (much shorter on SST-2). The offset is this difference; it is measured periodically.
 
-    All state is in buffers, so that a checkpoint holds it.
+    All state is in buffers, so checkpoints contain it.
 
     Args:
         budget: relative FLOPs.
-        dense_flops: mean dense FLOPs of a training example. E of a batch is a mean over its examples of their FLOPs
-            divided by this constant, so that it adds up over micro-batches and processes.
-        hidden_size, intermediate_size: D and I.
+        dense_flops: mean dense FLOPs of a training example. E of a batch is the mean of its examples' FLOPs divided
+            by this constant, so that E is additive over micro-batches and processes.
+        hidden_size: D.
+        intermediate_size: I.
 
     Attributes:
-        value: lambda, scalar float64, as the others.
-        mean: running mean of E; 0 before the first step.
-        offset: what an evaluation counts, less the mean.
+        value: lambda, scalar float64.
+        mean: running mean of E, scalar float64; 0 before the first step.
+        offset: relative FLOPs of an evaluation minus ``mean``, scalar float64.
     """
 
     value: Tensor
@@ -62,36 +64,37 @@ class BudgetMultiplier(nn.Module):
         self.sizes = (hidden_size, intermediate_size)
         for name in ("value", "mean", "offset"):
             self.register_buffer(name, torch.zeros((), dtype=torch.float64))
-        self._seen = torch.zeros(2, dtype=torch.float64)  # FLOPs and dense FLOPs since the last step
+        self._step_flops = torch.zeros(2, dtype=torch.float64)  # FLOPs and dense FLOPs since the last step
 
     def penalty(self, expected_lengths: Tensor) -> Tensor:
-        """``lambda · E`` of a micro-batch, a mean over its examples.
+        """Return ``lambda · E`` of a micro-batch, a mean over its examples.
 
         Args:
-            expected_lengths: (B, L+1) float32, with gradients.
+            expected_lengths: expected tokens that enter each layer and leave the last, (B, L+1) float32, with
+                gradients.
 
         Returns:
             Scalar float32.
         """
         cost, dense = flops_and_dense(expected_lengths, *self.sizes)
-        self._seen += torch.stack([cost.detach().sum(), dense.detach().sum()]).cpu()
+        self._step_flops += torch.stack([cost.detach().sum(), dense.detach().sum()]).cpu()
         return (self.value * cost.mean() / self.dense_flops).float()
 
     @torch.no_grad()
     def update(self, thresholds: Tensor, total: Callable[[Tensor], Tensor]) -> float:
-        """Adapt the multiplier, and the thresholds' level, to what a step has cost.
+        """Update the multiplier, and scale the thresholds, after an optimiser step.
 
         Args:
-            thresholds: (L,), changed in place.
+            thresholds: (L,) float32, changed in place.
             total: sums a tensor over all processes.
 
         Returns:
-            The step's expected relative FLOPs.
+            Expected relative FLOPs of the step.
         """
-        cost, dense = total(self._seen).tolist()
-        self._seen.zero_()
+        cost, dense = total(self._step_flops).tolist()
+        self._step_flops.zero_()
         expected = cost / dense
-        if self.mean == 0:  # the thresholds were calibrated before the first step: an evaluation counts the budget
+        if self.mean == 0:  # first step: the thresholds were just calibrated, so an evaluation costs the budget
             self.mean.fill_(expected)
             self.measured(self.budget)
         self.mean += MEAN_SHARE * (expected - self.mean)
@@ -101,19 +104,19 @@ class BudgetMultiplier(nn.Module):
         return expected
 
     def measured(self, cost: float) -> None:
-        """Learn what an evaluation counts now, in relative FLOPs."""
+        """Set the offset from the relative FLOPs that an evaluation measured."""
         self.offset.copy_(cost - self.mean)
 
 
 def sampled_budget(budgets: Sequence[float], seed: int, step: int) -> int:
-    """Which of several budgets an optimiser step trains: the same in every process, and after a resume.
+    """Draw the index of the budget that an optimiser step trains: equal in all processes and after a resume.
 
     Args:
-        budgets: relative FLOPs; each is drawn in proportion to ``budget ** -HARDER_MORE_OFTEN``.
-        seed: of the training.
-        step: optimiser steps done before this one.
+        budgets: relative FLOPs; probabilities are proportional to ``budget ** -HARDER_MORE_OFTEN``.
+        seed: the training's seed.
+        step: number of optimiser steps before this one.
     """
     if len(budgets) < 2:
         return 0
-    shares = np.asarray(budgets) ** -HARDER_MORE_OFTEN
-    return int(np.random.default_rng((seed, step)).choice(len(budgets), p=shares / shares.sum()))
+    weights = np.asarray(budgets) ** -HARDER_MORE_OFTEN
+    return int(np.random.default_rng((seed, step)).choice(len(budgets), p=weights / weights.sum()))

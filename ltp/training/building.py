@@ -1,4 +1,4 @@
-"""What a run starts from: its data, its tokenizer and its model, checked before anything is written."""
+"""Build a run's tokenizer, model and teacher, and check its inputs before anything is written."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def check_hardware(run: Run) -> None:
     """Check that the trainer's settings fit the machine.
 
     Raises:
-        UserError: they do not.
+        UserError: the precision or the accelerator needs a GPU, and there is none.
     """
     trainer = run.settings.trainer
     if trainer.precision == "16-mixed" and not torch.cuda.is_available():
@@ -30,7 +30,9 @@ def check_hardware(run: Run) -> None:
 
 
 def check_sources(run: Run) -> None:
-    """Look at all that a run and its missing parent will read, without loading weights.
+    """Check the data, tokenizer, model configuration and hardware of a run and its missing parent.
+
+    No weights are loaded.
 
     Raises:
         UserError: data, model or hardware do not fit.
@@ -49,7 +51,7 @@ _MODEL_REMEDY = (
 
 
 def build_tokenizer(run: Run) -> PreTrainedTokenizerBase:
-    """The tokenizer of the checkpoint that the run starts from; the demo's own for an encoder from scratch."""
+    """Load the tokenizer of the run's initial checkpoint; the demo tokenizer for an encoder from scratch."""
     source = run.parent.path if run.parent is not None else run.settings.model.name_or_path
     if source is None:
         return demo_tokenizer()
@@ -58,11 +60,15 @@ def build_tokenizer(run: Run) -> PreTrainedTokenizerBase:
 
 
 def build_model(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> LTPForSequenceClassification:
-    """The pruned classifier that the run starts from, in float32."""
+    """Build the pruned classifier that the run starts from, in float32.
+
+    Raises:
+        UserError: the checkpoint cannot be loaded, or it does not fit the settings.
+    """
     settings, prune = run.settings, run.settings.prune
     pruning: dict[str, Any] = {
         "prune_mode": prune.mode,
-        # survival: the FLOPs that a budget's training expects are those that its evaluation will count
+        # survival: with a budget, the expected FLOPs of the training must match those counted in an evaluation
         "masking_mode": "hard" if settings.stage != "soft" else "survival" if settings.targets else "soft",
         "scoring_mode": prune.scoring_mode,
         "score_length": prune.score_length,
@@ -76,14 +82,14 @@ def build_model(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> LTP
         with loading_from_hub(f"restore={run.parent.source}", _MODEL_REMEDY, source=run.parent.path):
             model = LTPForSequenceClassification.from_pretrained(run.parent.path, **pruning)
         if run.method == "manual":
-            model.pruner.reset()  # given thresholds, whatever the checkpoint learned
+            model.pruner.reset()  # use the configured thresholds, not the checkpoint's learned ones
     else:
         model = LTPForSequenceClassification.from_dense(build_dense(run, task, tokenizer), **pruning)
     if run.method in ("learned", "manual") and settings.targets != model.config.budgets:
         model.set_budgets(settings.targets)
-    names = task.labels or tuple(f"LABEL_{index}" for index in range(task.num_labels))
-    model.config.id2label = dict(enumerate(names))
-    model.config.label2id = {name: index for index, name in enumerate(names)}
+    labels = task.labels or tuple(f"LABEL_{index}" for index in range(task.num_labels))
+    model.config.id2label = dict(enumerate(labels))
+    model.config.label2id = {label: index for index, label in enumerate(labels)}
     model.config.problem_type = "regression" if task.is_regression else "single_label_classification"
     if settings.task.max_length > (limit := model.config.max_input_tokens):
         raise UserError(f"task.max_length={settings.task.max_length}: the model reads at most {limit} tokens")
@@ -91,14 +97,18 @@ def build_model(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> LTP
 
 
 def build_teacher(run: Run) -> LTPForSequenceClassification:
-    """The dense classifier that a run learns from, in float32."""
+    """Load the dense teacher of a distillation, in float32."""
     assert run.teacher is not None
     with loading_from_hub(f"distill.teacher={run.teacher.source}", _MODEL_REMEDY, source=run.teacher.path):
         return LTPForSequenceClassification.from_pretrained(run.teacher.path, prune_mode="none")
 
 
 def build_dense(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """A pretrained encoder with a new head, or one from scratch."""
+    """Build the dense classifier: a pretrained encoder with a new head, or one with random weights.
+
+    Raises:
+        UserError: the architecture is unknown or inconsistent, or the weights cannot be loaded.
+    """
     settings = run.settings.model
     if settings.name_or_path is None:
         architecture = dict(settings.architecture)
@@ -118,7 +128,7 @@ def build_dense(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> Any
                 num_labels=task.num_labels,
             )
             return family.classifier_class(config)
-        except (StrictDataclassError, TypeError, ValueError) as error:  # sizes that do not fit together
+        except (StrictDataclassError, TypeError, ValueError) as error:  # inconsistent sizes
             raise UserError(f"model.architecture: {' '.join(str(error).split())}") from error
     pretrained_config(settings.name_or_path)
     with loading_from_hub(f"model.name_or_path={settings.name_or_path}", _MODEL_REMEDY, source=settings.name_or_path):
@@ -128,10 +138,10 @@ def build_dense(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> Any
 
 
 def pretrained_config(name_or_path: str) -> Any:
-    """The configuration of a pretrained encoder.
+    """Load the configuration of a pretrained encoder.
 
     Raises:
-        UserError: it cannot be read, or ltp has no adapter for it.
+        UserError: it cannot be read, or ltp has no adapter for its architecture.
     """
     with loading_from_hub(f"model.name_or_path={name_or_path}", _MODEL_REMEDY, source=name_or_path):
         config = AutoConfig.from_pretrained(name_or_path)

@@ -1,4 +1,4 @@
-"""Knowledge distillation: the pruned classifier learns from its dense parent's answers, beside the labels."""
+"""Knowledge distillation: losses between the pruned classifier and its dense teacher."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,10 +12,13 @@ from ltp.model.classifier import LTPForSequenceClassification
 
 
 def logits_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """``T² · KL(softmax(teacher / T) ‖ softmax(student / T))`` (Hinton et al., arXiv 1503.02531).
+    """Return ``T² · KL(softmax(teacher / T) ‖ softmax(student / T))`` (Hinton et al., arXiv 1503.02531).
+
+    With one label (regression) the loss is the mean squared difference of the logits.
 
     Args:
-        student, teacher: logits, (B, num_labels); with one label, a regression's: their mean squared difference.
+        student: logits, (B, num_labels).
+        teacher: logits, (B, num_labels).
         temperature: T > 0.
 
     Returns:
@@ -24,18 +27,19 @@ def logits_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     student, teacher = student.float(), teacher.float()
     if student.shape[1] == 1:
         return functional.mse_loss(student, teacher)
-    wanted = functional.log_softmax(teacher / temperature, dim=-1)
-    given = functional.log_softmax(student / temperature, dim=-1)
-    return temperature**2 * functional.kl_div(given, wanted, reduction="batchmean", log_target=True)
+    target = functional.log_softmax(teacher / temperature, dim=-1)
+    predicted = functional.log_softmax(student / temperature, dim=-1)
+    return temperature**2 * functional.kl_div(predicted, target, reduction="batchmean", log_target=True)
 
 
 def hidden_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of the classification tokens' states, over layers, examples and dimensions.
+    """Return the mean squared difference of the classification tokens' hidden states.
 
-    Only these tokens are alive in every layer of both.
+    The mean is over layers, examples and dimensions. Only classification tokens survive every layer of both models.
 
     Args:
-        student, teacher: (L, B, D).
+        student: (L, B, D).
+        teacher: (L, B, D).
 
     Returns:
         Scalar float32.
@@ -45,13 +49,13 @@ def hidden_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 @dataclass
 class Distillation:
-    """How a training learns from a teacher.
+    """A teacher and the weights of its losses.
 
     Attributes:
-        teacher: the dense classifier, frozen and in evaluation mode.
-        weight: of the teacher's logits, in [0, 1]; the labels' loss has the rest.
-        temperature: T of the logits.
-        hidden_weight: of the classification tokens' states; 0 leaves them alone.
+        teacher: the dense classifier; it is frozen and set to evaluation mode.
+        weight: weight of the logits loss, in [0, 1]; the task loss has weight ``1 - weight``.
+        temperature: T of the logits loss.
+        hidden_weight: weight of the hidden-state loss; 0 disables it.
     """
 
     teacher: LTPForSequenceClassification
@@ -64,16 +68,16 @@ class Distillation:
 
     @property
     def needs_states(self) -> bool:
-        """Whether the student must return its classification tokens' states."""
+        """Whether the student must return its classification tokens' hidden states."""
         return self.hidden_weight > 0
 
     def added_loss(self, output: LTPOutput, batch: Mapping[str, Tensor], task_loss: Tensor) -> Tensor:
-        """What the teacher adds to the student's loss on a micro-batch.
+        """Return the term that distillation adds to the student's loss on a micro-batch.
 
         Args:
-            output: the student's, with its states where needed.
-            batch: what the student was called with.
-            task_loss: the labels' loss, of which the teacher's logits take over a share.
+            output: the student's output, with ``class_states`` if :attr:`needs_states`.
+            batch: the student's inputs; labels are ignored.
+            task_loss: loss against the labels, scalar; the logits loss replaces a share ``weight`` of it.
 
         Returns:
             ``weight · (logits loss − task loss) + hidden_weight · hidden loss``, scalar float32.
@@ -81,9 +85,9 @@ class Distillation:
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         assert output.logits is not None
         with torch.no_grad():
-            taught = self.teacher(**inputs, output_class_states=self.needs_states)
-        added = self.weight * (logits_loss(output.logits, taught.logits, self.temperature) - task_loss)
+            target = self.teacher(**inputs, output_class_states=self.needs_states)
+        added = self.weight * (logits_loss(output.logits, target.logits, self.temperature) - task_loss)
         if self.needs_states:
             assert output.class_states is not None
-            added = added + self.hidden_weight * hidden_loss(output.class_states, taught.class_states)
+            added = added + self.hidden_weight * hidden_loss(output.class_states, target.class_states)
         return added

@@ -1,4 +1,4 @@
-"""A training that is stopped, by a signal or by an error: what it saves, and when."""
+"""Interrupted training: handle signals and errors so that the saved checkpoint can be resumed exactly."""
 
 import signal
 import threading
@@ -14,7 +14,7 @@ from ltp.errors import RunError
 
 
 class StoppedError(Exception):
-    """A signal stopped the training, before the same batch in every process."""
+    """A signal stopped the training, before the same batch in every process. ``number`` is the signal's number."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -22,77 +22,79 @@ class StoppedError(Exception):
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """``last.ckpt``: saved after every evaluation, and where a training stops early.
+    """Save ``last.ckpt`` after every evaluation, and when the training stops early.
 
-    What was saved in the middle of an update or an evaluation cannot be resumed exactly, and processes that save
-    at different batches wait for each other for ever. So signals wait for the next batch, before which all
-    processes agree on them; and an error saves only what lies between two updates.
+    A checkpoint saved in the middle of an update or an evaluation cannot be resumed exactly, and processes that save
+    at different batches deadlock. Therefore signals are deferred to the start of the next batch, where all processes
+    agree on them, and an error saves a checkpoint only between two updates.
 
-    SIGINT and SIGTERM raise :class:`StoppedError`. A second SIGINT does not wait. SIGUSR1 does what it did before:
-    under SLURM, Lightning saves and has the job queued again.
+    SIGINT and SIGTERM raise :class:`StoppedError`. A second SIGINT is not deferred. SIGUSR1 keeps its earlier
+    handler: under SLURM, Lightning saves and requeues the job.
 
     Args:
-        arguments: ModelCheckpoint's.
+        arguments: arguments of ModelCheckpoint.
     """
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(save_on_exception=True, **arguments)
         self._between_updates = False
-        self._waiting: set[int] = set()
+        self._pending: set[int] = set()  # deferred signals
         self._handlers: dict[int, Callable[[int, Any], Any]] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the signals over from Lightning, which will put back what was there before it."""
+        """Replace Lightning's signal handlers. Lightning restores the original ones at its end."""
         super().on_train_start(trainer, pl_module)
         if threading.current_thread() is not threading.main_thread():
             return  # Python delivers signals to the main thread only
-        self._handlers = {signal.SIGINT: _stop, signal.SIGTERM: _stop}
+        self._handlers = {signal.SIGINT: _raise_stopped, signal.SIGTERM: _raise_stopped}
         requeue = signal.getsignal(signal.SIGUSR1)
         if callable(requeue):
             self._handlers[signal.SIGUSR1] = requeue
         for number in self._handlers:
-            signal.signal(number, self._note)
+            signal.signal(number, self._defer)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Here the state is whole: act on the signals."""
+        """Handle deferred signals: the training state is consistent here."""
         self._between_updates = True
-        self._act(trainer)
+        self._handle_pending(trainer)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        """From here to the next batch it is not: the update, its log line, an evaluation."""
+        """Mark the state as inconsistent until the next batch: the update, its log line and an evaluation follow."""
         self._between_updates = False
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
         self._between_updates = True
-        self._act(trainer)
+        self._handle_pending(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Save, unless the state is not whole, or other processes go on: they would not come to save with this one."""
-        everywhere = trainer.world_size == 1 or isinstance(exception, StoppedError | RunError)
-        if self._between_updates and everywhere:
+        """Save if the state is consistent and all processes stop; saving needs every process."""
+        in_all_processes = trainer.world_size == 1 or isinstance(exception, StoppedError | RunError)
+        if self._between_updates and in_all_processes:
             super().on_exception(trainer, pl_module, exception)
 
-    def _note(self, number: int, frame: Any) -> None:
-        if number == signal.SIGINT and number in self._waiting:
+    def _defer(self, number: int, frame: Any) -> None:
+        """Record a signal for the next batch; a second SIGINT acts at once."""
+        if number == signal.SIGINT and number in self._pending:
             signal.default_int_handler(number, frame)
-        self._waiting.add(number)
+        self._pending.add(number)
 
-    def _act(self, trainer: pl.Trainer) -> None:
-        number = max(self._waiting, default=0)
+    def _handle_pending(self, trainer: pl.Trainer) -> None:
+        """Agree with all processes on the highest deferred signal, and call its handler."""
+        number = max(self._pending, default=0)
         if trainer.world_size > 1:
-            agreed = torch.tensor(number, device=trainer.strategy.root_device)
-            torch.distributed.all_reduce(agreed, op=torch.distributed.ReduceOp.MAX)
-            number = int(agreed)
+            highest = torch.tensor(number, device=trainer.strategy.root_device)
+            torch.distributed.all_reduce(highest, op=torch.distributed.ReduceOp.MAX)
+            number = int(highest)
         if number:
-            self._waiting.discard(number)
-            signal.signal(number, signal.SIG_IGN)  # it may reach other processes later, and must not count twice
+            self._pending.discard(number)
+            signal.signal(number, signal.SIG_IGN)  # other processes may receive it later: do not handle it twice
             self._handlers[number](number, None)
 
 
-def _stop(number: int, frame: Any) -> None:
+def _raise_stopped(number: int, frame: Any) -> None:
     raise StoppedError(number)

@@ -1,4 +1,4 @@
-"""Where a run's metrics go: always ``metrics.jsonl`` in its directory, and the loggers of group ``logger``."""
+"""Loggers of a run: ``metrics.jsonl`` in the run directory, and those of config group ``logger``."""
 
 import json
 from argparse import Namespace
@@ -14,9 +14,12 @@ from ltp.runs.directory import METRICS_FILE
 
 
 class MetricsFile(Logger):
-    """Appends one JSON object a logged step: ``{"step": 100, "val/accuracy": 0.93, …}``.
+    """Append one JSON object per logged step: ``{"step": 100, "val/accuracy": 0.93, …}``.
 
-    Lightning's CSVLogger starts its file afresh when a run resumes; this one goes on.
+    Lightning's CSVLogger overwrites its file when a run resumes; this logger appends.
+
+    Args:
+        directory: the run directory.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -25,44 +28,43 @@ class MetricsFile(Logger):
 
     @property
     def name(self) -> str:
-        """Lightning's name for the logger."""
+        """Name of the logger, for Lightning."""
         return "metrics"
 
     @property
     def version(self) -> str:
-        """There is one file a run."""
+        """Empty: each run has one metrics file."""
         return ""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Append a line."""
+        """Append one line."""
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing to do: they stand in the run's ``config.yaml``."""
+        """Do nothing: ``config.yaml`` in the run directory holds the hyperparameters."""
 
 
-def build_loggers(chosen: dict[str, Any], directory: Path) -> list[Logger]:
-    """The metrics file and the chosen loggers.
+def build_loggers(configs: dict[str, Any], directory: Path) -> list[Logger]:
+    """Instantiate the metrics file and the configured loggers.
 
     Args:
-        chosen: by name, a ``_target_`` and its arguments, in which ``{run_dir}`` and ``{run_name}`` are filled in.
+        configs: by logger name, a ``_target_`` and its arguments; the values ``{run_dir}`` and ``{run_name}`` are
+            replaced by the run directory.
         directory: the run directory.
 
     Raises:
-        UserError: a logger's package is not installed.
+        UserError: a logger's package is not installed, or its constructor fails.
     """
     loggers: list[Logger] = [MetricsFile(directory)]
-    indices = {"{run_dir}": str(directory), "{run_name}": str(directory)}
-    for name, arguments in chosen.items():
-        filled = {
-            key: indices.get(value, value) if isinstance(value, str) else value for key, value in arguments.items()
-        }
+    for name, config in configs.items():
+        placeholders = ("{run_dir}", "{run_name}")
+        arguments = {key: str(directory) if value in placeholders else value for key, value in config.items()}
         try:
-            loggers.append(instantiate(filled))
-        except Exception as error:  # Hydra wraps whatever a logger's constructor raises
+            loggers.append(instantiate(arguments))
+        except Exception as error:  # Hydra wraps every exception of a constructor
             cause = error.__cause__ or error
             if isinstance(cause, ModuleNotFoundError):
                 raise UserError(f"logger={name} needs its package: {install_hint(name)}") from error

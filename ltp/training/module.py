@@ -1,4 +1,4 @@
-"""The LightningModule: what a training step and an evaluation are, for every stage and method."""
+"""The LightningModule: training and validation steps for every stage and pruning method."""
 
 import logging
 import math
@@ -27,25 +27,25 @@ from ltp.training.distillation import Distillation
 
 log = logging.getLogger(__name__)
 
-#: Training rows that budgets are calibrated on between two steps.
+#: Number of training rows on which budgets are calibrated between optimiser steps.
 CALIBRATION_ROWS = 512
-#: And before an evaluation. The cost of 512 rows has a standard error of about 0.01, which would be the evaluation's.
+#: Number of rows before an evaluation. With 512 rows its cost would have a standard error of about 0.01.
 EVALUATION_ROWS = 2048
-#: Optimiser steps after which a soft training measures what its budget costs in an evaluation.
+#: Optimiser steps between two measurements of a soft training's cost under the hard rule.
 MEASURE_EVERY = 20
-#: Optimiser steps after which a budget is calibrated again while weights change under fixed thresholds.
+#: Optimiser steps between two calibrations of a budget whose thresholds are not trained.
 RECALIBRATE_EVERY = 50
 
 
 @dataclass
 class BudgetEvaluation:
-    """What the last evaluation found, for one budget.
+    """Results of the last evaluation for one budget.
 
     Attributes:
         budget: relative FLOPs; None without budgets.
         scores: metrics by name.
-        cost: as :meth:`~ltp.evaluation.cost.CostMetric.compute` gives it.
-        thresholds: the effective ones, or None.
+        cost: output of :meth:`ltp.evaluation.cost.CostMetric.compute`.
+        thresholds: thresholds of layers 1..L; None if the method has none.
     """
 
     budget: float | None
@@ -54,7 +54,7 @@ class BudgetEvaluation:
     thresholds: list[float] | None = None
 
     def logged(self) -> dict[str, float]:
-        """The numbers that loggers get."""
+        """Return the values to log, by name."""
         tokens = self.cost["tokens_per_layer"]
         values = {**self.scores, "relative_flops": self.cost["relative_flops"], "gflops": self.cost["gflops"]}
         for layer, kept in enumerate(tokens[1:], start=1):
@@ -68,22 +68,22 @@ class LTPModule(pl.LightningModule):
     """Trains and evaluates a pruned classifier.
 
     Args:
-        model: the classifier; its configuration says by which rule it trains.
-        task: the task's row, labels known.
+        model: the classifier; its configuration sets the masking mode of the training.
+        task: the task, with known labels.
         lr: peak learning rate of the weights.
-        lr_threshold: peak learning rate of the thresholds; None keeps them fixed.
-        weight_decay: of weight matrices (biases, normalisation and thresholds have none).
-        warmup_ratio: share of the steps in which the learning rate rises; it then falls linearly to 0.
-        total_steps: optimiser steps of the training.
-        seed: of dropout, together with step and rank.
-        validation_splits: names of the splits in the order of the dataloaders; the first is the main one.
-        budgets: relative FLOPs that the model is trained for, ascending; evaluations see them all. A soft training
-            trains the lowest, at which a multiplier holds it. In others each optimiser step trains one of them, and
-            calibration holds them.
-        dense_flops: mean dense FLOPs of a training example; a soft training with budgets needs it.
-        distillation: a teacher to learn from.
-        fused: whether the optimiser updates all of a weight in one pass over memory: a sixth off a training step of a
-            6-layer MiniLM on a CPU. In mixed precision Lightning refuses to clip gradients for such a one.
+        lr_threshold: peak learning rate of the thresholds; None freezes them.
+        weight_decay: weight decay of weight matrices (biases, normalisation and thresholds have none).
+        warmup_ratio: share of the steps with linear warm-up; the learning rate then decays linearly to 0.
+        total_steps: number of optimiser steps.
+        seed: seed of dropout, together with step and rank.
+        validation_splits: names of the splits in the order of the dataloaders; the first is the main split.
+        budgets: relative FLOPs to train for, ascending; evaluations run at each. A soft training trains only the
+            lowest, controlled by a multiplier. Other trainings draw one budget per optimiser step, and calibration
+            keeps the thresholds at their budgets.
+        dense_flops: mean dense FLOPs of a training example; required for a soft training with budgets.
+        distillation: teacher and loss weights; None trains on the labels only.
+        fused: use fused AdamW, which makes a training step of a 6-layer MiniLM on a CPU a sixth faster. Lightning
+            cannot clip gradients of a fused optimiser in mixed precision.
     """
 
     def __init__(
@@ -124,28 +124,26 @@ class LTPModule(pl.LightningModule):
         )
         self.costs: Any = nn.ModuleList(CostMetric(config.num_hidden_layers, **sizes) for _ in self.evaluated)
         if model.thresholds is not None:
-            # ddp refuses parameters without a gradient, so fixed thresholds must say that they take none
+            # DDP raises an error for trainable parameters without a gradient
             model.thresholds.requires_grad_(lr_threshold is not None)
 
-    # ----------------------------------------------------------------------------------------------- training
-
     def on_fit_start(self) -> None:
-        """Leave the evaluation mode that ``from_pretrained`` returns, else dropout would stay off."""
+        """Set training mode (``from_pretrained`` returns evaluation mode), and move the teacher to the device."""
         self.model.train()
         if self.distillation is not None:
             self.distillation.teacher.to(self.device)  # type: ignore[arg-type]  # transformers wraps it
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Make dropout a function of (seed, step, rank), so that a resumed run draws the same masks."""
+        """Seed dropout by (seed, step, micro-batch, rank), so that a resumed run draws the same masks."""
         self._sync_logger_step()
-        part = batch_idx % self.trainer.accumulate_grad_batches
-        if self.budgets and part == 0:
+        micro_batch = batch_idx % self.trainer.accumulate_grad_batches
+        if self.budgets and micro_batch == 0:
             self._apply_budget(self.global_step)
-        state = np.random.SeedSequence((self.seed, self.global_step, part, self.global_rank)).generate_state(1)
+        state = np.random.SeedSequence((self.seed, self.global_step, micro_batch, self.global_rank)).generate_state(1)
         torch.manual_seed(int(state[0]))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """The objective of one micro-batch, weighted so that the optimiser step's is the mean over its examples."""
+        """Return the micro-batch's loss, weighted so that an optimiser step averages over its examples."""
         distillation = self.distillation
         output = self.model(**batch, output_class_states=distillation is not None and distillation.needs_states)
         loss = output.loss
@@ -164,10 +162,10 @@ class LTPModule(pl.LightningModule):
         return loss * datamodule.loss_weight(batch_idx, rows)
 
     def _check_finite(self, loss: Tensor) -> None:
-        bad = (~torch.isfinite(loss.detach())).float()
-        if self.trainer.world_size > 1:  # all ranks must stop, or the others wait for the one that did
-            bad = self.trainer.strategy.reduce(bad, reduce_op="sum")
-        if bad.item():
+        non_finite = (~torch.isfinite(loss.detach())).float()
+        if self.trainer.world_size > 1:  # all ranks must stop together, or the others deadlock
+            non_finite = self.trainer.strategy.reduce(non_finite, reduce_op="sum")
+        if non_finite.item():
             raise RunError(
                 f"the loss is {loss.item()} at step {self.global_step}: training stopped before this step's update, "
                 "and the last checkpoint holds finite weights. Lower lr, or prune.lambda_threshold, or use "
@@ -175,32 +173,32 @@ class LTPModule(pl.LightningModule):
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Count back to the last optimiser step: neither a batch begun nor gradients accumulated since are saved."""
+        """Reset the batch counters to the last optimiser step: checkpoints hold no accumulated gradients."""
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        begun = progress["current"]["processed"] % self.trainer.accumulate_grad_batches
-        if begun or progress["current"]["ready"] > progress["current"]["processed"]:
+        accumulated = progress["current"]["processed"] % self.trainer.accumulate_grad_batches
+        if accumulated or progress["current"]["ready"] > progress["current"]["processed"]:
             for counts in (progress["total"], progress["current"]):
-                done = counts["processed"] - begun
+                done = counts["processed"] - accumulated
                 counts.update(ready=done, started=done, processed=done, completed=done)
             progress["is_last_batch"] = False
 
     def _sync_logger_step(self) -> None:
-        """Number the loggers' lines by optimiser steps: after a resume Lightning only guesses."""
+        """Set Lightning's logging step to the optimiser step; after a resume Lightning only estimates it."""
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
 
     def configure_optimizers(self) -> Any:
-        """AdamW with warm-up and linear decay; thresholds in a group of their own."""
+        """Return AdamW with linear warm-up and decay; thresholds have their own parameter group."""
         optimizer = AdamW(self._parameter_groups(), lr=self.lr, fused=self.fused)
         schedule = get_linear_schedule_with_warmup(optimizer, self.warmup_steps, self.total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
-        trained = [(name, one) for name, one in self.model.named_parameters() if one.requires_grad]
-        thresholds = [one for name, one in trained if name.startswith("pruner.")]
-        weights = [one for name, one in trained if not name.startswith("pruner.")]
+        trained = [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        thresholds = [parameter for name, parameter in trained if name.startswith("pruner.")]
+        weights = [parameter for name, parameter in trained if not name.startswith("pruner.")]
         groups = [
-            {"params": [one for one in weights if one.ndim >= 2], "weight_decay": self.weight_decay},
-            {"params": [one for one in weights if one.ndim < 2], "weight_decay": 0.0},
+            {"params": [weight for weight in weights if weight.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [weight for weight in weights if weight.ndim < 2], "weight_decay": 0.0},
         ]
         if thresholds:
             groups.append({"params": thresholds, "weight_decay": 0.0, "lr": self.lr_threshold})
@@ -212,19 +210,20 @@ class LTPModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradients' norm; with budgets that of the thresholds apart.
+        """Clip the gradient norm; in a soft training with budgets clip weights and thresholds separately.
 
-        It is 10 to 200 times as large as the weights' there, which would hardly learn.
+        There the norm of the thresholds' gradient is 10 to 200 times that of the weights: with a joint norm the
+        weights would hardly learn.
         """
         if self.multiplier is None or not gradient_clip_val:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         *weights, thresholds = (group["params"] for group in optimizer.param_groups)
-        nn.utils.clip_grad_norm_([one for group in weights for one in group], gradient_clip_val)
+        nn.utils.clip_grad_norm_([weight for group in weights for weight in group], gradient_clip_val)
         nn.utils.clip_grad_norm_(thresholds, gradient_clip_val)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Log the learning rate that the step uses, and adapt the multiplier to the step's cost."""
+        """Log the step's learning rate, and update the multiplier with the step's cost."""
         self.log("train/lr", optimizer.param_groups[0]["lr"])
         if self.multiplier is not None:
             assert self.model.thresholds is not None
@@ -232,13 +231,11 @@ class LTPModule(pl.LightningModule):
             self.log("train/lambda", self.multiplier.value.float())
             self.log("train/expected_flops", expected, prog_bar=True)
 
-    # ---------------------------------------------------------------------------------------------- the budget
-
     def _apply_budget(self, step: int) -> None:
-        """Choose the budget that an optimiser step trains, and bring its cost there from time to time."""
+        """Select the budget that an optimiser step trains, and recalibrate or measure it periodically."""
         if self.multiplier is not None:
             if step == 0:
-                self.calibrate(numbers=[0])
+                self.calibrate(indices=[0])
             self._use_budget(0)
             if step and step % MEASURE_EVERY == 0:
                 self.multiplier.measured(self._sample_cost())
@@ -247,36 +244,36 @@ class LTPModule(pl.LightningModule):
             self.calibrate()
         self._use_budget(sampled_budget(self.budgets, self.seed, step))
         if self.model.thresholds is not None and step and step % RECALIBRATE_EVERY == 0:
-            self.calibrate(numbers=[self._budget_in_use])
+            self.calibrate(indices=[self._budget_in_use])
 
     def _calibrate_for_evaluation(self) -> None:
-        """Bring budgets to their cost before an evaluation."""
+        """Calibrate the budgets before an evaluation."""
         if self.multiplier is None:
             self.calibrate(rows=EVALUATION_ROWS)
             return
         if self.trainer.state.fn == TrainerFn.VALIDATING:
-            self.calibrate(numbers=[0], rows=EVALUATION_ROWS)  # on its way the trained one is only watched
+            self.calibrate(indices=[0], rows=EVALUATION_ROWS)  # during fit the multiplier controls it
         self._use_budget(0)
         assert isinstance(self.model.pruner, ThresholdPruner)
         self.model.pruner.share_thresholds()
-        self.calibrate(numbers=range(1, len(self.budgets)), rows=EVALUATION_ROWS)
+        self.calibrate(indices=range(1, len(self.budgets)), rows=EVALUATION_ROWS)
 
-    def calibrate(self, numbers: Sequence[int] | None = None, rows: int = CALIBRATION_ROWS) -> None:
-        """Turn the thresholds of budgets to their cost on the calibration sample.
+    def calibrate(self, indices: Sequence[int] | None = None, rows: int = CALIBRATION_ROWS) -> None:
+        """Scale the thresholds of budgets until the calibration sample has the budgets' cost.
 
-        Every process measures its share of the sample, and all find the same.
+        Every process measures its share of the sample; the result is equal in all processes.
 
         Args:
-            numbers: which budgets; all by default.
-            rows: of the sample.
+            indices: indices into ``budgets``; None calibrates all.
+            rows: size of the sample, over all processes.
 
         Raises:
             RunError: a budget cannot be reached.
         """
         in_use = self._budget_in_use
-        for number in range(len(self.budgets)) if numbers is None else numbers:
-            self._use_budget(number)
-            budget = self.budgets[number]
+        for index in range(len(self.budgets)) if indices is None else indices:
+            self._use_budget(index)
+            budget = self.budgets[index]
             try:
                 calibrate(self.model, lambda: self._sample_cost(rows), budget)
             except (UnreachableError, AboveDenseError) as error:
@@ -287,7 +284,7 @@ class LTPModule(pl.LightningModule):
         self._use_budget(in_use)
 
     def _sample_cost(self, rows: int = CALIBRATION_ROWS) -> float:
-        """Relative FLOPs of a calibration sample, as an evaluation counts them."""
+        """Return the relative FLOPs of the calibration sample under the hard rule, as in an evaluation."""
         datamodule: GLUEDataModule = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
         batches = datamodule.calibration_batches(rows)
         with self.trainer.precision_plugin.forward_context():
@@ -296,33 +293,32 @@ class LTPModule(pl.LightningModule):
 
     @property
     def _budget_in_use(self) -> int:
+        """Index of the budget whose thresholds the model uses; 0 without budgets."""
         budget = self.model.budget
         return 0 if budget is None else self.budgets.index(budget)
 
-    def _use_budget(self, number: int) -> None:
+    def _use_budget(self, index: int) -> None:
         if self.model.config.budgets:
-            self.model.use_budget(self.budgets[number])
+            self.model.use_budget(self.budgets[index])
 
     def _total(self, value: Tensor) -> Tensor:
-        """A tensor's sum over all processes."""
+        """Sum a tensor over all processes."""
         if self.trainer.world_size == 1:
             return value
         return self.trainer.strategy.reduce(value.to(self.device), reduce_op="sum").cpu()
 
-    # --------------------------------------------------------------------------------------------- evaluation
-
     def on_validation_start(self) -> None:
-        """Number the evaluation after the training, which may have been over when this process began."""
+        """Calibrate the budgets. After the training, also set the logging step: a resumed run may skip the fit."""
         if self.trainer.state.fn == TrainerFn.VALIDATING:
             self._sync_logger_step()
         if self.budgets:
             self._calibrate_for_evaluation()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Add a batch to the metrics of each budget, under the hard rule."""
+        """Update the metrics of each budget with a batch, under the hard rule."""
         in_use = self._budget_in_use
-        for number, (scores, cost) in enumerate(zip(self.scores, self.costs, strict=True)):
-            self._use_budget(number)
+        for index, (scores, cost) in enumerate(zip(self.scores, self.costs, strict=True)):
+            self._use_budget(index)
             output = self.model(**batch)
             logits = output.logits.float()
             predictions = logits.squeeze(-1) if self.task.is_regression else logits.argmax(dim=-1)
@@ -332,31 +328,31 @@ class LTPModule(pl.LightningModule):
         self._use_budget(in_use)
 
     def on_validation_epoch_end(self) -> None:
-        """Compute the metrics once over the whole split and log them: means over the budgets, and each one's."""
+        """Compute the metrics over the whole split; log their means over the budgets, and the values of each budget."""
         in_use = self._budget_in_use
-        for number, evaluated in enumerate(self.evaluated):
-            self._use_budget(number)
+        for index, evaluated in enumerate(self.evaluated):
+            self._use_budget(index)
             thresholds = self.model.thresholds
             evaluated.thresholds = None if thresholds is None else thresholds.tolist()
             evaluated.scores = {}
-            for place, (split, scores) in enumerate(zip(self.validation_splits, self.scores[number], strict=True)):
-                suffix = "_" + split.removeprefix("validation_") if place else ""
+            for split, scores in zip(self.validation_splits, self.scores[index], strict=True):
+                suffix = "" if split == self.validation_splits[0] else "_" + split.removeprefix("validation_")
                 evaluated.scores |= {f"{name}{suffix}": value.item() for name, value in scores.compute().items()}
                 scores.reset()
-            evaluated.cost = self.costs[number].compute()
-            self.costs[number].reset()
+            evaluated.cost = self.costs[index].compute()
+            self.costs[index].reset()
         self._use_budget(in_use)
-        every = [evaluated.logged() for evaluated in self.evaluated]
-        values = {name: sum(one[name] for one in every) / len(every) for name in every[0]}
-        shown = {name: values.pop(name) for name in (self.task.main_metric, "relative_flops")}
-        if len(every) > 1:
-            for evaluated, one in zip(self.evaluated, every, strict=True):
-                values |= {f"budget_{evaluated.budget:g}/{name}": one[name] for name in shown}
-        # The values are exact and equal on every rank already; Lightning wants to hear that they are synchronised.
-        several = self.trainer.world_size > 1
-        self.log_dict({f"val/{name}": value for name, value in shown.items()}, prog_bar=True, sync_dist=several)
-        self.log_dict({f"val/{name}": value for name, value in values.items()}, sync_dist=several)
+        logged = [evaluated.logged() for evaluated in self.evaluated]
+        means = {name: sum(values[name] for values in logged) / len(logged) for name in logged[0]}
+        main = {name: means.pop(name) for name in (self.task.main_metric, "relative_flops")}
+        if len(logged) > 1:
+            for evaluated, values in zip(self.evaluated, logged, strict=True):
+                means |= {f"budget_{evaluated.budget:g}/{name}": values[name] for name in main}
+        # The values are already exact and equal on every rank; sync_dist only avoids Lightning's warning.
+        sync_dist = self.trainer.world_size > 1
+        self.log_dict({f"val/{name}": value for name, value in main.items()}, prog_bar=True, sync_dist=sync_dist)
+        self.log_dict({f"val/{name}": value for name, value in means.items()}, sync_dist=sync_dist)
         if self.trainer.is_global_zero and self.trainer.state.fn == "fit" and not sys.stderr.isatty():
-            # where no progress bar can be seen (a file, a cluster's log), a line an evaluation
-            progress = ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
+            # without a visible progress bar (a file, a cluster's log): one line per evaluation
+            progress = ", ".join(f"{name} {value:.4f}" for name, value in main.items())
             log.info("step %d of %d: %s", self.global_step, self.total_steps, progress)

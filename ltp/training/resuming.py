@@ -1,6 +1,6 @@
-"""What an interrupted run goes on from: checkpoints written whole, the one before kept, damaged ones set aside.
+"""Checkpoints of an interrupted run: written atomically, with one previous version; damaged files are renamed.
 
-Every checkpoint also knows how long ``metrics.jsonl`` was, so that a resumed run writes no line twice.
+Every checkpoint stores the size of ``metrics.jsonl``, so that a resumed run logs no step twice.
 """
 
 import logging
@@ -25,12 +25,12 @@ _METRICS_SIZE = "metrics_size"
 
 @dataclass(frozen=True)
 class SavedCheckpoint:
-    """A checkpoint that is whole.
+    """An undamaged checkpoint.
 
     Attributes:
-        path: its file.
-        step: optimiser steps done.
-        metrics_size: bytes of ``metrics.jsonl`` when it was saved; None where an earlier version wrote it.
+        path: the checkpoint file.
+        step: number of optimiser steps done.
+        metrics_size: size of ``metrics.jsonl`` in bytes when it was saved; None for files of earlier versions.
     """
 
     path: Path
@@ -39,64 +39,65 @@ class SavedCheckpoint:
 
 
 def find_checkpoint(directory: Path, *, set_aside: bool) -> SavedCheckpoint | None:
-    """The newest whole checkpoint of an unfinished run.
+    """Find the newest undamaged checkpoint of an unfinished run.
 
-    All processes of a run may look at the same time: they find the same, whether or not the one that sets
-    damaged files aside has come to it yet.
+    All processes of a run may call this at the same time. They find the same checkpoint, before and after the main
+    process renames damaged files.
 
     Args:
         directory: the run directory.
-        set_aside: rename damaged files to ``<name>.damaged``, and warn of each; for one process only.
+        set_aside: rename damaged files to ``<name>.damaged`` with a warning; for the main process only.
 
     Returns:
-        What to resume from, or None for a fresh start.
+        The checkpoint to resume from; None for a fresh start.
 
     Raises:
-        OSError: a file cannot be opened, which does not make it a damaged one.
+        OSError: a file cannot be opened; it is not treated as damaged.
     """
     damaged = []
-    found = None
+    checkpoint = None
     for name in (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT):
         path = directory / CHECKPOINT_FOLDER / name
         try:
-            found = _read(path)
+            checkpoint = _read(path)
         except FileNotFoundError:
             continue
-        if found is not None:
+        if checkpoint is not None:
             break
         damaged.append(path)
     if set_aside:
-        instead = f"going on from {found.path.name} (step {found.step})" if found else "starting from the beginning"
+        action = "starting from the beginning"
+        if checkpoint is not None:
+            action = f"going on from {checkpoint.path.name} (step {checkpoint.step})"
         for path in damaged:
-            aside = path.with_name(f"{path.name}.damaged")
-            os.replace(path, aside)
-            log.warning("%s is damaged: kept as %s, %s", path, aside.name, instead)
-    return found
+            renamed = path.with_name(f"{path.name}.damaged")
+            os.replace(path, renamed)
+            log.warning("%s is damaged: kept as %s, %s", path, renamed.name, action)
+    return checkpoint
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a checkpoint can be read to its last byte."""
+    """Whether a checkpoint is undamaged; reads the whole file."""
     return _read(path) is not None
 
 
 def _read(path: Path) -> SavedCheckpoint | None:
-    """A checkpoint's facts; None where it is damaged."""
+    """Read a checkpoint's step and metrics size; None if it is damaged."""
     with open(path, "rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
-                if archive.testzip() is not None:  # torch writes a checksum a record, but never looks at it
+                if archive.testzip() is not None:  # torch writes checksums, but does not verify them
                     return None
             content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
             return SavedCheckpoint(path, int(content["global_step"]), content.get(_METRICS_SIZE))
-        except Exception:  # which one depends on the bytes that are wrong
+        except Exception:  # damaged files raise many types of errors
             return None
 
 
 class RunCheckpointIO(TorchCheckpointIO):
-    """Writes and reads the checkpoints of one run.
+    """Write and read the checkpoints of one run.
 
-    Lightning's own writes into the system's temporary folder and copies from there, so that a kill can leave half
-    a file.
+    Lightning's default copies the file from the system's temporary folder, so a kill can leave a partial file.
 
     Args:
         directory: the run directory.
@@ -108,15 +109,17 @@ class RunCheckpointIO(TorchCheckpointIO):
         self._last_step: int | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint that is either whole or absent; before ``last.ckpt`` is replaced, it is kept."""
+        """Write a checkpoint atomically; keep the previous ``last.ckpt`` as ``previous.ckpt``."""
         path = Path(path)
         if path.name.startswith("hpc_ckpt_"):
-            # Lightning's requeue under SLURM saves apart, and the next start would prefer that file for ever
+            # Lightning's SLURM requeue saves another file, which every later start would prefer
             path = self.last
         keep = None
         if path.name == LAST_CHECKPOINT:
             checkpoint[_METRICS_SIZE] = metrics_size(self.directory)
-            if self._last_step != checkpoint["global_step"]:  # else there would be no earlier one
+            if (
+                self._last_step != checkpoint["global_step"]
+            ):  # saved again at the same step: previous.ckpt must stay an earlier one
                 keep = path.with_name(PREVIOUS_CHECKPOINT)
             self._last_step = checkpoint["global_step"]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,46 +127,46 @@ class RunCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, file)
 
     def load_checkpoint(
-        self, path: str | Path, map_location: Any = lambda storage, place: storage, weights_only: bool | None = None
+        self, path: str | Path, map_location: Any = lambda storage, location: storage, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint; the files that it names lie where it lies, also if the run directory was moved."""
+        """Read a checkpoint, and update its paths in case the run directory was moved."""
         checkpoint = super().load_checkpoint(path, map_location, weights_only)
         folder = os.path.realpath(Path(path).parent)
         for state in checkpoint.get("callbacks", {}).values():
             if "best_model_path" in state:
-                _move(state, folder)
+                _replace_folder(state, folder)
         return checkpoint
 
 
-def _move(state: dict[str, Any], folder: str) -> None:
-    """Let a ModelCheckpoint's state name files in ``folder``."""
+def _replace_folder(state: dict[str, Any], folder: str) -> None:
+    """Replace the folder of all paths in a ModelCheckpoint's state."""
 
-    def moved(path: str) -> str:
+    def replaced(path: str) -> str:
         return os.path.join(folder, os.path.basename(path)) if path else path
 
     state["dirpath"] = folder
     for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
-        state[key] = moved(state[key])
-    state["best_k_models"] = {moved(path): score for path, score in state["best_k_models"].items()}
+        state[key] = replaced(state[key])
+    state["best_k_models"] = {replaced(path): score for path, score in state["best_k_models"].items()}
 
 
 class SameCheckpointCheck(Callback):
-    """Checks that all processes of a run resume from the same step, as soon as they know each other.
+    """Check that all processes of a run resume from the same step.
 
-    Each has looked for itself: on several machines a shared folder may show some of them an older checkpoint.
+    Each process finds its checkpoint separately, and a shared folder may show an older file on another machine.
 
     Args:
-        saved: what this process resumes from.
+        saved: the checkpoint that this process resumes from; None for a fresh start.
     """
 
     def __init__(self, saved: SavedCheckpoint | None) -> None:
         self.step = saved.step if saved is not None else 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Compare with the main process.
+        """Compare the step with the main process.
 
         Raises:
-            RunError: this process found another checkpoint.
+            RunError: this process would resume from another step.
         """
         step = trainer.strategy.broadcast(self.step)
         if step != self.step:

@@ -1,4 +1,4 @@
-"""One run, from its plan to its results: build the model, fit, keep the right weights, evaluate, write."""
+"""Train one run: build the model, fit, select the weights, evaluate, write the results."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,6 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressB
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from ltp.benchmark.compare import measured_speedup
 from ltp.calibration.search import update_final_threshold
@@ -43,6 +42,7 @@ from ltp.runs.directory import (
     write_results,
 )
 from ltp.runs.loading import read_splits
+from ltp.runs.loading import silence_libraries as silence_transformers
 from ltp.runs.locks import run_lock
 from ltp.runs.plan import Run, check_labels, model_name
 from ltp.runs.provenance import GIT_STATE, device_name, versions
@@ -64,7 +64,7 @@ def train(run: Run) -> dict[str, Any]:
         The content of ``results.json``.
 
     Raises:
-        UserError: data, checkpoint or hardware do not fit; nothing has been written then.
+        UserError: data, checkpoint or hardware do not fit; nothing is written.
         RunError: the training failed.
     """
     started = time.monotonic()
@@ -73,7 +73,7 @@ def train(run: Run) -> dict[str, Any]:
     if settings.trainer.num_threads is not None:
         torch.set_num_threads(settings.trainer.num_threads)
     check_hardware(run)
-    splits = read_splits(run.settings.task, run.settings.data_dir)
+    splits = read_splits(settings.task, settings.data_dir)
     if run.parent is not None:
         check_labels(run.parent, splits.task)
     pl.seed_everything(settings.seed, workers=True, verbose=False)
@@ -84,7 +84,7 @@ def train(run: Run) -> dict[str, Any]:
         trainer = build_trainer(run, datamodule)
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise UserError(f"trainer: {error}") from error
-    datamodule.setup("fit")  # a batch that the processes cannot share should show before anything is written
+    datamodule.setup("fit")  # checks that the processes can share a batch, before anything is written
     check_budgets(run, model, datamodule)
     module = build_module(run, splits.task, model, datamodule, total_steps=trainer.max_steps)
     with locked_directory(run, trainer):
@@ -97,12 +97,14 @@ def train(run: Run) -> dict[str, Any]:
         fit(trainer, module, datamodule, saved)
         trainer.save_checkpoint(run.directory / CHECKPOINT_FOLDER / LAST_CHECKPOINT)
         select_weights(run, trainer, module, datamodule)
-        evaluated = module.evaluated[-1]  # several budgets: a checkpoint is used at its largest unless told otherwise
+        evaluated = module.evaluated[-1]  # the largest budget is the default of a checkpoint
         results = {
             **describe(run, splits.task, model),
             **outcome(splits.task, evaluated),
             "budgets": [
-                {"budget": one.budget, **outcome(splits.task, one)} for one in module.evaluated if run.settings.targets
+                {"budget": evaluation.budget, **outcome(splits.task, evaluation)}
+                for evaluation in module.evaluated
+                if settings.targets
             ],
             "flops_definition": DEFINITION,
             "train_examples": len(splits.train),
@@ -124,25 +126,25 @@ def train(run: Run) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def locked_directory(run: Run, trainer: pl.Trainer) -> Iterator[None]:
-    """Make the run directory, and let this run's main process be the only one that writes it.
+    """Create the run directory, and lock it for this run's main process.
 
     Raises:
-        UserError: it cannot be made.
-        RunError: another run writes it, and this one's other processes wait already: they would not for hours.
+        UserError: it cannot be created.
+        RunError: another run holds the lock, and this run's other processes already wait and would time out.
     """
-    environment = trainer.strategy.cluster_environment if hasattr(trainer.strategy, "cluster_environment") else None
-    together = environment is not None and environment.creates_processes_externally
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    started_together = environment is not None and environment.creates_processes_externally
     with contextlib.ExitStack() as stack:
         if is_main_process():
             with reporting_write_errors(run):
                 run.directory.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(run_lock(run.directory, wait=not together))
+                stack.enter_context(run_lock(run.directory, wait=not started_together))
         yield
 
 
 @contextlib.contextmanager
 def reporting_write_errors(run: Run) -> Iterator[None]:
-    """Tell of a folder that cannot be written as of the user's mistake that it is."""
+    """Convert an OSError of the run directory to a UserError that names ``output_root``."""
     try:
         yield
     except OSError as error:
@@ -152,11 +154,10 @@ def reporting_write_errors(run: Run) -> Iterator[None]:
 
 
 def silence_libraries() -> None:
-    """Leave the terminal to the run's own lines."""
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    """Hide log messages and warnings of transformers and Lightning."""
+    silence_transformers()
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # Lightning's use of torch
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # used inside Lightning
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
@@ -164,7 +165,7 @@ def silence_libraries() -> None:
 
 
 def build_datamodule(run: Run, splits: Splits, tokenizer: PreTrainedTokenizerBase) -> GLUEDataModule:
-    """The run's batches."""
+    """Build the run's data module."""
     settings = run.settings
     assert settings.batch_size
     return GLUEDataModule(
@@ -182,7 +183,7 @@ def build_datamodule(run: Run, splits: Splits, tokenizer: PreTrainedTokenizerBas
 def build_module(
     run: Run, task: Task, model: LTPForSequenceClassification, datamodule: GLUEDataModule, *, total_steps: int
 ) -> LTPModule:
-    """What a step of the run is."""
+    """Build the run's LightningModule."""
     settings = run.settings
     assert settings.lr and settings.weight_decay is not None
     distill = settings.distill
@@ -208,10 +209,10 @@ def build_module(
 
 
 def check_budgets(run: Run, model: LTPForSequenceClassification, datamodule: GLUEDataModule) -> None:
-    """Check that the budgets can be met on the run's examples, before anything is written.
+    """Check that the budgets can be reached on the run's examples, before anything is written.
 
     Raises:
-        UserError: one is below the cost of keeping one token everywhere.
+        UserError: the lowest budget is below the cost of keeping only the classification token.
     """
     if not run.settings.targets or model.thresholds is None:
         return
@@ -228,14 +229,14 @@ def check_budgets(run: Run, model: LTPForSequenceClassification, datamodule: GLU
 
 
 def outcome(task: Task, evaluated: BudgetEvaluation) -> dict[str, Any]:
-    """What ``results.json`` says of an evaluation."""
+    """Return the part of ``results.json`` that describes an evaluation."""
     value = evaluated.scores[task.main_metric]
     metric = {"name": task.main_metric, "value": value}
     return {"metric": metric, "metrics": evaluated.scores, **evaluated.cost, "thresholds": evaluated.thresholds}
 
 
 def total_steps(run: Run, datamodule: GLUEDataModule) -> int:
-    """Optimiser steps of the whole training; exact once the data module knows the number of processes."""
+    """Return the number of optimiser steps; exact once the data module has a Trainer (number of processes)."""
     assert run.settings.epochs is not None
     steps = math.ceil(run.settings.epochs * datamodule.steps_per_epoch)
     limit = run.settings.trainer.max_steps
@@ -243,11 +244,11 @@ def total_steps(run: Run, datamodule: GLUEDataModule) -> int:
 
 
 def build_trainer(run: Run, datamodule: GLUEDataModule) -> pl.Trainer:
-    """Lightning's Trainer for the run, made known to the data module."""
+    """Build Lightning's Trainer for the run, and attach it to the data module."""
     settings = run.settings
     assert settings.epochs is not None and settings.save_step is not None
-    # Where an epoch is shorter than save_step, evaluate once an epoch: load_best would have nothing to choose from.
-    # With several processes an epoch may be one step shorter than it is here; then both come to the same.
+    # If an epoch is shorter than save_step, evaluate once per epoch: load_best needs evaluations to choose from.
+    # With several processes an epoch may be one step shorter than known here; then both rules are equivalent.
     by_step = 0 < settings.save_step < datamodule.steps_per_epoch
     folder = run.directory / CHECKPOINT_FOLDER
     common: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False, "save_on_train_epoch_end": False}
@@ -261,45 +262,45 @@ def build_trainer(run: Run, datamodule: GLUEDataModule) -> pl.Trainer:
         ),
         LastCheckpoint(filename=Path(LAST_CHECKPOINT).stem, **common),
     ]
-    chosen = settings.trainer
-    if chosen.enable_progress_bar:
+    options = settings.trainer
+    if options.enable_progress_bar:
         callbacks.append(RichProgressBar(leave=False))
     trainer = pl.Trainer(
-        accelerator=chosen.accelerator,
-        devices=chosen.devices,
-        num_nodes=chosen.num_nodes,
-        strategy=chosen.strategy,
-        precision=chosen.precision,  # type: ignore[arg-type]  # checked in ltp.runs.settings
-        gradient_clip_val=chosen.gradient_clip_val or None,
-        accumulate_grad_batches=chosen.accumulate_grad_batches,
+        accelerator=options.accelerator,
+        devices=options.devices,
+        num_nodes=options.num_nodes,
+        strategy=options.strategy,
+        precision=options.precision,  # type: ignore[arg-type]  # checked in ltp.runs.settings
+        gradient_clip_val=options.gradient_clip_val or None,
+        accumulate_grad_batches=options.accumulate_grad_batches,
         max_epochs=math.ceil(settings.epochs),
-        val_check_interval=settings.save_step * chosen.accumulate_grad_batches if by_step else 1.0,
+        val_check_interval=settings.save_step * options.accumulate_grad_batches if by_step else 1.0,
         check_val_every_n_epoch=None if by_step else 1,
-        log_every_n_steps=chosen.log_every_n_steps,
-        deterministic=chosen.deterministic,
-        detect_anomaly=chosen.detect_anomaly,
-        enable_progress_bar=chosen.enable_progress_bar,
+        log_every_n_steps=options.log_every_n_steps,
+        deterministic=options.deterministic,
+        detect_anomaly=options.detect_anomaly,
+        enable_progress_bar=options.enable_progress_bar,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # the data module shards, without padding a split
-        default_root_dir=run.directory,  # where Lightning looks for what it saved under SLURM: in no other run's
+        use_distributed_sampler=False,  # the data module shards, without padding
+        default_root_dir=run.directory,  # Lightning looks here for its SLURM checkpoints
         logger=build_loggers(settings.logger, run.directory),
         callbacks=callbacks,
         plugins=[RunCheckpointIO(run.directory)],
     )
     datamodule.trainer = trainer
-    trainer.fit_loop.epoch_loop.max_steps = total_steps(run, datamodule)  # the Trainer is who counts the processes
+    trainer.fit_loop.epoch_loop.max_steps = total_steps(run, datamodule)  # needs the Trainer's number of processes
     return trainer
 
 
 def start_directory(run: Run) -> SavedCheckpoint | None:
-    """Make the run directory ready, as far as this process is the one that writes.
+    """Prepare the run directory (main process only), and find the checkpoint to resume from.
 
     Returns:
-        The checkpoint to resume from, the same in every process; None for a fresh start.
+        The checkpoint, the same in every process; None for a fresh start.
     """
     if not is_main_process():
-        # others may be here before the main process has removed what overwrite=true is about
+        # with overwrite=true the main process may not have removed the checkpoint yet
         return None if run.settings.overwrite else find_checkpoint(run.directory, set_aside=False)
     with reporting_write_errors(run):
         open_directory(run)
@@ -314,46 +315,44 @@ def start_directory(run: Run) -> SavedCheckpoint | None:
 
 
 def fit(trainer: pl.Trainer, module: LTPModule, datamodule: GLUEDataModule, saved: SavedCheckpoint | None) -> None:
-    """Train to the end.
+    """Fit the module, and convert Lightning's exceptions for signals.
 
     Raises:
-        KeyboardInterrupt, TerminatedError: a signal stopped it, after a checkpoint was saved.
+        KeyboardInterrupt: SIGINT stopped the training, after a checkpoint was saved.
+        TerminatedError: SIGTERM stopped the training, after a checkpoint was saved.
     """
     resume: dict[str, Any] = {"ckpt_path": saved.path, "weights_only": True} if saved is not None else {}
     try:
         trainer.fit(module, datamodule=datamodule, **resume)
     except StoppedError as stop:
         if not trainer.is_global_zero:
-            raise SystemExit from stop  # the exit code is the main process's, which Lightning kills if this one fails
+            raise SystemExit from stop  # on failure Lightning would kill the main process, which sets the exit code
         raise (KeyboardInterrupt if stop.number == signal.SIGINT else TerminatedError) from stop
     except SIGTERMException as stop:
         raise TerminatedError from stop
-    except SystemExit as exit_:  # Lightning's answer to a second Ctrl-C
+    except SystemExit as exit_:  # Lightning raises it at a second Ctrl-C
         raise KeyboardInterrupt from exit_
 
 
 def select_weights(run: Run, trainer: pl.Trainer, module: LTPModule, datamodule: GLUEDataModule) -> None:
-    """Leave the module with the weights to keep, and evaluate exactly these.
+    """Load the best or keep the last weights (``load_best``), and evaluate the selected ones.
 
-    The last weights compete too: a training need not end on an evaluation.
+    The last weights are evaluated too, because a training need not end with an evaluation.
     """
 
-    def evaluate() -> float:
+    def mean_score() -> float:
         trainer.validate(module, datamodule=datamodule, verbose=False)
         scores = [evaluated.scores[datamodule.task.main_metric] for evaluated in module.evaluated]
         return sum(scores) / len(scores)
 
-    best = next(
-        callback
-        for callback in trainer.checkpoint_callbacks
-        if isinstance(callback, ModelCheckpoint) and callback.monitor is not None
-    )
-    last_score = evaluate()
+    best = trainer.checkpoint_callback  # the first one: best.ckpt
+    assert isinstance(best, ModelCheckpoint)
+    last_score = mean_score()
     if run.settings.load_best and best.best_model_score is not None and best.best_model_score.item() > last_score:
         if is_whole(Path(best.best_model_path)):
             state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
             module.load_state_dict(state)
-            evaluate()
+            mean_score()
         elif trainer.is_global_zero:
             log.warning("%s is damaged: the last weights are kept instead of the best", best.best_model_path)
     if run.settings.targets and module.model.config.budgets:
@@ -363,7 +362,7 @@ def select_weights(run: Run, trainer: pl.Trainer, module: LTPModule, datamodule:
 
 
 def describe(run: Run, task: Task, model: LTPForSequenceClassification) -> dict[str, Any]:
-    """What ``results.json`` says of a run besides what was measured."""
+    """Return the part of ``results.json`` that describes the run's configuration."""
     settings = run.settings
     hyperparameters = {
         key: getattr(settings, key)
@@ -372,7 +371,7 @@ def describe(run: Run, task: Task, model: LTPForSequenceClassification) -> dict[
     hyperparameters |= {key: getattr(settings.prune, key) for key in PRUNE_VALUES}
     if settings.targets:
         hyperparameters["budgets"] = settings.budgets
-        # what the budget led to
+        # values that calibration set
         if run.method == "manual":
             hyperparameters["final_token_threshold"] = model.config.final_token_threshold
         if run.method in RATE_MODES:
@@ -401,12 +400,10 @@ def describe(run: Run, task: Task, model: LTPForSequenceClassification) -> dict[
 
 
 def measure_speedup(model: LTPForSequenceClassification, datamodule: GLUEDataModule) -> dict[str, Any]:
-    """The clock beside the count: packed pruned over packed dense, on the first two validation batches."""
-    loaders = datamodule.val_dataloader()
-    main = loaders[0] if isinstance(loaders, list) else loaders
-    return measured_speedup(model, None, islice(main, 2), rounds=3)
+    """Measure the speed-up of the pruned over the dense model, both packed, on the first two validation batches."""
+    return measured_speedup(model, None, islice(datamodule.val_dataloader()[0], 2), rounds=3)
 
 
 def is_main_process() -> bool:
-    """Whether this process is rank 0, which writes; ranks that Lightning starts are others."""
+    """Whether this process is rank 0, the only one that writes."""
     return getattr(rank_zero_only, "rank", 0) == 0

@@ -1,4 +1,4 @@
-"""Configuration files of the user's own, in another folder: found, obeyed, and passed on to the processes that start."""
+"""Configuration files in another folder: found, obeyed, and passed on to the processes that a command starts."""
 
 import json
 from pathlib import Path

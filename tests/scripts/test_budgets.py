@@ -26,7 +26,7 @@ def results(metric, cost):
 
 
 def test_overrides_go_where_they_have_a_meaning(budgets):
-    commands = budgets.commands_of(
+    commands = budgets.build_commands(
         "mrpc", ["seed=3,4", "lr=1e-5", "prune.lr_threshold=2e-4", "launcher=parallel", "hydra.launcher.n_jobs=2"]
     )
     common = ["prune=threshold", "stage=hard", "task=mrpc", "lr=1e-5"]
@@ -50,14 +50,14 @@ def test_a_run_that_failed_is_in_no_row_and_the_others_are(budgets, monkeypatch,
     found = {"seed=0": results(0.8, 0.4), "seed=1": None, "seed=2": results(0.7, 0.5)}
     ran = []
 
-    def results_of(words):
+    def finished_results(words):
         return results(0.9, 0.4) if any("target_flops" in word for word in words) else found[words[-1]]
 
     def run(*command):
         ran.append(command[3:])
         return 1 if "seed=2" in command else 0
 
-    monkeypatch.setattr(budgets, "results_of", results_of)
+    monkeypatch.setattr(budgets, "finished_results", finished_results)
     monkeypatch.setattr(budgets, "run", run)
     assert budgets.main("demo", ["prune.lambda_threshold=0.1"]) == 1
     sweep, *others = ran
@@ -83,9 +83,9 @@ def test_it_trains_and_compares(budgets, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     overrides = [*SMALL, "prune.lambda_threshold=0.1", "seed=5"]
     assert budgets.main("demo", overrides) == 0
-    fixed = budgets.results_of(budgets.commands_of("demo", overrides).fixed("0.1", "5"))
-    words = budgets.commands_of("demo", overrides).budgeted(fixed["relative_flops"], "5")
-    budgeted = budgets.results_of(words)
+    fixed = budgets.finished_results(budgets.build_commands("demo", overrides).fixed("0.1", "5"))
+    words = budgets.build_commands("demo", overrides).budgeted(fixed["relative_flops"], "5")
+    budgeted = budgets.finished_results(words)
     assert fixed["hyperparameters"]["lambda_threshold"] == 0.1
     assert budgeted["hyperparameters"]["target_flops"] == pytest.approx(fixed["relative_flops"], abs=5e-4)
     assert fixed["seed"] == budgeted["seed"] == 5

@@ -27,7 +27,7 @@ def commands(reproduce, tmp_path, monkeypatch):
 
     def start(codes=()):
         codes = iter(codes)
-        monkeypatch.setattr(reproduce, "folder_of", lambda dense: Path("outputs/bert-base/mrpc"))
+        monkeypatch.setattr(reproduce, "runs_folder", lambda dense: Path("outputs/bert-base/mrpc"))
         monkeypatch.setattr(reproduce, "run", lambda *command: seen.append(command[1:]) or next(codes, 0))
         return seen
 
@@ -35,7 +35,7 @@ def commands(reproduce, tmp_path, monkeypatch):
 
 
 def test_the_protocol(reproduce):
-    assert [words for words, _ in reproduce.steps_of("mrpc", [])] == [
+    assert [words for words, _ in reproduce.protocol_steps("mrpc", [])] == [
         ["stage=finetune", "task=mrpc"],
         ["sweep=ltp", "task=mrpc"],
         ["sweep=manual", "task=mrpc"],
@@ -45,7 +45,7 @@ def test_the_protocol(reproduce):
 
 def test_overrides_go_where_they_have_a_meaning(reproduce):
     overrides = ["seed=0,1", "lr=1e-5", "prune.temperature=1e-3", "prune.token_keep_rate=0.2", "prune.score_length=64"]
-    assert [words[2:] for words, _ in reproduce.steps_of("mrpc", overrides)] == [
+    assert [words[2:] for words, _ in reproduce.protocol_steps("mrpc", overrides)] == [
         ["seed=0,1"],
         ["seed=0,1", "prune.score_length=64", "lr=1e-5", "prune.temperature=1e-3"],
         ["seed=0,1", "prune.score_length=64", "lr=1e-5"],
@@ -100,7 +100,7 @@ def test_where_it_stops(reproduce, commands, codes, number, code):
 
 def test_overrides_that_ltp_train_rejects(reproduce, commands, monkeypatch):
     seen = commands()
-    monkeypatch.setattr(reproduce, "folder_of", lambda dense: None)  # it has said why
+    monkeypatch.setattr(reproduce, "runs_folder", lambda dense: None)  # it has said why
     assert reproduce.main("mrpcc", [], False) == 2
     assert seen == []
 
