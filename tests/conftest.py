@@ -1,11 +1,13 @@
 """Tiny BERT and RoBERTa classifiers with random weights, and examples for them."""
 
 import os
+from collections import Counter
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start, too: several share few cores
 
 import pytest
 import torch
+from patience import limit
 from transformers import BertConfig, BertForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
 
 torch.set_num_threads(1)  # the models are too small to share out
@@ -24,6 +26,19 @@ CONFIGS = {
     "roberta": (RobertaConfig, {"max_position_embeddings": 66, "type_vocab_size": 1}),
 }
 CLASSIFIERS = {"bert": BertForSequenceClassification, "roberta": RobertaForSequenceClassification}
+
+
+def pytest_collection_modifyitems(items):
+    """The files with the most slow tests first: the others fill what time is left beside the last of them."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item):
+    """Let the limit of pytest-timeout grow with the machine's load."""
+    if (seconds := getattr(item.config, "_env_timeout", None)) and item.get_closest_marker("timeout") is None:
+        item.add_marker(pytest.mark.timeout(limit(seconds)))
 
 
 @pytest.fixture(autouse=True)
