@@ -11,6 +11,7 @@ import torch
 import yaml
 from helpers import SMALL, finished_run, in_process, ltp_train, write_json
 from huggingface_hub import ModelCard
+from patience import limit
 
 from ltp import LTPForSequenceClassification, export
 from ltp.data.demo import demo_rows, demo_tokenizer
@@ -178,7 +179,7 @@ def test_a_hugging_face_export_prunes_where_there_is_no_ltp(make_run, tmp_path, 
     }
     command = [sys.executable, "-c", ISOLATED, str(folder), json.dumps(texts)]
     process = subprocess.run(
-        command, cwd=tmp_path / "elsewhere", env=environment, capture_output=True, text=True, timeout=300
+        command, cwd=tmp_path / "elsewhere", env=environment, capture_output=True, text=True, timeout=limit(600)
     )
     assert process.returncode == 0, process.stderr
     found = json.loads(process.stdout.splitlines()[-1])

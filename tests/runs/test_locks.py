@@ -19,7 +19,7 @@ from pathlib import Path
 from ltp.runs.locks import run_lock
 with run_lock(Path(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(3600)
 """
 
 
