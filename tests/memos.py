@@ -2,23 +2,28 @@
 
 A composed configuration is that of the files in ``conf/`` and Hydra's own, merged in the order of the defaults list,
 and then of a command line's values. The files and the merge are kept, by the folders, names and packages in that list;
-everything about a command line stays Hydra's work. Folders that a test writes are read each time.
+everything about a command line stays Hydra's work. Folders that a test writes are read each time. And Hydra copies its
+store of schemas, from which it only ever reads copies, for every list of options in ``--help``: here it does not.
 """
 
 import functools
 import pickle
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
-from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 
 from ltp.command import cli
 from ltp.data import sources
 
+Plugins.instance()  # which makes the classes of the sources
+FileSource, PackageSource = map(SourcesRegistry.instance().resolve, ("file", "pkg"))
+
 #: Where what is kept stands in for what would compute it, which is its ``__wrapped__``.
 KEPT = [
-    (FileConfigSource, "load_config"),
-    (ImportlibResourcesConfigSource, "load_config"),
+    (FileSource, "load_config"),
+    (PackageSource, "load_config"),
     (ConfigLoaderImpl, "_compose_config_from_defaults_list"),
     (sources, "demo_rows"),
 ]
@@ -31,6 +36,7 @@ def install():
     """Keep them in this process."""
     for (owner, name), kept in zip(KEPT, (_file_kept, _file_kept, _merge_kept, _rows_kept), strict=True):
         setattr(owner, name, kept(getattr(owner, name)))
+    ConfigStore.__deepcopy__ = lambda self, memo: self
 
 
 def _file_kept(load):
