@@ -68,7 +68,7 @@ def test_a_job_that_fails_on_one_rank_leaves_the_others_alone(dense, root, monke
     assert f"    {TOPK.format(0.4)}\n    RuntimeError: rank 1 broke\n" in finished.err
     assert "sweep: 2 of 3 jobs done, 1 failed\n" in finished.err
     assert not (root / TOPK.format(0.4) / "results.json").exists()
-    assert processes_in(root) == []
+    wait_until(lambda: processes_in(root) == [], 400, what="a process was left behind")  # a rank may still be leaving
     for rate in (0.2, 0.6):
         assert results(root, TOPK.format(rate))["devices"] == 2
         assert results(root, TOPK.format(rate))["hyperparameters"]["token_keep_rate"] == rate
