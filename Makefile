@@ -3,10 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 TASK ?= rte
 ARGS ?=
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 TRAIN := $(BIN)/python -m ltp.train
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo figures report test train soft hard manual topk sweep reproduce budgets lint typecheck format docs clean
+.PHONY: help install demo figures report check test train soft hard manual topk sweep reproduce budgets lint typecheck format docs clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -34,8 +35,11 @@ report: install  ## tables and figures of all finished runs: make report ARGS=ou
 figures: install  ## the pictures of README and docs, from the demo's runs
 	$(BIN)/python scripts/figures.py outputs/tiny/demo docs/images
 
+check: lint typecheck  ## before a commit: ruff, mypy and the fast tests, in a minute or so
+	$(PYTEST) -m "not slow"
+
 test: install  ## every test, offline, on the CPU
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(PYTEST)
 
 train: install  ## the dense parent: make train TASK=mrpc
 	$(TRAIN) stage=finetune task=$(TASK) $(ARGS)

@@ -1,14 +1,15 @@
-"""Tiny BERT and RoBERTa classifiers with random weights, and examples for them."""
+"""Tiny BERT and RoBERTa classifiers with random weights, and examples for them.
+
+What takes seconds to import is imported by the fixtures: the process that deals the tests out to others needs none.
+"""
 
 import os
+from collections import Counter
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start, too: several share few cores
 
 import pytest
-import torch
-from transformers import BertConfig, BertForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
-
-torch.set_num_threads(1)  # the models are too small to share out
+from patience import limit
 
 SIZES = {
     "vocab_size": 100,
@@ -20,26 +21,54 @@ SIZES = {
     "initializer_range": 0.1,  # five times the usual, so that layers and heads change something
 }
 CONFIGS = {
-    "bert": (BertConfig, {"max_position_embeddings": 64}),
-    "roberta": (RobertaConfig, {"max_position_embeddings": 66, "type_vocab_size": 1}),
+    "bert": {"max_position_embeddings": 64},
+    "roberta": {"max_position_embeddings": 66, "type_vocab_size": 1},
 }
-CLASSIFIERS = {"bert": BertForSequenceClassification, "roberta": RobertaForSequenceClassification}
+
+
+def pytest_collection_modifyitems(items):
+    """The files with the most slow tests first: the others fill what time is left beside the last of them."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item):
+    """Let the limit of pytest-timeout grow with the machine's load."""
+    if (seconds := getattr(item.config, "_env_timeout", None)) and item.get_closest_marker("timeout") is None:
+        item.add_marker(pytest.mark.timeout(limit(seconds)))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    import torch
+
+    torch.set_num_threads(1)  # the models are too small to share out
 
 
 @pytest.fixture(autouse=True)
-def _seed():
+def _seed(_one_thread):
+    import torch
+
     torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
 def make_dense():
     """``make_dense(family, **config)``: a Hugging Face classifier in evaluation mode, its weights from a seed."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
+
+    classes = {
+        "bert": (BertConfig, BertForSequenceClassification),
+        "roberta": (RobertaConfig, RobertaForSequenceClassification),
+    }
 
     def make(family, *, seed=0, **config):
-        config_class, defaults = CONFIGS[family]
+        config_class, classifier = classes[family]
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model = CLASSIFIERS[family](config_class(**SIZES | defaults | config))
+            model = classifier(config_class(**SIZES | CONFIGS[family] | config))
             with torch.no_grad():
                 for name, parameter in model.named_parameters():
                     if parameter.dim() == 1:  # biases start at 0 and norms at 1, which would hide mistakes in them
@@ -64,6 +93,8 @@ def dense(make_dense, family):
 @pytest.fixture(scope="session")
 def sentences():
     """Token ids of four examples of 14, 9, 17 and 3 tokens: [CLS] is 2, [SEP] 3."""
+    import torch
+
     generator = torch.Generator().manual_seed(7)
     lengths = (14, 9, 17, 3)
     return [[2, *torch.randint(5, 100, (n - 2,), generator=generator).tolist(), 3] for n in lengths]
@@ -72,6 +103,7 @@ def sentences():
 @pytest.fixture(scope="session")
 def make_batch():
     """``make_batch(model, sentences, length)``: padded ``input_ids`` and ``attention_mask``."""
+    import torch
 
     def make(model, sentences, length=None):
         pad = {"bert": 0, "roberta": 1}[getattr(model.config, "dense_model_type", model.config.model_type)]

@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 
 import datasets
+import memos
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -24,7 +25,9 @@ from ltp.runs.settings import typed
 
 torch.set_num_threads(1)  # on models this small more of them get into each other's way
 
-#: A demo run of a second: four small layers, few rows, no bar.
+memos.install()
+
+#: A demo run of half a second: four small layers, few rows, no bar.
 SMALL = (
     "task.max_train_samples=96",
     "task.max_validation_samples=48",

@@ -245,6 +245,7 @@ def test_wrong_gradients_are_refused(model, sequences, monkeypatch):
 # -- the comparison ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_engine_runs_and_the_model_stays_as_it_was(model, sequences, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # ONNX Runtime may be installed here
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

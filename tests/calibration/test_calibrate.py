@@ -380,6 +380,7 @@ def test_labels_are_not_read(small):
     assert torch.equal(found[0], found[2])
 
 
+@pytest.mark.slow
 def test_a_search_on_few_examples_first_ends_like_one_on_all(small):
     data = demo_data(rows=400)
     sample = Sample.of(data, 300, small)
@@ -668,6 +669,7 @@ def test_a_budget_that_cannot_be_reached_leaves_nothing(runs, tmp_path):
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["execution=packed", "", "dtype=int8 batch_size=4"])
 def test_a_latency_of_this_machine(runs, tmp_path, monkeypatch, how):
     """A real clock, on models so small that pruning hardly shows: only that all of it works together."""

@@ -2,11 +2,13 @@
 
 import csv
 import json
+import threading
 import time
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from patience import limit
 
 from ltp.data import hub, sources
 from ltp.data.sources import load_splits
@@ -470,10 +472,10 @@ def test_large_files_are_quick(tmp_path, suffix):
         else:
             frame.to_csv(path, index=False, sep="," if suffix == "csv" else "\t")
         frame = frame[:10]
-    start = time.perf_counter()
+    start = time.process_time()
     splits = load_splits(TASKS["qqp"], data_dir=tmp_path)
     assert len(splits.train) == 400_000
-    assert time.perf_counter() - start < 10  # a second or so, unless the rows are visited one by one
+    assert time.process_time() - start < limit(10)  # a second or so, unless the rows are visited one by one
 
 
 @pytest.fixture
@@ -509,10 +511,17 @@ def test_out_of_reach_is_found_once_and_turns_the_clients_offline(fresh_hub, mon
 
 def test_a_hub_that_hangs_is_out_of_reach(fresh_hub, monkeypatch):
     monkeypatch.setattr(hub, "PROBE_SECONDS", 0.05)
-    monkeypatch.setattr(hub, "_hub_responds", lambda: bool(time.sleep(1)))
-    start = time.perf_counter()
+    release, answers = threading.Event(), []
+
+    def hang():
+        release.wait(limit(60))
+        answers.append(False)
+        return False
+
+    monkeypatch.setattr(hub, "_hub_responds", hang)
     assert not hub.hub_in_reach()
-    assert time.perf_counter() - start < 0.9
+    assert answers == []  # nobody waited for it
+    release.set()
 
 
 def test_a_hub_that_answers_leaves_the_clients_alone(fresh_hub, monkeypatch, caplog):
@@ -552,7 +561,7 @@ def test_glue_without_the_hub_is_a_quick_clear_error(fresh_hub, monkeypatch, tmp
         " the Hugging Face hub is out of reach (or HF_HUB_OFFLINE is set) and the cache does not hold it."
         " Connect, or give a folder with data_dir=DIR, or try task=demo, which needs neither."
     )
-    assert time.perf_counter() - start < 5
+    assert time.perf_counter() - start < limit(5)
 
 
 def test_glue_from_the_hub(monkeypatch):

@@ -6,6 +6,7 @@ import multiprocessing
 
 import pytest
 import torch
+from patience import limit
 
 from ltp.data.tasks import TASKS, build_metrics, custom_task, get_task
 from ltp.errors import UserError
@@ -200,7 +201,7 @@ def test_metrics_are_exact_over_uneven_shards(tmp_path, monkeypatch):
     ranks = [context.Process(target=_rank, args=(rank, tmp_path / "store", queue)) for rank in range(2)]
     for process in ranks:
         process.start()
-    results = [queue.get(timeout=60) for _ in ranks]
+    results = [queue.get(timeout=limit(120)) for _ in ranks]
     for process in ranks:
         process.join()
     expected = {

@@ -153,6 +153,7 @@ def margin(model, inputs):
     return nearest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", LOW_PRECISION)
 @pytest.mark.parametrize("method", ["threshold", "none"])
 def test_low_precision_is_close_to_float32(make_dense, family, back_end, dtype, method):

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from helpers import in_process
+from patience import limit
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from ltp import LTPForSequenceClassification, predict
@@ -468,7 +469,7 @@ def test_the_page_in_a_browser(tmp_path):
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     address = (tmp_path / "page.html").as_uri()
     dom = subprocess.run(
-        [*command, "--dump-dom", address], check=True, capture_output=True, encoding="utf-8", timeout=120
+        [*command, "--dump-dom", address], check=True, capture_output=True, encoding="utf-8", timeout=limit(300)
     ).stdout
     found = json.loads(html.unescape(re.search(r'<pre id="seen">(.*?)</pre>', dom, flags=re.DOTALL)[1]))
     assert (found["title"], found["scripts"], found["images"], found["max"]) == ("title", 3, 0, "3")

@@ -11,6 +11,7 @@ import torch
 import yaml
 from helpers import SMALL, finished_run, in_process, ltp_train, write_json
 from huggingface_hub import ModelCard
+from patience import limit
 
 from ltp import LTPForSequenceClassification, export
 from ltp.data.demo import demo_rows, demo_tokenizer
@@ -113,61 +114,67 @@ sys.meta_path.insert(0, WithoutLTP())
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-folder, texts = sys.argv[1], json.loads(sys.argv[2])
-try:
-    AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=False)
-    refused = False
-except ValueError:
-    refused = True
-tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
-batch = tokenizer(texts, padding=True, return_tensors="pt")
-batch.pop("token_type_ids", None)
-with torch.no_grad():
-    output = model(**batch)
-def lengths_at(model, budget):
-    if budget is not None:
-        model.use_budget(budget)
-        chosen = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True, budget=budget)
-        assert chosen.thresholds.tolist() == model.thresholds.tolist()
-    return model(**batch).token_lengths.tolist()
+def found_in(folder, texts):
+    try:
+        AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=False)
+        refused = False
+    except ValueError:
+        refused = True
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    batch.pop("token_type_ids", None)
+    with torch.no_grad():
+        output = model(**batch)
 
-classify = pipeline("text-classification", model=folder, trust_remote_code=True)
-model.save_pretrained(folder + "_again")
-again = AutoModelForSequenceClassification.from_pretrained(folder + "_again", trust_remote_code=True)
-print(json.dumps({
-    "refused": refused,
-    "ltp": "ltp" in sys.modules,
-    "module": type(model).__module__,
-    "execution": model.execution,
-    "logits": output.logits.tolist(),
-    "token_lengths": output.token_lengths.tolist(),
-    "deployed": model.deploy()(**batch).logits.tolist(),
-    "again": again(**batch).logits.tolist(),
-    "labels": list(model.config.id2label.values()),
-    "thresholds": None if model.thresholds is None else model.thresholds.tolist(),
-    "label": classify(texts[0])[0]["label"],
-    "budgets": {budget: lengths_at(model, budget) for budget in (None, *model.config.budgets)},
-}))
+    def lengths_at(budget):
+        if budget is not None:
+            model.use_budget(budget)
+            chosen = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True, budget=budget)
+            assert chosen.thresholds.tolist() == model.thresholds.tolist()
+        return model(**batch).token_lengths.tolist()
+
+    classify = pipeline("text-classification", model=folder, trust_remote_code=True)
+    model.save_pretrained(folder + "_again")
+    again = AutoModelForSequenceClassification.from_pretrained(folder + "_again", trust_remote_code=True)
+    return {
+        "refused": refused,
+        "ltp": "ltp" in sys.modules,
+        "module": type(model).__module__,
+        "execution": model.execution,
+        "logits": output.logits.tolist(),
+        "token_lengths": output.token_lengths.tolist(),
+        "deployed": model.deploy()(**batch).logits.tolist(),
+        "again": again(**batch).logits.tolist(),
+        "labels": list(model.config.id2label.values()),
+        "thresholds": None if model.thresholds is None else model.thresholds.tolist(),
+        "label": classify(texts[0])[0]["label"],
+        "budgets": {budget: lengths_at(budget) for budget in (None, *model.config.budgets)},
+    }
+
+texts, *folders = map(json.loads, sys.argv[1:])
+print(json.dumps([found_in(folder, texts) for folder in folders]))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "pruning"), [("bert", THRESHOLD), ("roberta", TOPK)])
-def test_a_hugging_face_export_prunes_where_there_is_no_ltp(make_run, tmp_path, family, pruning):
-    run = make_run(family, **pruning)
-    model = LTPForSequenceClassification.from_pretrained(run)
-    has_thresholds = model.thresholds is not None
-    if has_thresholds:  # learned ones, not those of the schedule, and others for another budget
-        model.set_budgets([0.3, 0.8])
-        with torch.no_grad():
-            model.thresholds.mul_(1.1)
-        model.use_budget(0.8)
-        with torch.no_grad():
-            model.thresholds.mul_(0.5)
-        model.save_pretrained(run / "model")
-        model.use_budget(0.3)
-    folder = export_huggingface(run, tmp_path / "exported", model=model if has_thresholds else None)
+def test_a_hugging_face_export_prunes_where_there_is_no_ltp(make_run, tmp_path):
+    """Exports of each family and method, in one process."""
+    models, folders = [], []
+    for family, pruning in (("bert", THRESHOLD), ("roberta", TOPK)):
+        run = make_run(family, **pruning)
+        model = LTPForSequenceClassification.from_pretrained(run)
+        if has_thresholds := model.thresholds is not None:  # learned, not those of the schedule, and others for another
+            model.set_budgets([0.3, 0.8])
+            with torch.no_grad():
+                model.thresholds.mul_(1.1)
+            model.use_budget(0.8)
+            with torch.no_grad():
+                model.thresholds.mul_(0.5)
+            model.save_pretrained(run / "model")
+            model.use_budget(0.3)
+        folders.append(export_huggingface(run, tmp_path / family, model=model if has_thresholds else None))
+        models.append(model)
     texts = [row["sentence"] for row in demo_rows("validation")[:5]]
     (tmp_path / "elsewhere").mkdir()
     environment = {
@@ -176,33 +183,34 @@ def test_a_hugging_face_export_prunes_where_there_is_no_ltp(make_run, tmp_path, 
         "HF_MODULES_CACHE": str(tmp_path / "modules"),
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-c", ISOLATED, str(folder), json.dumps(texts)]
+    command = [sys.executable, "-c", ISOLATED, *map(json.dumps, [texts, *map(str, folders)])]
     process = subprocess.run(
-        command, cwd=tmp_path / "elsewhere", env=environment, capture_output=True, text=True, timeout=300
+        command, cwd=tmp_path / "elsewhere", env=environment, capture_output=True, text=True, timeout=limit(600)
     )
     assert process.returncode == 0, process.stderr
-    found = json.loads(process.stdout.splitlines()[-1])
     batch = demo_tokenizer()(texts, padding=True, return_tensors="pt")
-    with torch.no_grad():
-        wanted = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-    assert found["refused"]
-    assert not found["ltp"]
-    assert found["module"].startswith("transformers_modules.")
-    assert found["execution"] == "packed"
-    for form in ("logits", "deployed", "again"):
-        torch.testing.assert_close(torch.tensor(found[form]), wanted.logits, atol=1e-5, rtol=0)
-    assert found["token_lengths"] == wanted.token_lengths.tolist()
-    assert found["token_lengths"][0][-1] < found["token_lengths"][0][0]
-    assert found["labels"] == ["no", "perhaps", "yes"]
-    assert found["label"] == found["labels"][int(wanted.logits[0].argmax())]
-    assert found["thresholds"] == (model.thresholds.tolist() if has_thresholds else None)
-    assert found["budgets"].pop("null") == wanted.token_lengths.tolist()
-    assert list(found["budgets"]) == (["0.3", "0.8"] if has_thresholds else [])
-    for budget, lengths in found["budgets"].items():
-        model.use_budget(float(budget))
+    batch.pop("token_type_ids")
+    for found, model in zip(json.loads(process.stdout.splitlines()[-1]), models, strict=True):
+        has_thresholds = model.thresholds is not None
         with torch.no_grad():
-            at = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-        assert lengths == at.token_lengths.tolist()
+            wanted = model(**batch)
+        assert found["refused"]
+        assert not found["ltp"]
+        assert found["module"].startswith("transformers_modules.")
+        assert found["execution"] == "packed"
+        for form in ("logits", "deployed", "again"):
+            torch.testing.assert_close(torch.tensor(found[form]), wanted.logits, atol=1e-5, rtol=0)
+        assert found["token_lengths"] == wanted.token_lengths.tolist()
+        assert found["token_lengths"][0][-1] < found["token_lengths"][0][0]
+        assert found["labels"] == ["no", "perhaps", "yes"]
+        assert found["label"] == found["labels"][int(wanted.logits[0].argmax())]
+        assert found["thresholds"] == (model.thresholds.tolist() if has_thresholds else None)
+        assert found["budgets"].pop("null") == wanted.token_lengths.tolist()
+        assert list(found["budgets"]) == (["0.3", "0.8"] if has_thresholds else [])
+        for budget, lengths in found["budgets"].items():
+            model.use_budget(float(budget))
+            with torch.no_grad():
+                assert lengths == model(**batch).token_lengths.tolist()
 
 
 def test_with_ltp_an_export_is_ltp_s_own_class(make_run, tmp_path):
@@ -295,14 +303,18 @@ MEASURED = [
 
 @pytest.fixture
 def several(make_run):
+    return with_budgets(make_run())
+
+
+def with_budgets(run):
     """A run that holds three budgets, the largest of them in use."""
-    run = make_run()
     model = LTPForSequenceClassification.from_pretrained(run)
     model.set_budgets(BUDGETS)
+    layers = model.config.num_hidden_layers
     for budget, last in zip(BUDGETS, (0.08, 0.05, 0.03), strict=True):
         model.use_budget(budget)
         with torch.no_grad():
-            model.thresholds.copy_(last * torch.arange(1, 5) / 4)
+            model.thresholds.copy_(last * torch.arange(1, layers + 1) / layers)
     model.save_pretrained(run / "model")
     results = RESULTS | {key: value for key, value in MEASURED[-1].items() if key != "budget"} | {"budgets": MEASURED}
     results["hyperparameters"] = {"lr": 2e-5, "target_flops": None, "budgets": BUDGETS}
@@ -363,9 +375,10 @@ def test_a_teachers_place_on_the_disk_is_no_part_of_the_card():
 
 @needs_onnx
 @pytest.mark.slow
-def test_a_graph_has_the_thresholds_of_the_chosen_budget(several, here, token_ids):
+def test_a_graph_has_the_thresholds_of_the_chosen_budget(make_run, here, token_ids):
     from ltp.exporting.run import graph_engine
 
+    several = with_budgets(make_run(layers=2))
     options = "format=onnx budget=0.3 sequences=8 batch_size=8 rounds=0 restore="
     finished = ltp_export(f"to=graph {options}{several}")
     assert finished.code == 0, finished.err
@@ -450,33 +463,40 @@ def test_the_graph_form_equals_the_packed_form_and_removes_tokens(make_dense, ma
 
 @needs_onnx
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("family", "layers", "pruning"), [("bert", 2, THRESHOLD), ("roberta", 2, NORM), ("roberta", 4, TOPK)]
-)
-def test_an_onnx_graph_computes_what_the_model_does(make_run, token_ids, tmp_path, family, layers, pruning):
-    run = make_run(family, layers=layers, **pruning)
-    model = LTPForSequenceClassification.from_pretrained(run)
-    batches = [batch for size in (1, 5, 14) for batch in make_batches(token_ids, size)]
+@pytest.mark.parametrize(("family", "pruning"), [("bert", THRESHOLD), ("roberta", NORM)])
+def test_an_onnx_graph_computes_what_the_model_does(make_run, token_ids, tmp_path, family, pruning):
+    run = make_run(family, layers=2, **pruning)
+    batches = graph_batches(token_ids)
     agreement = export_onnx(run, tmp_path / "exported", batches)
-    assert agreement.sequences == 3 * len(token_ids)
+    check_graph(tmp_path / "exported", run, batches, agreement)
+
+
+def graph_batches(token_ids):
+    return [batch for size in (1, 5, 14) for batch in make_batches(token_ids, size)]
+
+
+def check_graph(folder, run, batches, agreement):
+    """Check an exported graph, and what a comparison with the run's model on the batches has found."""
+    model = LTPForSequenceClassification.from_pretrained(run)
+    assert agreement.sequences == 3 * 14
     assert agreement.tolerated == 0
     assert agreement.difference <= 1e-5
     lengths = model(**batches[0]).token_lengths[0]
     assert lengths[-1] < lengths[0]
-    files = {path.name for path in (tmp_path / "exported").iterdir()}
+    files = {path.name for path in folder.iterdir()}
     assert files == {"model.onnx", "config.json", "README.md", "tokenizer.json", "tokenizer_config.json"}
 
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(tmp_path / "exported" / "model.onnx", providers=["CPUExecutionProvider"])
-    types = ["token_type_ids"] if family == "bert" else []
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    types = ["token_type_ids"] if model.config.dense_model_type == "bert" else []
     assert [item.name for item in session.get_inputs()] == ["input_ids", "attention_mask", *types]
     assert [item.name for item in session.get_outputs()] == ["logits", "token_lengths"]
-    card = (tmp_path / "exported" / "README.md").read_text()
+    card = (folder / "README.md").read_text()
     snippet = card.split("```python\n")[1].split("```")[0]
-    scope = {"DIR": str(tmp_path / "exported")}
+    scope = {"DIR": str(folder)}
     exec(snippet, scope)
-    assert scope["token_lengths"].shape == (2, layers + 1)
+    assert scope["token_lengths"].shape == (2, model.config.num_hidden_layers + 1)
 
 
 @needs_onnx
@@ -585,8 +605,10 @@ def test_cfg_shows_the_settings(make_run, here):
 
 
 @pytest.mark.slow
-def test_a_trained_run_is_exported(here):
-    trained = ltp_train([*SMALL, "prune=topk", "prune.token_keep_rate=-0.4"])
+def test_a_trained_run_is_exported(here, token_ids):
+    """Of RoBERTa with top-k, whose graph computes what the model does."""
+    family = ("model.architecture.model_type=roberta", "++model.architecture.type_vocab_size=1")
+    trained = ltp_train([*SMALL, *family, "prune=topk", "prune.token_keep_rate=-0.4"])
     assert trained.code == 0, trained.err
     run = trained.out.split("run directory: ")[-1].strip()
     finished = ltp_export(["restore=" + run, "to=exports/hf"])
@@ -604,6 +626,13 @@ def test_a_trained_run_is_exported(here):
     assert lines[1].startswith("batch 1: ")
     assert lines[2].startswith("batch 8: ")
     assert lines[3] == "exported: exports/onnx"
+
+    from ltp.exporting.run import graph_engine
+
+    model, batches = LTPForSequenceClassification.from_pretrained(run), graph_batches(token_ids)
+    agreement = compare_results(model, graph_engine(here / "exports" / "onnx" / "model.onnx"), batches)
+    assert model.config.dense_model_type == "roberta"
+    check_graph(here / "exports" / "onnx", run, batches, agreement)
     moved = ltp_export(f"restore={run} to=exports/other format=onnx data_dir=nowhere")
     assert moved.code == 2
     assert not (here / "exports" / "other").exists()

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers import composed, in_process, words, write_json
 from matplotlib.image import imread
+from patience import limit
 
 from ltp import report
 from ltp.reporting.collect import collect
@@ -974,7 +975,7 @@ def test_two_thousand_runs_take_seconds(tmp_path):
     started = time.process_time()
     done = ltp_report([str(tmp_path)])
     assert done.code == 0, done.err
-    assert time.process_time() - started < 10
+    assert time.process_time() - started < limit(10)
     assert "2000" not in done.err
     with open(tmp_path / "report" / "results.csv", encoding="utf-8") as file:
         assert sum(1 for _ in file) == 2001

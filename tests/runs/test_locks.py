@@ -19,7 +19,7 @@ from pathlib import Path
 from ltp.runs.locks import run_lock
 with run_lock(Path(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(3600)
 """
 
 
@@ -43,8 +43,8 @@ def test_a_second_writer_is_told_who_the_first_is(tmp_path, holder):
 
 def test_a_second_writer_waits_and_goes_on_when_the_first_was_killed(tmp_path, holder, caplog):
     caplog.set_level(logging.INFO)
-    threading.Timer(1.0, holder.kill).start()
     began = time.monotonic()
+    threading.Timer(1.0, holder.kill).start()
     with run_lock(tmp_path):
         assert time.monotonic() - began > 0.9
         assert (tmp_path / HOLDER_FILE).read_text().startswith(f"process {os.getpid()} on ")

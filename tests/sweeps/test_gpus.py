@@ -17,7 +17,7 @@ from pathlib import Path
 from ltp.sweeps.gpus import reserve_gpus
 with reserve_gpus(int(sys.argv[1]), Path("locks")) as gpus:
     print(gpus, flush=True)
-    time.sleep(60)
+    time.sleep(3600)
 """
 
 

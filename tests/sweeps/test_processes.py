@@ -1,14 +1,15 @@
 """A process for each run: what it inherits, how it ends, and that nothing outlives its starter."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
+from patience import wait_until
 
 from ltp.errors import RunError, TerminatedError, UserError
 from ltp.sweeps import processes
@@ -17,9 +18,11 @@ from ltp.sweeps import processes
 CHILD = """
 import json, os, sys, time
 from ltp.sweeps import processes
-json.dump({"argv": sys.argv[1:], "environ": dict(os.environ)}, open("seen.json", "w"))
+with open("seen.partial", "w") as file:
+    json.dump({"argv": sys.argv[1:], "environ": dict(os.environ)}, file)
+os.replace("seen.partial", "seen.json")
 if "sleep" in sys.argv:
-    time.sleep(60)
+    time.sleep(3600)
 if "message" in sys.argv:
     assert processes.report_to_parent(processes.RunError("the loss is nan"))
     assert processes.report_to_parent(ConnectionError("the other rank is gone"))
@@ -48,11 +51,20 @@ def is_alive(pid):
         return False
 
 
-def wait_until(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "in vain"
-        time.sleep(0.1)
+@contextlib.contextmanager
+def signalled(number, when):
+    """Send this process a signal as soon as a file is there."""
+
+    def send():
+        wait_until(when.exists)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def test_what_a_run_inherits(child, monkeypatch):
@@ -96,8 +108,7 @@ def test_signals_reach_a_run(child, number, error):
     # where the tests were started in the background, SIGINT is ignored, and a child would inherit that
     before = signal.signal(number, signal.default_int_handler)
     try:
-        threading.Timer(1.0, os.kill, (os.getpid(), number)).start()
-        with pytest.raises(error):
+        with pytest.raises(error), signalled(number, child):
             processes.start_run(["0", "sleep"])
         assert signal.getsignal(number) is signal.default_int_handler
     finally:
@@ -112,8 +123,7 @@ def test_somebody_else_s_signal_ends_the_run_too(child):
 
     before = signal.signal(signal.SIGUSR2, leave)
     try:
-        threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGUSR2)).start()
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit), signalled(signal.SIGUSR2, child):
             processes.start_run(["0", "sleep"])
     finally:
         signal.signal(signal.SIGUSR2, before)
@@ -131,7 +141,7 @@ else:
     import threading
     assert sum(thread.name == "exit-with-parent" for thread in threading.enumerate()) == 1
     print(os.getpid(), flush=True)
-time.sleep(60)
+time.sleep(3600)
 """
 
 

@@ -2,69 +2,43 @@
 
 import json
 import os
+import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-from helpers import SMALL
+from helpers import SMALL, ltp_train
+from interrupting import Forked, Started, trained, with_faults
+from patience import wait_until
 
 pytestmark = pytest.mark.slow
 
-COMMAND = (sys.executable, "-m", "ltp.train")
 DDP = ("trainer.devices=2", "trainer.strategy=ddp")
 TOPK = "outputs/tiny/demo/topk/rate_{}/lr_0.0002/seed_0"
 DENSE = "outputs/tiny/demo/finetune/lr_0.001/seed_0"
 
-#: Found by every Python process on its path: breaks a rank, or makes steps slow, where the test asks for it.
-FAULTS = """
-import os, sys
-if "ltp.train" in sys.orig_argv and "hydra.mode=RUN" in sys.orig_argv:
-    import time
-    import ltp.training.module
-    step = ltp.training.module.LTPModule.training_step
-    def training_step(self, batch, batch_idx):
-        if os.environ.get("BREAK", "never") in sys.orig_argv and self.global_rank == 1 and self.global_step == 2:
-            raise RuntimeError("rank 1 broke")
-        time.sleep(float(os.environ.get("SLOW", 0)))
-        return step(self, batch, batch_idx)
-    ltp.training.module.LTPModule.training_step = training_step
-"""
+
+@pytest.fixture(autouse=True)
+def root(tmp_path, monkeypatch):
+    """An empty current directory, and pytest's own handler afterwards."""
+    monkeypatch.chdir(tmp_path)
+    handler = signal.getsignal(signal.SIGTERM)
+    yield tmp_path
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture(scope="module")
+def dense_outputs(tmp_path_factory):
+    """``outputs/`` with the dense run that the jobs start from."""
+    folder = tmp_path_factory.mktemp("dense") / "outputs"
+    trained(*SMALL, "stage=finetune", f"output_root={folder}")
+    return folder
 
 
 @pytest.fixture
-def start(tmp_path):
-    """``start(words, **environment)``: ``python -m ltp.train`` in an empty folder."""
-    (tmp_path / "faults").mkdir()
-    (tmp_path / "faults" / "sitecustomize.py").write_text(FAULTS)
-    started = []
-
-    def start(*words, **environment):
-        paths = [str(tmp_path / "faults"), *filter(None, [os.environ.get("PYTHONPATH")])]
-        process = subprocess.Popen(
-            [*COMMAND, *words],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment},
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
-        process.stderr.close()
-
-
-def ended(process, seconds=240):
-    """Its exit code and what it said."""
-    shown_settings = process.communicate(timeout=seconds)[1]
-    return process.returncode, shown_settings
+def dense(dense_outputs, root):
+    """A copy of it, where the jobs look for it."""
+    shutil.copytree(dense_outputs, root / "outputs")
 
 
 def results(tmp_path, directory):
@@ -80,73 +54,75 @@ def processes_in(folder):
                 found.append(Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " "))
         except OSError:  # it has ended meanwhile
             continue
-    return [command for command in found if "ltp.train" in command]
+    return [command for command in found if "-m ltp.train" in command]
 
 
-def wait_until(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "in vain"
-        time.sleep(0.2)
-
-
-def test_a_job_that_fails_on_one_rank_leaves_the_others_alone(start, tmp_path):
-    assert ended(start(*SMALL, "stage=finetune"))[0] == 0
+def test_a_job_that_fails_on_one_rank_leaves_the_others_alone(dense, root, monkeypatch):
     sweep = (*SMALL, *DDP, "-m", "prune=topk", "prune.token_keep_rate=0.2,0.4,0.6")
-    code, shown_settings = ended(start(*sweep, BREAK="prune.token_keep_rate=0.4"))
-    assert code == 1
-    assert "error: 1 of 3 jobs of the sweep failed:" in shown_settings
-    assert f"    {TOPK.format(0.4)}\n    RuntimeError: rank 1 broke\n" in shown_settings
-    assert "sweep: 2 of 3 jobs done, 1 failed\n" in shown_settings
-    assert not (tmp_path / TOPK.format(0.4) / "results.json").exists()
-    assert processes_in(tmp_path) == []
+    with monkeypatch.context() as patch:
+        for name, value in with_faults(root / "faults", BREAK="prune.token_keep_rate=0.4").items():
+            patch.setenv(name, value)
+        finished = ltp_train(sweep)
+    assert finished.code == 1
+    assert "error: 1 of 3 jobs of the sweep failed:" in finished.err
+    assert f"    {TOPK.format(0.4)}\n    RuntimeError: rank 1 broke\n" in finished.err
+    assert "sweep: 2 of 3 jobs done, 1 failed\n" in finished.err
+    assert not (root / TOPK.format(0.4) / "results.json").exists()
+    wait_until(lambda: processes_in(root) == [], 400, what="a process was left behind")  # a rank may still be leaving
     for rate in (0.2, 0.6):
-        assert results(tmp_path, TOPK.format(rate))["devices"] == 2
-        assert results(tmp_path, TOPK.format(rate))["hyperparameters"]["token_keep_rate"] == rate
-    before = results(tmp_path, TOPK.format(0.2))["run_id"]
+        assert results(root, TOPK.format(rate))["devices"] == 2
+        assert results(root, TOPK.format(rate))["hyperparameters"]["token_keep_rate"] == rate
+    before = results(root, TOPK.format(0.2))["run_id"]
 
-    code, shown_settings = ended(start(*sweep))
-    assert code == 0
-    assert "sweep: 3 of 3 jobs done (2 of them before)\n" in shown_settings
-    assert results(tmp_path, TOPK.format(0.4))["devices"] == 2
-    assert results(tmp_path, TOPK.format(0.2))["run_id"] == before
+    finished = ltp_train(sweep)
+    assert finished.code == 0, finished.err
+    assert "sweep: 3 of 3 jobs done (2 of them before)\n" in finished.err
+    assert results(root, TOPK.format(0.4))["devices"] == 2
+    assert results(root, TOPK.format(0.2))["run_id"] == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_sweep_that_is_stopped_leaves_no_process_and_goes_on(start, tmp_path, number):
-    assert ended(start(*SMALL, "stage=finetune"))[0] == 0
+def test_a_sweep_that_is_stopped_leaves_no_process_and_goes_on(dense, root):
+    """Killed, then terminated where it went on."""
     sweep = (*SMALL, "epochs=3", "save_step=2", "-m", "prune=topk", "prune.token_keep_rate=0.2,0.4")
-    process = start(*sweep, SLOW="0.5")
-    checkpoint = tmp_path / TOPK.format(0.2) / "checkpoints" / "last.ckpt"
-    wait_until(checkpoint.exists)
-    process.send_signal(number)
-    assert ended(process)[0] == (143 if number == signal.SIGTERM else -9)
-    wait_until(lambda: processes_in(tmp_path) == [], seconds=40)
-    assert not (tmp_path / TOPK.format(0.2) / "results.json").exists()
+    slow = with_faults(root / "faults", SLOW=0.5)
+    checkpoint = root / TOPK.format(0.2) / "checkpoints" / "last.ckpt"
 
-    code, shown_settings = ended(start(*sweep))
-    assert code == 0
-    assert f"resuming {TOPK.format(0.2)} from step " in shown_settings
-    assert "sweep: 2 of 2 jobs done\n" in shown_settings
+    def saved():
+        return checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+
+    for number, code in ((signal.SIGKILL, -9), (signal.SIGTERM, 143)):
+        before = saved()
+        started = Started(sweep, **slow)
+        wait_until(lambda before=before: saved() > before, 600)
+        started.process.send_signal(number)
+        assert started.code() == code, started.told()
+        wait_until(lambda: processes_in(root) == [], 400, what="a process was left behind")
+        assert not (root / TOPK.format(0.2) / "results.json").exists()
+        assert (f"resuming {TOPK.format(0.2)} from step " in started.told()) == (before > 0)
+
+    started = Started(sweep)
+    assert started.code() == 0, started.told()
+    assert f"resuming {TOPK.format(0.2)} from step " in started.told()
+    assert "sweep: 2 of 2 jobs done\n" in started.told()
 
 
-def test_two_jobs_race_for_a_missing_parent(start, tmp_path):
-    both = [start(*SMALL, "prune=topk", f"prune.token_keep_rate={rate}", SLOW="0.5") for rate in (0.2, 0.4)]
-    shown_settings = [ended(process) for process in both]
-    assert [code for code, _ in shown_settings] == [0, 0]
-    trained = [f"training {DENSE}\n" in text for _, text in shown_settings]
-    assert sorted(trained) == [False, True]
-    waiting = shown_settings[trained.index(False)][1]
+def test_two_jobs_race_for_a_missing_parent(root):
+    slow = with_faults(root / "faults", SLOW=0.5)
+    both = [Forked([*SMALL, "prune=topk", f"prune.token_keep_rate={rate}"], **slow) for rate in (0.2, 0.4)]
+    assert [one.code() for one in both] == [0, 0], [one.told() for one in both]
+    told = [one.told() for one in both]
+    first = [f"training {DENSE}\n" in text for text in told]
+    assert sorted(first) == [False, True]
+    waiting = told[first.index(False)]
     assert f"waiting for {DENSE}, which is being written by process " in waiting
     assert f"another process has trained it meanwhile: {DENSE}\n" in waiting
-    parent = results(tmp_path, DENSE)["run_id"]
-    assert {results(tmp_path, TOPK.format(rate))["parent_run_id"] for rate in (0.2, 0.4)} == {parent}
+    parent = results(root, DENSE)["run_id"]
+    assert {results(root, TOPK.format(rate))["parent_run_id"] for rate in (0.2, 0.4)} == {parent}
 
 
-def test_the_same_command_twice_at_once_is_one_run(start, tmp_path):
-    both = [start(*SMALL, "stage=finetune", SLOW="0.5") for _ in range(2)]
-    shown_settings = [ended(process) for process in both]
-    assert [code for code, _ in shown_settings] == [0, 0]
-    assert sorted(f"training {DENSE}\n" in text for _, text in shown_settings) == [False, True]
-    steps = [json.loads(line)["step"] for line in (tmp_path / DENSE / "metrics.jsonl").read_text().splitlines()]
+def test_the_same_command_twice_at_once_is_one_run(root):
+    both = [Forked([*SMALL, "stage=finetune"], step_seconds=0.5) for _ in range(2)]
+    assert [one.code() for one in both] == [0, 0], [one.told() for one in both]
+    assert sorted(f"training {DENSE}\n" in one.told() for one in both) == [False, True]
+    steps = [json.loads(line)["step"] for line in (root / DENSE / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)

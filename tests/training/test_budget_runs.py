@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import SMALL, ltp_train
-from interrupting import Started, assert_the_same, interrupted, lines_of, results_of, run_directory, trained
+from interrupting import (
+    assert_the_same,
+    interrupted,
+    lines_of,
+    results_of,
+    run_directory,
+    trained,
+    trained_by_two,
+)
 from safetensors.torch import load_file
 
 from ltp import LTPForSequenceClassification
@@ -188,8 +196,7 @@ def test_two_processes_learn_what_one_does(dense_run):
     no_dropout = [f"model.architecture.{name}_dropout_prob=0" for name in ("hidden", "attention_probs")]
     dense = trained(*SMALL, *no_dropout, "epochs=3", "trainer.num_threads=1")
     words = [*SOFT, "prune.target_flops=0.5", f"restore={dense}", "trainer.num_threads=1"]
-    two = Started([*words, "output_root=two", "trainer.devices=2", "trainer.strategy=ddp"])
-    assert two.code() == 0, two.told()
+    trained_by_two(*words, "output_root=two")
     one, two = trained(*words, "output_root=one"), run_directory("two")
     first, second = results_of(one), results_of(two)
     assert (first["devices"], second["devices"]) == (1, 2)

@@ -5,13 +5,10 @@ Marked slow: some start processes of their own, the others train for a second or
 
 import io
 import json
-import multiprocessing
 import os
 import random
 import shutil
 import signal
-import socket
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,19 +19,24 @@ from interrupting import (
     PowerCutError,
     Started,
     assert_the_same,
+    exit_code,
     interrupted,
+    killed_in_a_step,
+    killed_while_saving,
     lines_of,
     results_of,
     run_directory,
     trained,
+    trained_by_two,
+    with_faults,
 )
+from patience import wait_until
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from safetensors.torch import load_file
 
 from ltp.data.demo import demo_rows, demo_tokenizer
 from ltp.errors import RunError
-from ltp.training import resuming
 from ltp.training import run as training
 from ltp.training.loggers import MetricsFile
 from ltp.training.module import LTPModule
@@ -85,43 +87,10 @@ def saved_step(name="last.ckpt", directory=None):
 # -- kill -9 -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def processes():
-    """Processes that have imported everything before they begin."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ltp.train", "ltp.training.run", __name__])
-
-    def run(function, *arguments):
-        """The exit code of ``function(*arguments)`` in a process of its own; -9 where it was killed."""
-        process = context.Process(target=function, args=arguments)
-        process.start()
-        process.join(120)
-        return process.exitcode
-
-    return run
-
-
-def kill():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def killed_in_a_step(words, step):
-    """Train, and be killed in the middle of an optimiser step."""
-    update = LTPModule.optimizer_step
-
-    def killed(self, *arguments, **more):
-        if self.global_step == step:
-            kill()
-        update(self, *arguments, **more)
-
-    LTPModule.optimizer_step = killed
-    ltp_train(words)
-
-
-def test_a_run_that_is_killed_five_times(processes, soft, undisturbed):
+def test_a_run_that_is_killed_five_times(soft, undisturbed):
     steps = sorted(random.Random(0).sample(range(STEPS), 5))
     for step in steps:
-        assert processes(killed_in_a_step, soft, step) == -signal.SIGKILL
+        assert exit_code(killed_in_a_step, soft, step) == -signal.SIGKILL
     assert not (run_directory() / "results.json").exists()
     finished = ltp_train(soft)
     assert finished.code == 0, finished.err
@@ -129,33 +98,9 @@ def test_a_run_that_is_killed_five_times(processes, soft, undisturbed):
     assert_the_same(run_directory(), undisturbed)
 
 
-def killed_while_saving(words, step, renamed):
-    """Train, and be killed in the middle of a checkpoint's file, or between the names it goes through."""
-    save, replace = torch.save, os.replace
-
-    def half(checkpoint, file):
-        content = io.BytesIO()
-        save(checkpoint, content)
-        whole = checkpoint["global_step"] != step or renamed
-        file.write(content.getvalue() if whole else content.getvalue()[: content.tell() // 2])
-        if not whole:
-            file.flush()
-            kill()
-
-    def killed(source, target):
-        if Path(target).name == "last.ckpt" and torch.load(source, weights_only=True)["global_step"] == step:
-            kill()
-        replace(source, target)
-
-    resuming.torch = SimpleNamespace(save=half)
-    if renamed:
-        os.replace = killed
-    ltp_train(words)
-
-
 @pytest.mark.parametrize(("renamed", "left"), [(False, "last.ckpt"), (True, "previous.ckpt")])
-def test_a_run_that_is_killed_while_it_saves(processes, soft, undisturbed, renamed, left):
-    assert processes(killed_while_saving, soft, 8, renamed) == -signal.SIGKILL
+def test_a_run_that_is_killed_while_it_saves(soft, undisturbed, renamed, left):
+    assert exit_code(killed_while_saving, soft, 8, renamed) == -signal.SIGKILL
     names = {path.name.rstrip("0123456789") for path in (run_directory() / "checkpoints").iterdir()}
     partial = next(name for name in names if name.startswith(".last.ckpt.") and name.endswith(".partial"))
     assert names - {partial} == {left, "best.ckpt"}
@@ -474,34 +419,35 @@ TWO_STEPS = 36
 
 def wait_for_step(started, step, output_root="outputs"):
     """Wait until a running process has logged a step."""
-    deadline = time.monotonic() + 200
-    while time.monotonic() < deadline:
+
+    def reached():
         assert started.process.poll() is None, started.told()
         for path in Path(output_root).rglob("metrics.jsonl"):
             # the run may have been resumed: its last line counts, whole or not
             lines = path.read_text().rstrip("\n").split("\n")
             if lines[-1].startswith('{"step": ') and int(lines[-1].split()[1].rstrip(",")) >= step:
-                return
-        time.sleep(0.005)
-    pytest.fail(f"step {step} was not reached")
+                return True
+        return False
+
+    wait_until(reached, 600, poll=0.005, what=f"step {step} was not reached")
 
 
 def wait_for_session(started):
     """Wait until all its processes are gone."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
+
+    def gone():
         try:
             os.killpg(started.process.pid, 0)
         except ProcessLookupError:
-            return
-        time.sleep(0.1)
-    pytest.fail("a process was left behind")
+            return True
+        return False
+
+    wait_until(gone, what="a process was left behind")
 
 
-def test_two_processes_killed_stopped_and_damaged(dense_run):
+def test_two_processes_killed_stopped_and_damaged(dense_run, root):
     words = [*TWO, f"restore={dense_run}"]
-    whole = Started([*words, "output_root=whole"])
-    assert whole.code() == 0, whole.told()
+    trained_by_two(*words, "output_root=whole")
     wanted = run_directory("whole")
     results = results_of(wanted)
     assert (results["devices"], results["train_steps"]) == (2, TWO_STEPS)
@@ -510,7 +456,9 @@ def test_two_processes_killed_stopped_and_damaged(dense_run):
     peak = results["hyperparameters"]["lr"]
     assert rates == pytest.approx([peak * (TWO_STEPS - step) / TWO_STEPS for step in range(TWO_STEPS)], rel=1e-4)
 
-    killed = Started(words)
+    # a step waits long enough for this process to have its turn before the last one
+    slow = with_faults(root / "faults", SLOW=0.1)
+    killed = Started(words, **slow)
     wait_for_step(killed, 6)
     os.killpg(killed.process.pid, signal.SIGKILL)
     assert killed.code() == -signal.SIGKILL
@@ -518,7 +466,7 @@ def test_two_processes_killed_stopped_and_damaged(dense_run):
     lost = lines_of(run_directory())[-1]["step"]
     assert 4 <= first <= lost + 1 < TWO_STEPS - 2
 
-    stopped = Started(words)
+    stopped = Started(words, **slow)
     wait_for_step(stopped, lost + 2)
     stopped.process.send_signal(signal.SIGTERM)  # the main process only
     assert stopped.code() == 143, stopped.told()
@@ -533,14 +481,7 @@ def test_two_processes_killed_stopped_and_damaged(dense_run):
     # both at once, as torchrun and srun start them: each finds the damage by itself
     flip(directory / "checkpoints" / "last.ckpt")
     before = saved_step("previous.ckpt")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "1"}
-    pair = [Started(words, RANK=str(rank), LOCAL_RANK=str(rank), **common) for rank in (0, 1)]
-    codes = [started.code() for started in pair]
-    told = [started.told() for started in pair]
-    assert codes == [0, 0], told
+    told = trained_by_two(*words)
     assert f"last.ckpt is damaged: kept as last.ckpt.damaged, going on from previous.ckpt (step {before})" in told[0]
     assert "damaged" not in told[1]
     assert_the_same(directory, wanted)
@@ -565,8 +506,7 @@ def test_two_processes_learn_what_one_does(root):
         *(*common, "prune=threshold", "stage=soft", f"restore={dense}", "epochs=4", "save_step=10", "lr=1e-3"),
         *("prune.final_token_threshold=0.01", "prune.lr_threshold=1e-4"),
     ]
-    two = Started([*words, "output_root=two", "trainer.devices=2", "trainer.strategy=ddp"])
-    assert two.code() == 0, two.told()
+    trained_by_two(*words, "output_root=two")
     one, two = trained(*words, "output_root=one"), run_directory("two")
     results = [results_of(directory) for directory in (one, two)]
     assert [result["train_steps"] for result in results] == [20, 20]

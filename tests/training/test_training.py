@@ -16,6 +16,8 @@ import pytest
 import torch
 import yaml
 from helpers import SMALL, Finished, ltp_train, no_hub, plan_of, write_json
+from interrupting import trained_by_two
+from patience import limit
 from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
 from transformers import (
@@ -53,7 +55,7 @@ def process(folder, *arguments):
     """``python -m ltp.train`` in a process of its own, in a folder."""
     command = [sys.executable, "-m", "ltp.train", *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}  # more get into each other's way on a small model
-    finished = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=500)
+    finished = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=limit(600))
     return Finished(finished.returncode, finished.stdout, finished.stderr)
 
 
@@ -284,12 +286,11 @@ def test_a_finished_run_of_another_configuration_is_refused(chain):
     )
 
 
-def test_a_sweep_of_two_baselines(chain):
+def test_two_baselines(chain):
     rates = ("0.6", "-0.4")
-    finished = process(
-        chain, "--multirun", *COMMON, "prune=topk", f"prune.token_keep_rate={','.join(rates)}", "lr=1e-4"
-    )
-    assert finished.code == 0, finished.err
+    for rate in rates:
+        finished = ltp_train([*COMMON, "prune=topk", f"prune.token_keep_rate={rate}", "lr=1e-4"])
+        assert finished.code == 0, finished.err
     runs = [results_of(Path(f"outputs/tiny/demo/topk/rate_{rate}/lr_0.0001/seed_0")) for rate in rates]
     assert [run["hyperparameters"]["token_keep_rate"] for run in runs] == [0.6, -0.4]
     assert all(run["parent"] == str(DENSE) and run["thresholds"] is None for run in runs)
@@ -301,8 +302,7 @@ def test_a_sweep_of_two_baselines(chain):
 
 def test_two_processes_give_what_one_gives(chain):
     command = [*COMMON, "prune=threshold", "stage=soft", "prune.lr_threshold=1e-3"]
-    two = process(chain, *command, "output_root=two", f"restore={DENSE}", "trainer.devices=2", "trainer.strategy=ddp")
-    assert two.code == 0, two.err
+    trained_by_two(*command, "output_root=two", f"restore={DENSE}")
     one = ltp_train([*command, "output_root=one", f"restore={DENSE}"])
     assert one.code == 0, one.err
     place = "tiny/demo/absolute_threshold/rate_0.005/temperature_0.001/lambda_0.05/lr_0.0001/seed_0"
