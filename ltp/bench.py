@@ -105,7 +105,7 @@ def resolve(settings: BenchSettings) -> tuple[BenchSettings, Checkpoint | None]:
         options.relative_flops = options.relative_flops if options.relative_flops is not None else 0.5
         if settings.task is not None:
             raise UserError(
-                f"task={settings.task.name} needs restore=…, whose tokenizer makes tokens of its texts; "
+                f"task={settings.task.name} needs restore=…, whose tokenizer reads its texts; "
                 "bench.lengths=mrpc, sst2 or rte needs none"
             )
     elif settings.task is None and options.lengths is None and (stored := stored_task(checkpoint)) is not None:
@@ -281,7 +281,7 @@ def _set_relative_flops(model: "LTPForSequenceClassification", batch: dict[str, 
     try:
         set_profile_thresholds(model, batch, target)
     except ValueError as error:
-        raise UserError(f"bench.relative_flops={target} cannot be had here: {error}") from error
+        raise UserError(f"bench.relative_flops={target} cannot be reached: {error}") from error
 
 
 def build_model(settings: BenchSettings, checkpoint: Checkpoint | None) -> "LTPForSequenceClassification":

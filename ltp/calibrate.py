@@ -68,7 +68,9 @@ def resolve(settings: CalibrateSettings) -> Request:
     is_own_task = settings.task is None and settings.data_dir is None and stored is not None
     if settings.task is None:
         if stored is None:
-            raise UserError(f"restore={settings.restore} is no run that names its task: give task=… (and data_dir=…)")
+            raise UserError(
+                f"restore={settings.restore} is not a run directory that names its task: give task=… (and data_dir=…)"
+            )
         settings.task = stored.task
         settings.data_dir = settings.data_dir or stored.data_dir
     request = Request(settings, checkpoint, stored, is_own_task, new_directory(settings, checkpoint))
@@ -100,7 +102,7 @@ def check(settings: CalibrateSettings) -> None:
         if latency is None and getattr(settings, key) is not None:
             raise UserError(
                 f"{key}={getattr(settings, key)} goes with target_latency_ms, not with {given[0]}: FLOPs are counted, "
-                "and the same however the model is served"
+                "and do not depend on how the model is served"
             )
     if settings.dtype == "int8" and settings.execution == "packed":
         raise UserError("dtype=int8 goes with execution=deployed, not execution=packed")
@@ -108,7 +110,7 @@ def check(settings: CalibrateSettings) -> None:
         raise UserError("execution=deployed is for CPUs: use device=cpu, or execution=packed")
     if settings.to is not None and settings.output_root is not None:
         raise UserError(
-            f"to={settings.to} and output_root={settings.output_root} are two answers to one question: give one of them"
+            f"to={settings.to} and output_root={settings.output_root} both set the new run's folder: give one of them"
         )
 
 
@@ -121,7 +123,7 @@ def check_method(settings: CalibrateSettings, checkpoint: Checkpoint) -> None:
     mode = checkpoint.pruning.get("prune_mode", "none")
     if mode == "none":
         raise UserError(
-            f"restore={settings.restore} is dense: it prunes nothing that could be calibrated. Train a run that does: "
+            f"restore={settings.restore} is dense: it prunes no tokens, so there is nothing to calibrate. Train a run that does: "
             f"python -m ltp.train prune=threshold restore={settings.restore} (learned thresholds; prune=manual, "
             "prune=topk: the baselines)"
         )

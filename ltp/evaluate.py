@@ -64,7 +64,9 @@ def resolve(settings: EvaluateSettings) -> Request:
     is_own_task = settings.task is None and settings.data_dir is None
     if settings.task is None:
         if stored is None:
-            raise UserError(f"restore={settings.restore} is no run that names its task: give task=… (and data_dir=…)")
+            raise UserError(
+                f"restore={settings.restore} is not a run directory that names its task: give task=… (and data_dir=…)"
+            )
         settings.task = stored.task
         settings.data_dir = settings.data_dir or stored.data_dir
     is_default = settings.split == "validation" and settings.execution == "packed"

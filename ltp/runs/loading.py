@@ -87,7 +87,7 @@ def check_budget(checkpoint: Checkpoint, budget: float | None) -> None:
     if not checkpoint.prunes:
         raise UserError(
             f"budget={budget:g}: {restore} is dense and holds no budgets. python -m ltp.train prune=threshold "
-            f"{restore} prune.target_flops={budget:g} leads it to one."
+            f"{restore} prune.target_flops={budget:g} trains it for this budget."
         )
     if checkpoint.config.get("prune_mode") != "absolute_threshold":
         raise UserError(

@@ -329,8 +329,8 @@ def check_ranges(settings: TrainSettings) -> None:
     check_shares("budgets", settings.budgets)
     if settings.budgets is not None and prune.target_flops is not None:
         raise UserError(
-            f"budgets={settings.budgets} and prune.target_flops={prune.target_flops} are two answers to one "
-            "question: give one of them"
+            f"budgets={settings.budgets} and prune.target_flops={prune.target_flops} both set the cost: "
+            "give one of them"
         )
     if distill.mode is None and distill != DistillSettings():
         raise UserError("distill.… is given, but nothing is distilled: add distill=logits or distill=hidden")

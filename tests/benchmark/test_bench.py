@@ -291,7 +291,9 @@ def test_a_model_that_does_not_prune_is_measured_dense(sequences):
 
 def test_onnx_says_how_to_install_it(model, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else object())
-    with pytest.raises(UnavailableError, match=r"^onnxscript not installed: pip install 'ltp\[bench\]'$"):
+    with pytest.raises(
+        UnavailableError, match=r"^onnxscript not installed: pip install 'learned-token-pruning\[onnx\]'$"
+    ):
         ENGINES["onnx"].build(None, "float32")
 
 
@@ -379,7 +381,7 @@ ALL_ENGINES = ", ".join(ENGINES)
         ("task=rte bench.lengths=rte", "task=rte and bench.lengths=rte contradict each other: give one of them"),
         (
             "task=rte",
-            "task=rte needs restore=…, whose tokenizer makes tokens of its texts; bench.lengths=mrpc, sst2 or rte "
+            "task=rte needs restore=…, whose tokenizer reads its texts; bench.lengths=mrpc, sst2 or rte "
             "needs none",
         ),
         (
@@ -407,7 +409,7 @@ def test_a_cost_out_of_reach_is_told_with_the_range(here):
     finished = ltp_bench("bench.shape=tiny bench.sequences=4 bench.relative_flops=0.001")
     assert finished.code == 2
     assert finished.err.startswith(
-        "error: bench.relative_flops=0.001 cannot be had here: relative_flops is 0.001; it must be in [0."
+        "error: bench.relative_flops=0.001 cannot be reached: relative_flops is 0.001; it must be in [0."
     )
 
 

@@ -768,7 +768,9 @@ def test_what_is_something_else_is_never_overwritten(runs, tmp_path, monkeypatch
 def test_a_hugging_face_directory(runs, tmp_path):
     os.symlink(runs["manual"] / "model", tmp_path / "mine")
     restore = f"restore={tmp_path / 'mine'} target_flops=0.75"
-    assert ltp_calibrate(restore).err.endswith("is no run that names its task: give task=… (and data_dir=…)\n")
+    assert ltp_calibrate(restore).err.endswith(
+        "is not a run directory that names its task: give task=… (and data_dir=…)\n"
+    )
     (tmp_path / "sst2").mkdir()
     rows = [{"sentence": f"this film is {'very ' * (number % 7)}good", "label": number % 2} for number in range(30)]
     for split in ("train", "validation"):
@@ -886,7 +888,7 @@ BUDGETS = (
         ("restore=x model=tiny", "unknown key model; what is calibrated is chosen by restore=… (a demo run brings its "
          "task)"),
         ("restore=x target_flops=0.5 execution=packed", "execution=packed goes with target_latency_ms, not with "
-         "target_flops=0.5: FLOPs are counted, and the same however the model is served"),
+         "target_flops=0.5: FLOPs are counted, and do not depend on how the model is served"),
         ("restore=x target_latency_ms=5 execution=deploy", "execution=deploy: no such option. Did you mean deployed? "
          "Options: deployed, packed"),
         ("restore=x target_latency_ms=5 dtype=float16", "dtype=float16: no such option. Did you mean bfloat16 or "
@@ -898,7 +900,7 @@ BUDGETS = (
         ("restore=x target_latency_ms=5 batch_size=0", "batch_size=0 is out of range: it must be 1 or more"),
         ("restore=x target_flops=0.5 examples=0", "examples=0 is out of range: it must be 1 or more"),
         ("restore=x target_flops=0.5 threads=0", "threads=0 is out of range: it must be 1 or more"),
-        ("restore=x target_flops=0.5 to=a output_root=b", "to=a and output_root=b are two answers to one question: "
+        ("restore=x target_flops=0.5 to=a output_root=b", "to=a and output_root=b both set the new run's folder: "
          "give one of them"),
     ],
 )  # fmt: skip
@@ -914,7 +916,7 @@ def test_what_prunes_nothing_or_by_one_rate(runs):
     finished = ltp_calibrate(f"restore={dense} target_flops=0.5")
     assert (finished.code, finished.err) == (
         2,
-        f"error: restore={dense} is dense: it prunes nothing that could be calibrated. Train a run that does: python "
+        f"error: restore={dense} is dense: it prunes no tokens, so there is nothing to calibrate. Train a run that does: python "
         f"-m ltp.train prune=threshold restore={dense} (learned thresholds; prune=manual, prune=topk: the baselines)\n",
     )
     finished = ltp_calibrate(f"restore={topk} budgets=[0.5,0.7]")

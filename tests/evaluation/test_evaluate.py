@@ -221,7 +221,7 @@ def test_only_the_budget_in_use_has_its_predictions_in_the_run(several, tmp_path
         ("topk", 0.4, "restore=RUN prunes by one keep rate and holds no budgets. python -m ltp.calibrate restore=RUN "
          "target_flops=0.4 makes a run at this one, without training."),
         ("dense", 0.4, "restore=RUN is dense and holds no budgets. python -m ltp.train prune=threshold "
-         "restore=RUN prune.target_flops=0.4 leads it to one."),
+         "restore=RUN prune.target_flops=0.4 trains it for this budget."),
         ("several", 1.5, "is out of range: it must be in (0, 1] (of the dense FLOPs)"),
     ],
 )  # fmt: skip
@@ -432,7 +432,7 @@ def test_a_directory_that_is_no_run_of_a_known_task(runs, tmp_path):
     os.symlink(runs["topk"] / "model", tmp_path / "model")
     finished = ltp_evaluate(f"restore={tmp_path / 'model'}")
     assert finished.code == 2
-    assert finished.err.endswith("is no run that names its task: give task=… (and data_dir=…)\n")
+    assert finished.err.endswith("is not a run directory that names its task: give task=… (and data_dir=…)\n")
     (tmp_path / "empty").mkdir()
     assert "is neither a run directory" in ltp_evaluate(f"restore={tmp_path / 'empty'}").err
 

@@ -573,7 +573,7 @@ def test_a_budget_takes_the_place_of_what_it_decides():
         ("stage=soft budgets=[0.5,1.5]", "budgets=[0.5,1.5] is out of range: it must be in (0, 1]"),
         ("stage=soft budgets=[0.5,0.5]", "budgets=[0.5,0.5] is out of range: it must be one or more different shares"),
         ("stage=soft budgets=[]", "budgets=[] is out of range: it must be one or more different shares"),
-        ("stage=soft budgets=[0.5] prune.target_flops=0.4", "are two answers to one question: give one of them"),
+        ("stage=soft budgets=[0.5] prune.target_flops=0.4", "both set the cost: give one of them"),
     ],
 )
 def test_budgets_that_mean_nothing(command, text):
