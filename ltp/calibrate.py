@@ -123,9 +123,9 @@ def check_method(settings: CalibrateSettings, checkpoint: Checkpoint) -> None:
     mode = checkpoint.pruning.get("prune_mode", "none")
     if mode == "none":
         raise UserError(
-            f"restore={settings.restore} is dense: it prunes no tokens, so there is nothing to calibrate. Train a run that does: "
-            f"python -m ltp.train prune=threshold restore={settings.restore} (learned thresholds; prune=manual, "
-            "prune=topk: the baselines)"
+            f"restore={settings.restore} is dense: it prunes no tokens, so there is nothing to calibrate. Train a run "
+            f"that does: python -m ltp.train prune=threshold restore={settings.restore} (learned thresholds; "
+            "prune=manual, prune=topk: the baselines)"
         )
     if settings.budgets is not None and mode in RATE_MODES:
         raise UserError(

@@ -206,12 +206,12 @@ def predict_texts(
 
 
 def _title(settings: PredictSettings, checkpoint: Checkpoint) -> str:
-    from ltp.runs.summary import describe
+    from ltp.runs.summary import describe_method
 
     results = checkpoint.results
     if results is None or "method" not in results:
         return checkpoint.name if settings.budget is None else f"{checkpoint.name} · budget {settings.budget:g}"
-    return f"{results['task']} · {results['model']} · {describe(results, settings.budget)}"
+    return f"{results['task']} · {results['model']} · {describe_method(results, settings.budget)}"
 
 
 COMMAND = Command("predict", PredictSettings, main, fill, prepare=lambda arguments: list(map(quote_text, arguments)))

@@ -21,7 +21,6 @@ from omegaconf import open_dict
 from ltp import train
 from ltp.command import cli
 from ltp.data import hub
-from ltp.runs.settings import typed
 
 torch.set_num_threads(1)  # on models this small more of them get into each other's way
 
@@ -73,7 +72,7 @@ def composed(*overrides, config_name="train"):
 
 def settings_of(command=""):
     """What a command line says, nulls included."""
-    return typed(composed(*words(command)))
+    return train.COMMAND.settings(composed(*words(command)))
 
 
 def plan_of(command=""):

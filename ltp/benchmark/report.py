@@ -141,7 +141,7 @@ _DERIVED = ("speedup", "flops_ratio", "efficiency", "limit", "peak_memory_mb", "
 def _row(
     kind: str, name: str, title: str, dtype: str, batch_size: int, pruned: bool, seconds: Seconds, facts: Facts
 ) -> dict[str, Any]:
-    per_sequence = Spread.of([1000 * value / facts.sequences for value in seconds])
+    per_sequence = Spread.from_values([1000 * value / facts.sequences for value in seconds])
     return {
         "kind": kind,
         "engine": name,

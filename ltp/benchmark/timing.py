@@ -26,7 +26,7 @@ class Spread:
     high: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
+    def from_values(cls, values: Sequence[float]) -> "Spread":
         """Median, smallest and largest of at least one value."""
         return cls(statistics.median(values), min(values), max(values))
 
@@ -37,7 +37,7 @@ class Spread:
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
     """Ratios of two engines' seconds, round by round, so that what slows down a whole round cancels."""
-    return Spread.of([a / b for a, b in zip(numerators, denominators, strict=True)])
+    return Spread.from_values([a / b for a, b in zip(numerators, denominators, strict=True)])
 
 
 def interleaved(

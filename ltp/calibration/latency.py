@@ -40,7 +40,7 @@ class ServedModel:
         self.model, self.execution, self.dtype = model, execution, dtype
         self.device = torch.device("cpu") if execution == "deployed" else device
         try:
-            self._engine = Engine.of(model, execution, dtype, self.device)
+            self._engine = Engine.create(model, execution, dtype, self.device)
         except RuntimeError as error:
             raise UserError(f"dtype={dtype}: {error}") from error
 

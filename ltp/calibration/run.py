@@ -54,7 +54,7 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
     check_can_write(request)
     model, tokenizer = load_model(request.checkpoint), load_tokenizer(request.checkpoint)
     measured = measure(request, model, tokenizer, progress)
-    results = {**describe(request, model), **measured, "duration_seconds": round(time.monotonic() - started, 1)}
+    results = {**run_facts(request, model), **measured, "duration_seconds": round(time.monotonic() - started, 1)}
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with run_lock(directory):
@@ -83,7 +83,7 @@ def measure(
     assert settings.task is not None
     device = select_device(settings.device)
     data = read_data(request.checkpoint, settings.task, settings.data_dir, tokenizer, model)
-    sample = Sample.of(data, settings.examples, model)
+    sample = Sample.from_data(data, settings.examples, model)
     latency_settings = {key: getattr(settings, key) for key in LATENCY_DEFAULTS if getattr(settings, key) is not None}
     try:
         measured = calibrate_to_goal(request, model, data, sample, device=device, progress=progress)
@@ -124,7 +124,7 @@ def _unreachable(settings: CalibrateSettings, error: UnreachableError, examples:
     )
 
 
-def describe(request: Request, model: LTPForSequenceClassification) -> dict[str, Any]:
+def run_facts(request: Request, model: LTPForSequenceClassification) -> dict[str, Any]:
     """Return the part of ``results.json`` that describes the run's configuration, with the keys of a training."""
     settings, checkpoint = request.settings, request.checkpoint
     assert settings.task is not None
@@ -256,7 +256,7 @@ def score(
     Returns:
         ``metric``, ``metrics``, the keys of :meth:`ltp.evaluation.cost.CostMetric.compute` and ``thresholds``.
     """
-    engine = Engine.of(model, "packed", dtype, device)
+    engine = Engine.create(model, "packed", dtype, device)
     result: dict[str, Any] = {}
     for index, name in enumerate(data.validation_splits):
         summary = summarise(evaluate(engine, data, model, tick, split=index), data.task, model)

@@ -58,7 +58,7 @@ class Sample:
     pad_token_id: int
 
     @classmethod
-    def of(cls, data: GLUEDataModule, examples: int, model: LTPForSequenceClassification) -> Sample:
+    def from_data(cls, data: GLUEDataModule, examples: int, model: LTPForSequenceClassification) -> Sample:
         """Take the sample on which training calibrates its budgets.
 
         Args:

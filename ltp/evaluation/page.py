@@ -46,7 +46,13 @@ def render_page(title: str, examples: Sequence[Example], thresholds: Sequence[fl
                 "note": example.note,
                 "cost": round(example.cost, 4),
                 "tokens": [
-                    [trace.text, trace.token, int(trace.joined), trace.left, [_short(score) for score in trace.scores]]
+                    [
+                        trace.text,
+                        trace.token,
+                        int(trace.joined),
+                        trace.pruned_at,
+                        [_short(score) for score in trace.scores],
+                    ]
                     for trace in example.traces
                 ],
             }

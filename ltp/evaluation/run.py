@@ -24,7 +24,7 @@ from ltp.runs.loading import (
     silence_libraries,
 )
 from ltp.runs.plan import check_labels
-from ltp.runs.summary import describe
+from ltp.runs.summary import describe_method
 
 #: Makes a progress bar for a number of examples; yields a function to call with the number done since its last call.
 Progress = Callable[[int], contextlib.AbstractContextManager[Callable[[int], None]]]
@@ -58,7 +58,7 @@ def run(request: Request, command: str, progress: Progress) -> dict[str, Any]:
     with progress(examples * len(settings.threshold_scale)) as advance:
         for scale, scaled in _scaled_models(model, settings.threshold_scale):
             try:
-                engine = Engine.of(scaled, settings.execution, settings.dtype, device)
+                engine = Engine.create(scaled, settings.execution, settings.dtype, device)
             except RuntimeError as error:
                 raise UserError(f"dtype={settings.dtype}: {error}") from error
             outcome = evaluate(engine, data, model, advance)
@@ -76,7 +76,7 @@ def run(request: Request, command: str, progress: Progress) -> dict[str, Any]:
         "command": command,
         "restore": settings.restore,
         "model": checkpoint.name,
-        "method": describe(run_results, model.budget) if "method" in run_results else model.config.prune_mode,
+        "method": describe_method(run_results, model.budget) if "method" in run_results else model.config.prune_mode,
         "budget": model.budget,
         "task": data.task.name,
         "split": settings.split,

@@ -46,14 +46,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Engine:
-    """A model prepared for one execution, dtype and device; made by :meth:`of`."""
+    """A model prepared for one execution, dtype and device; made by :meth:`create`."""
 
     forward: Callable[..., Any]
     device: torch.device
     autocast: torch.dtype | None
 
     @classmethod
-    def of(cls, model: LTPForSequenceClassification, execution: str, dtype: str, device: torch.device) -> Engine:
+    def create(cls, model: LTPForSequenceClassification, execution: str, dtype: str, device: torch.device) -> Engine:
         """Prepare a model, with its current pruning, for a device.
 
         Args:

@@ -53,7 +53,7 @@ def compare_speed(
             warm_up()
         seconds = interleaved(passes, rounds)
         sequences = sum(len(batch["input_ids"]) for batch in timed)
-        times = {name: Spread.of([1000 * second / sequences for second in seconds[name]]) for name in passes}
+        times = {name: Spread.from_values([1000 * second / sequences for second in seconds[name]]) for name in passes}
         speeds[size] = Speed(times["pruned"], times["dense"], ratio(seconds["dense"], seconds["pruned"]))
     return speeds
 

@@ -21,14 +21,14 @@ class TokenTrace:
         token: the token in the tokenizer's vocabulary: ``##ing``, ``Ġfilm``.
         joined: whether no space separates it from the previous token.
         scores: importance in layers 1..L; None in layers that it does not enter.
-        left: the layer that prunes it; None if no layer does.
+        pruned_at: the layer that prunes it; None if no layer does.
     """
 
     text: str
     token: str
     joined: bool
     scores: tuple[float | None, ...]
-    left: int | None
+    pruned_at: int | None
 
 
 class RecordingPruner(Pruner):
@@ -129,7 +129,7 @@ def format_layers(example: Sequence[TokenTrace], *, plain: bool = False) -> Text
     for layer in range(len(example[0].scores) + 1):
         lines.append(f"{'input' if layer == 0 else f'layer {layer}':8}", style="bold")
         for trace in example:
-            pruned = trace.left is not None and trace.left <= layer
+            pruned = trace.pruned_at is not None and trace.pruned_at <= layer
             word = printable(trace.text)
             lines.append("" if trace.joined else " ")
             lines.append("·" * len(word) if pruned and plain else word, style="bright_black strike" if pruned else "")

@@ -211,11 +211,6 @@ def known_keys(schema: type = TrainSettings, prefix: str = "") -> list[str]:
 Settings = TypeVar("Settings")
 
 
-def typed(cfg: DictConfig) -> TrainSettings:
-    """Convert a composed configuration to :class:`TrainSettings`; see :func:`typed_as`."""
-    return typed_as(TrainSettings, cfg, unknown_key)
-
-
 def typed_as(schema: type[Settings], cfg: DictConfig, unknown: Callable[[str], str]) -> Settings:
     """Convert a composed configuration to an instance of its schema.
 

@@ -48,7 +48,7 @@ def print_results(results: dict[str, Any], directory: Path) -> None:
     console.print(f"run directory: {directory}", soft_wrap=True, highlight=False)
 
 
-def describe(run: dict[str, Any], budget: float | None = None) -> str:
+def describe_method(run: dict[str, Any], budget: float | None = None) -> str:
     """Describe a run's method and the setting that determines its cost.
 
     Args:

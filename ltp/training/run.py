@@ -99,7 +99,7 @@ def train(run: Run) -> dict[str, Any]:
         select_weights(run, trainer, module, datamodule)
         evaluated = module.evaluated[-1]  # the largest budget is the default of a checkpoint
         results = {
-            **describe(run, splits.task, model),
+            **run_facts(run, splits.task, model),
             **outcome(splits.task, evaluated),
             "budgets": [
                 {"budget": evaluation.budget, **outcome(splits.task, evaluation)}
@@ -361,7 +361,7 @@ def select_weights(run: Run, trainer: pl.Trainer, module: LTPModule, datamodule:
             update_final_threshold(module.model)
 
 
-def describe(run: Run, task: Task, model: LTPForSequenceClassification) -> dict[str, Any]:
+def run_facts(run: Run, task: Task, model: LTPForSequenceClassification) -> dict[str, Any]:
     """Return the part of ``results.json`` that describes the run's configuration."""
     settings = run.settings
     hyperparameters = {

@@ -359,13 +359,13 @@ def small(make_dense):
 
 def test_the_sample_is_that_of_the_training(small):
     data = demo_data()
-    sample = Sample.of(data, 20, small)
+    sample = Sample.from_data(data, 20, small)
     assert len(sample) == 20
     assert [len(ids) for ids in sample.ids] == data.calibration_lengths(20).tolist()
     lengths = torch.cat([small(**batch).token_lengths[:, 0] for batch in sample.batches(7)])
     assert lengths.tolist() == [len(ids) for ids in sample.ids]
     assert set(sample.batches(7)[0]) == {"input_ids", "attention_mask", "token_type_ids"}  # no labels
-    assert len(Sample.of(data, 1000, small)) == 96
+    assert len(Sample.from_data(data, 1000, small)) == 96
 
 
 def test_labels_are_not_read(small):
@@ -374,7 +374,7 @@ def test_labels_are_not_read(small):
         data = demo_data(labels=labels)
         with torch.no_grad():
             small.thresholds.copy_(torch.arange(1, 7) * 0.002)
-        turn_to(small, flops_of(small, Sample.of(data, 40, small).batches(64), "float32"), 0.5)
+        turn_to(small, flops_of(small, Sample.from_data(data, 40, small).batches(64), "float32"), 0.5)
         found.append(small.thresholds.detach().clone())
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
@@ -383,7 +383,7 @@ def test_labels_are_not_read(small):
 @pytest.mark.slow
 def test_a_search_on_few_examples_first_ends_like_one_on_all(small):
     data = demo_data(rows=400)
-    sample = Sample.of(data, 300, small)
+    sample = Sample.from_data(data, 300, small)
     few = sample.batches(64, every=8)
     lengths = [int(length) for batch in few for length in batch["attention_mask"].sum(dim=1)]
     assert lengths == [len(ids) for ids in sample.ids[4::8]]
@@ -471,7 +471,7 @@ class Paced:
 def paced(small):
     def make(noise=lambda: 1.0):
         machine = Paced(small, noise)
-        sample = Sample.of(demo_data(), 24, small)
+        sample = Sample.from_data(demo_data(), 24, small)
         return Stopwatch(machine, sample.timed_batches(1), clock=machine.clock), machine
 
     return make
@@ -565,7 +565,7 @@ def test_a_run_meets_its_budget_on_its_own_sample(runs, method, target):
     directory, results = calibrated(f"restore={run} target_flops={target} overwrite=true")
     assert directory == run / "calibrated" / f"target_{target:g}"
     model = LTPForSequenceClassification.from_pretrained(directory)
-    sample = Sample.of(demo_data(), 512, model)
+    sample = Sample.from_data(demo_data(), 512, model)
     assert closed_form(model, sample.batches(10)) == pytest.approx(target, abs=0.01)
     details = results["calibrated"]
     assert details["target_flops"] == target
@@ -635,7 +635,7 @@ def test_several_budgets_are_stored_and_chosen(runs):
     for one in results["budgets"]:
         model = LTPForSequenceClassification.from_pretrained(directory, budget=one["budget"])
         assert model.thresholds.tolist() == one["thresholds"]
-        sample = Sample.of(demo_data(), 512, model)
+        sample = Sample.from_data(demo_data(), 512, model)
         assert closed_form(model, sample.batches(64)) == pytest.approx(one["budget"], abs=0.01)
     assert LTPForSequenceClassification.from_pretrained(directory).budget == 0.9
     assert len(results["calibrated"]["strength"]) == len(results["calibrated"]["trials"]) == 2
@@ -916,8 +916,9 @@ def test_what_prunes_nothing_or_by_one_rate(runs):
     finished = ltp_calibrate(f"restore={dense} target_flops=0.5")
     assert (finished.code, finished.err) == (
         2,
-        f"error: restore={dense} is dense: it prunes no tokens, so there is nothing to calibrate. Train a run that does: python "
-        f"-m ltp.train prune=threshold restore={dense} (learned thresholds; prune=manual, prune=topk: the baselines)\n",
+        f"error: restore={dense} is dense: it prunes no tokens, so there is nothing to calibrate. Train a run that "
+        f"does: python -m ltp.train prune=threshold restore={dense} (learned thresholds; prune=manual, prune=topk: the "
+        "baselines)\n",
     )
     finished = ltp_calibrate(f"restore={topk} budgets=[0.5,0.7]")
     assert finished.err == (

@@ -21,11 +21,11 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from torch.utils.data import DataLoader, default_collate
 
-from ltp import LTPForSequenceClassification, __version__, bench
+from ltp import LTPForSequenceClassification, __version__, bench, train
 from ltp.command import cli
 from ltp.command.overrides import quote_text
 from ltp.pruning.threshold import threshold_schedule
-from ltp.runs.settings import check_ranges, typed
+from ltp.runs.settings import check_ranges
 
 ROOT = Path(__file__).parents[2]
 TEXTS = {
@@ -90,12 +90,12 @@ def test_training_commands_compose(line, conf):
     overrides = [word for word in words if not word.startswith("-") and word != "job"]
     if "-m" in words:  # one job of a sweep: the first of the comma-separated values
         overrides = [re.sub(r"=([^\[\],]+),.*", r"=\1", override) for override in overrides]
-    check_ranges(typed(compose("train", overrides=overrides)))
+    check_ranges(train.COMMAND.settings(compose("train", overrides=overrides)))
 
 
 def test_an_experiment_of_one_s_own_is_found(conf):
     cfg = compose("train", overrides=[f"hydra.searchpath=[file://{Path('my-conf').resolve()}]", "experiment=short"])
-    settings = typed(cfg)
+    settings = train.COMMAND.settings(cfg)
     assert (settings.task.name, settings.prune.mode, settings.prune.token_keep_rate) == ("demo", "topk", 0.1)
 
 

@@ -23,7 +23,7 @@ from ltp.reporting.predictions import UnreadableError, find_predictions, read_to
 from ltp.reporting.rows import Spread, compare
 from ltp.reporting.table import MAX_ROWS, comparison, left_out, shown_rows
 from ltp.reporting.text import number_of_runs, settings, spread, summary
-from ltp.runs.summary import at_budget, describe, print_results
+from ltp.runs.summary import at_budget, print_results
 
 HYPERPARAMETERS = {"lr": 2e-5, "batch_size": 64, "max_length": 128}
 TOKENS = [25.0, 25.0, 20.0, 10.0, 2.0]
@@ -730,9 +730,9 @@ def test_a_training_without_a_budget_shows_none(capsys, monkeypatch):
 )
 def test_a_run_in_words(method, hyper, words):
     run = results_of(method, hyper=hyper)
-    assert describe(run) == words
-    assert describe(run, 0.3) == words.replace("budgets", "budget 0.3 of")
-    assert describe(run | {"calibrated": {"strength": 1}}) == f"{words}, calibrated"
+    assert describe_method(run) == words
+    assert describe_method(run, 0.3) == words.replace("budgets", "budget 0.3 of")
+    assert describe_method(run | {"calibrated": {"strength": 1}}) == f"{words}, calibrated"
 
 
 def test_results_at_a_budget():

@@ -9,11 +9,12 @@ from helpers import composed, plan_of, settings_of
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from ltp import train
 from ltp.command import cli
 from ltp.data.tasks import TASKS
 from ltp.errors import UserError
 from ltp.runs import settings as config
-from ltp.runs.settings import TrainSettings, check_ranges, known_keys, typed, unknown_key
+from ltp.runs.settings import TrainSettings, check_ranges, known_keys, unknown_key
 
 CONF = Path(cli.config_dir())
 OPTIONS = sorted(
@@ -284,7 +285,7 @@ def test_a_key_without_a_value_is_asked_for():
     cfg = composed()
     cfg.task.name = "???"
     with pytest.raises(UserError) as caught:
-        typed(cfg)
+        train.COMMAND.settings(cfg)
     assert str(caught.value) == "task.name has no value; give it on the command line: task.name=…"
 
 

@@ -8,12 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import SMALL, composed, ltp_train
+from helpers import SMALL, composed, ltp_train, settings_of
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 
-from ltp.runs.settings import typed
 from ltp.sweeps import processes
 from ltp.sweeps.record import SweepRecord
 
@@ -56,8 +55,8 @@ def test_without_the_option_jobs_run_one_after_the_other():
 
 @pytest.mark.parametrize("option", ["parallel", "slurm", "slurm_local"])
 def test_jobs_that_share_a_terminal_or_a_log_draw_no_bars(option):
-    assert typed(composed(f"launcher={option}")).trainer.enable_progress_bar is False
-    assert typed(composed(f"launcher={option}", "trainer.enable_progress_bar=true")).trainer.enable_progress_bar
+    assert settings_of(f"launcher={option}").trainer.enable_progress_bar is False
+    assert settings_of(f"launcher={option} trainer.enable_progress_bar=true").trainer.enable_progress_bar
 
 
 def test_what_people_set():
