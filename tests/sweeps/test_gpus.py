@@ -14,8 +14,8 @@ from ltp.sweeps.gpus import gpus_wanted, reserve_gpus, visible_gpus
 HOLD = """
 import sys, time
 from pathlib import Path
-from ltp.sweeps.gpus import own_gpus
-with own_gpus(int(sys.argv[1]), Path("locks")) as gpus:
+from ltp.sweeps.gpus import reserve_gpus
+with reserve_gpus(int(sys.argv[1]), Path("locks")) as gpus:
     print(gpus, flush=True)
     time.sleep(3600)
 """
