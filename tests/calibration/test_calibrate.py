@@ -489,6 +489,7 @@ def test_the_stopwatch_takes_medians_in_rounds(small):
     assert machine.followed == len(ticks) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.0, 0.05])
 @pytest.mark.parametrize("share", [0.45, 0.6, 0.8])
 def test_a_latency_is_met_on_a_machine_with_moods(small, paced, share, noise):

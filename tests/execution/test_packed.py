@@ -64,6 +64,7 @@ def test_equals_the_masked_form_at_batch_64(pruned):
     assert torch.equal(packed.token_lengths, masked.token_lengths)
 
 
+@pytest.mark.slow
 def test_equals_the_masked_form_on_long_inputs(pruned):
     (masked, _), (packed, _) = both_forms(pruned, batch([512, 2, 300]))
     torch.testing.assert_close(packed.logits, masked.logits, atol=1e-4, rtol=1e-4)

@@ -803,6 +803,7 @@ def is_drawn(content):
     return min(pixels.shape[:2]) > 300 and 0.005 < (pixels.min(axis=2) < 0.8).mean() < 0.5
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_as_png_and_pdf(tree):
     (group,) = groups_of(tree)
     files, left = draw(group)
