@@ -23,7 +23,7 @@ from ltp.reporting.predictions import UnreadableError, find_predictions, read_to
 from ltp.reporting.rows import Spread, compare
 from ltp.reporting.table import MAX_ROWS, comparison, left_out, shown_rows
 from ltp.reporting.text import number_of_runs, settings, spread, summary
-from ltp.runs.summary import at_budget, describe_method
+from ltp.runs.summary import at_budget, describe_method, print_results
 
 HYPERPARAMETERS = {"lr": 2e-5, "batch_size": 64, "max_length": 128}
 TOKENS = [25.0, 25.0, 20.0, 10.0, 2.0]
