@@ -507,6 +507,7 @@ def test_a_latency_is_met_on_a_machine_with_moods(small, paced, share, noise):
     assert found.trials < 15
 
 
+@pytest.mark.slow
 def test_what_the_clock_cannot_meet(small, paced):
     before = small.thresholds.detach().clone()
     stopwatch, machine = paced()
@@ -523,6 +524,7 @@ def test_what_the_clock_cannot_meet(small, paced):
     assert torch.equal(small.thresholds, before)
 
 
+@pytest.mark.slow
 def test_a_search_is_repeated_where_a_fresh_measurement_differs(small, paced, monkeypatch):
     stopwatch, machine = paced()
     target = 6.0
@@ -586,6 +588,7 @@ def test_a_run_meets_its_budget_on_its_own_sample(runs, method, target):
         assert torch.equal(value, model.dense.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_the_results_are_those_of_a_run(runs):
     run = runs["manual"]
     directory, results = calibrated(f"restore={run} target_flops=0.7")
@@ -625,6 +628,7 @@ def test_the_results_are_those_of_a_run(runs):
     assert finished.code == 0, finished.err
 
 
+@pytest.mark.slow
 def test_several_budgets_are_stored_and_chosen(runs):
     run = runs["manual"]
     directory, results = calibrated(f"restore={run} budgets=[0.9,0.6]")
@@ -647,6 +651,7 @@ def test_several_budgets_are_stored_and_chosen(runs):
     assert results["hyperparameters"]["budgets"] is None
 
 
+@pytest.mark.slow
 def test_the_table_shows_before_and_after(runs):
     finished = ltp_calibrate(f"restore={runs['manual']} budgets=[0.65,0.85]")
     for text in ("manual", "calibrated to 0.65, 0.85 of the FLOPs", "before", "budget 0.65", "budget 0.85",
@@ -719,6 +724,7 @@ def test_what_is_finished_is_skipped(runs, tmp_path):
     assert results["calibrated"]["examples"] == 50
 
 
+@pytest.mark.slow
 def test_an_unfinished_one_is_made_afresh(runs, tmp_path):
     command = f"restore={runs['manual']} target_flops=0.75 to={tmp_path / 'run'}"
     directory, _ = calibrated(command)
@@ -729,6 +735,7 @@ def test_an_unfinished_one_is_made_afresh(runs, tmp_path):
     assert LTPForSequenceClassification.from_pretrained(directory).budget == 0.75
 
 
+@pytest.mark.slow
 def test_nothing_is_left_when_writing_fails(runs, tmp_path, monkeypatch):
     def fails(self, folder):
         folder.mkdir()
@@ -766,6 +773,7 @@ def test_what_is_something_else_is_never_overwritten(runs, tmp_path, monkeypatch
     assert (finished.code, finished.err) == (2, f"error: {message}\n")
 
 
+@pytest.mark.slow
 def test_a_hugging_face_directory(runs, tmp_path):
     os.symlink(runs["manual"] / "model", tmp_path / "mine")
     restore = f"restore={tmp_path / 'mine'} target_flops=0.75"
@@ -815,6 +823,7 @@ def test_every_validation_split_is_scored(make_dense, tmp_path):
     assert found["relative_flops"] == pytest.approx(results["relative_flops"])
 
 
+@pytest.mark.slow
 def test_of_two_that_calibrate_the_same_the_second_takes_the_first_s(runs, tmp_path, monkeypatch):
     run, directory = runs["manual"], tmp_path / "run"
     _, first = calibrated(f"restore={run} target_flops=0.75 to={tmp_path / 'first'}")
@@ -838,6 +847,7 @@ def test_another_root_has_the_same_tree(runs, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_run_in_mixed_precision_is_counted_in_it(runs, tmp_path, monkeypatch):
     shutil.copytree(runs["manual"], tmp_path / "run", ignore=shutil.ignore_patterns("calibrated"))
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))

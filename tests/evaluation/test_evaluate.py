@@ -126,6 +126,7 @@ def test_another_task_and_folder(runs, tmp_path):
 # -- the trade-off ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_scaled_thresholds_walk_along_the_trade_off(runs):
     run = runs["manual"]
     results = report_of(f"restore={run} threshold_scale=[0,0.5,1,2,100]")["results"]

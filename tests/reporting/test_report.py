@@ -848,6 +848,7 @@ def predictions(directory, lengths):
     pq.write_table(pa.table(table), directory / "predictions.parquet")
 
 
+@pytest.mark.slow
 def test_predictions_give_two_more_figures(tree):
     place = tree / "bert-base" / "sst2"
     lengths = [[n, n, n // 2, n // 4 + 1, 1] for n in range(4, 60)]
@@ -859,6 +860,7 @@ def test_predictions_give_two_more_figures(tree):
     assert is_drawn(files["sst2_bert-base_examples.png"])
 
 
+@pytest.mark.slow
 def test_predictions_that_cannot_be_read_are_named(tree):
     directory = tree / "bert-base" / "sst2" / "topk/rate_-0.4/lr_2e-05/seed_0"
     (directory / "predictions.parquet").write_bytes(b"PAR1 no")

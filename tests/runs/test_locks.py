@@ -41,6 +41,7 @@ def test_a_second_writer_is_told_who_the_first_is(tmp_path, holder):
         pass
 
 
+@pytest.mark.slow
 def test_a_second_writer_waits_and_goes_on_when_the_first_was_killed(tmp_path, holder, caplog):
     caplog.set_level(logging.INFO)
     began = time.monotonic()
