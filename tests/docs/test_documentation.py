@@ -223,7 +223,7 @@ def test_the_method_of_the_docs_is_one_file_and_one_entry(tmp_path):
     before = init.read_text()
     shipped = methods.replace('    "random": _random,\n', "")
     assert shipped in before  # the page shows the dictionary as it is
-    comment = "#: ``prune_mode`` -> a function"
+    comment = "#: Maps ``prune_mode`` to a function"
     assert comment in before
     init.write_text(before.replace(shipped, methods).replace(comment, f"{loader}\n\n\n{comment}"))
     finished = subprocess.run(
