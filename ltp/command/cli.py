@@ -22,7 +22,7 @@ from rich.console import Console
 
 from ltp import __version__
 from ltp.errors import LTPError, RunError, TerminatedError, UserError, install_hint, unknown_option
-from ltp.pruning import RATE_MODES
+from ltp.pruning import ALIASES, RATE_MODES
 from ltp.runs.settings import typed_as, unknown_key
 from ltp.sweeps.processes import exit_with_parent, has_parent_process, report_to_parent
 from ltp.sweeps.record import SweepRecord
@@ -224,6 +224,8 @@ def explain(error: Exception, overrides: list[str], unknown: Callable[[str], str
     if match := re.search(r"Ambiguous value for argument '(.+)'", text):
         key, values = match[1].split("=", 1)
         return f"{match[1]}: several values make a sweep, which needs -m; a list is written {key}=[{values}]"
+    if match := re.search(r"Could not append to config\. An item is already at '([^']+)'", text):
+        return f"+{match[1]}: the key exists already; leave out the plus: {match[1]}=…"
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match[1]
         if "not in" in cause or "No match" in text or "Could not override" in cause:
@@ -293,6 +295,6 @@ def check_selections() -> None:
     """
     choices = HydraConfig.get().runtime.choices
     alias, mode = choices.get("prune"), choices.get("prune_mode")
-    alias_mode = {"threshold": "absolute_threshold", "manual": "absolute_threshold"}.get(str(alias), alias)
+    alias_mode = ALIASES.get(str(alias), alias)
     if alias is not None and alias_mode != mode:
         raise UserError(f"prune={alias} and prune_mode={mode} contradict each other: give one of them")

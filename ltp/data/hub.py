@@ -77,6 +77,10 @@ def loading_from_hub(resource: str, remedy: str, *, source: str | Path | None = 
     except UserError:
         raise
     except (OSError, ValueError) as error:  # base classes of what the clients raise
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"Cannot load {resource}: it brings Python code of its own, which ltp never runs. {remedy}"
+            ) from error
         if in_reach:
             reason = " ".join(str(error).split()).rstrip(".")
             raise UserError(f"Cannot load {resource}: {reason}. {remedy}") from error

@@ -1,6 +1,7 @@
 """The deployed classifier: encoder layers with prepacked weights, and their forward pass."""
 
 import copy
+import typing
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,8 @@ class DeployedClassifier:
         # embeddings and head: a copy of the classifier with an empty list of encoder layers
         self._dense = copy.deepcopy(dense, {id(layers): nn.ModuleList()}).float().eval().requires_grad_(False)
         with torch.no_grad():
+            for number, layer in enumerate(layers, start=1):
+                _check_plain(family.parts(layer), number)
             self._layers = [DeployedLayer(family.parts(layer), self.back_end, self._hidden_type) for layer in layers]
 
     def set_pruner(self, pruner: Pruner) -> None:
@@ -151,6 +154,26 @@ class DeployedClassifier:
         """Append zero rows to (T, D) up to the back end's preferred number of rows."""
         missing = self.back_end.row_count(rows.total) - rows.total
         return functional.pad(packed, (0, 0, 0, missing)) if missing else packed
+
+
+def _check_plain(parts: LayerParts, number: int) -> None:
+    """Check that the parts of a layer are plain modules: only their weights are copied.
+
+    Raises:
+        ValueError: a part is of another class (an adapter), or has hooks or parametrisations, which would be lost.
+    """
+    for name, expected in typing.get_type_hints(LayerParts).items():
+        if expected not in (nn.Linear, nn.LayerNorm):
+            continue
+        module = getattr(parts, name)
+        kind = f"{expected.__name__} with hooks" if module._forward_hooks or module._forward_pre_hooks else None
+        if type(module) is not expected:  # parametrisations change the class, too
+            kind = type(module).__name__
+        if kind is not None:
+            raise ValueError(
+                f"layer {number}: {name} is a {kind}, and deploy would copy its weight alone. Merge adapters into the "
+                "weights first (peft: model.merge_and_unload()), and remove hooks and parametrisations."
+            )
 
 
 class DeployedLayer:

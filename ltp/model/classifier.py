@@ -17,8 +17,8 @@ from ltp.execution.masked import masked_encoder
 from ltp.execution.output import LTPOutput
 from ltp.execution.packed import packed_encoder
 from ltp.execution.packing import Packing, real_tokens
-from ltp.model.configuration import LTPConfig, check_budgets, check_pruning
-from ltp.pruning import PRUNING_KEYS, SOFT_KEYS, pruner_class
+from ltp.model.configuration import LTPConfig, check_budgets, check_pruning, check_pruning_keys
+from ltp.pruning import ALIASES, PRUNING_KEYS, SOFT_KEYS, pruner_class
 from ltp.pruning.base import Pruner
 from ltp.pruning.threshold import ThresholdPruner, sparsity_penalty
 
@@ -133,9 +133,7 @@ class LTPForSequenceClassification(PreTrainedModel):
         Raises:
             ValueError: an unknown key, or a value outside its range.
         """
-        unknown = set(pruning) - {*PRUNING_KEYS, *SOFT_KEYS}
-        if unknown:
-            raise ValueError(f"unknown pruning keys: {', '.join(sorted(unknown))}")
+        check_pruning_keys(pruning)
         before = {key: getattr(self.config, key) for key in (*PRUNING_KEYS, *SOFT_KEYS)}
         after = {**before, **pruning}
         check_pruning(**after)
@@ -299,21 +297,32 @@ class LTPForSequenceClassification(PreTrainedModel):
         )
 
     def task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Compute the task loss, the mean over the examples.
+        """Compute the task loss, the mean over the examples, by the rule of Hugging Face's classifiers.
+
+        Where ``config.problem_type`` is not set, the labels decide: a regression if ``num_labels`` is 1, one class per
+        example for integers, several labels per example for floats.
 
         Args:
             logits: (B, num_labels).
-            labels: class ids, (B,) int64; float targets, (B,), if ``num_labels`` is 1; or float, (B, num_labels), for
-                multi-label classification.
+            labels: class ids, (B,) or (B, 1), integers; targets of a regression, float, (B,) or (B, num_labels); or
+                several labels per example, float, (B, num_labels).
 
         Returns:
             Scalar float32.
         """
-        if self.num_labels == 1:
-            return functional.mse_loss(logits.float().squeeze(-1), labels.float())
-        if self.config.problem_type == "multi_label_classification":
-            return functional.binary_cross_entropy_with_logits(logits.float(), labels.float())
-        return functional.cross_entropy(logits.float(), labels)
+        logits = logits.float()
+        problem_type = self.config.problem_type or (
+            "regression"
+            if self.num_labels == 1
+            else "multi_label_classification"
+            if labels.is_floating_point()
+            else "single_label_classification"
+        )
+        if problem_type == "regression":
+            return functional.mse_loss(logits.flatten(), labels.float().flatten())
+        if problem_type == "multi_label_classification":
+            return functional.binary_cross_entropy_with_logits(logits, labels.float())
+        return functional.cross_entropy(logits, labels.flatten())
 
     def objective(self, logits: Tensor, labels: Tensor, gate_sums: Tensor | None) -> Tensor:
         """Compute the objective: the task loss, plus lambda times the regulariser under a soft rule (LTP §3.3).
@@ -338,13 +347,15 @@ def prune(
 
     Args:
         model: a BERT or RoBERTa sequence classifier, or a classifier returned by this function. Weights are shared.
-        prune_mode: ``absolute_threshold``, ``topk`` or ``none``.
+        prune_mode: ``absolute_threshold`` (or ``threshold``, as on the command line), ``topk`` or ``none``.
         pruning: other arguments of :class:`LTPConfig`: ``final_token_threshold=0.01``, ``token_keep_rate=0.2``,
             ``masking_mode="soft"`` to learn thresholds, …
 
     Raises:
-        ValueError: ltp has no adapter for the model, or a value is outside its range.
+        ValueError: ltp has no adapter for the model, a setting is unknown, or a value is outside its range.
     """
+    check_pruning_keys(pruning)
+    prune_mode = ALIASES.get(prune_mode, prune_mode)
     if isinstance(model, LTPForSequenceClassification):
         model.set_pruning(prune_mode=prune_mode, **pruning)
         return model

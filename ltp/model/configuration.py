@@ -1,7 +1,8 @@
 """The configuration of a pruned classifier, stored in ``config.json``."""
 
-from collections.abc import Sequence
-from typing import Any
+import difflib
+from collections.abc import Collection, Sequence
+from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
@@ -46,6 +47,10 @@ class LTPConfig(PreTrainedConfig):
     """
 
     model_type = MODEL_TYPE
+    #: What Hugging Face's Trainer leaves out of the predictions that it collects.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        *("token_lengths", "gate_sums", "expected_lengths", "class_states", "hidden_states", "attentions"),
+    ]
 
     def __init__(
         self,
@@ -119,6 +124,25 @@ class LTPConfig(PreTrainedConfig):
     def max_input_tokens(self) -> int:
         """Maximum number of tokens of an input, special tokens included."""
         return encoder_family(self.dense_model_type).max_input_tokens(self.build_dense_config())
+
+
+def check_pruning_keys(names: Collection[str]) -> None:
+    """Check the names of pruning settings.
+
+    Raises:
+        ValueError: a name is unknown; the message has similar names.
+    """
+    known = (*PRUNING_KEYS, *SOFT_KEYS)
+    for name in names:
+        if name in ("target_flops", "budgets"):
+            raise ValueError(
+                f"{name} needs training or calibration: python -m ltp.train prune=threshold prune.target_flops=…, or "
+                "python -m ltp.calibrate"
+            )
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=2)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"the settings are {', '.join(known)}"
+            raise ValueError(f"unknown pruning setting {name}; {hint}")
 
 
 def check_budgets(budgets: Sequence[Any], prune_mode: str) -> None:

@@ -56,6 +56,8 @@ METHODS: dict[str, Callable[[], type[Pruner]]] = {
     "absolute_threshold": _absolute_threshold,
     "topk": _topk,
 }
+#: Options of ``prune=`` on the command line that stand for another ``prune_mode``.
+ALIASES = {"threshold": "absolute_threshold", "manual": "absolute_threshold"}
 #: Methods that keep a given share of the tokens (``token_keep_rate``).
 RATE_MODES = tuple(sorted(METHODS.keys() - {"none", "absolute_threshold"}))
 

@@ -114,7 +114,7 @@ def inspect_checkpoint(source: str, key: str = "restore") -> Checkpoint:
             )
         config = read_config(path / "config.json", f"{key}={source}")
         location = str(path)
-    elif path.exists() or source.startswith(("/", ".", "~")) or source.count("/") > 1:
+    elif path.exists() or source.startswith(("/", ".", "~")) or source.count("/") > 1 or Path(path.parts[0]).is_dir():
         raise UserError(
             f"{key}={source}: no such directory. Give a run directory, a Hugging Face directory or a hub id."
         )

@@ -129,7 +129,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     with loading_from_hub(f"the tokenizer of restore={checkpoint.source}", _REMEDY, source=checkpoint.path):
-        return AutoTokenizer.from_pretrained(checkpoint.path)
+        return AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
 
 
 def max_input_tokens(model: "LTPForSequenceClassification", tokenizer: "PreTrainedTokenizerBase") -> int:

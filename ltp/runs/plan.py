@@ -121,13 +121,25 @@ def check_labels(checkpoint: Checkpoint, task: Task) -> None:
             f"restore a checkpoint that was fine-tuned on {task.name}."
         )
     names = checkpoint.config.get("id2label")
-    if names and task.labels and sorted(names.values()) == sorted(task.labels):
-        order = tuple(names[key] for key in sorted(names, key=int))
-        if order != task.labels:
-            raise UserError(
-                f"restore={checkpoint.source} numbers its labels {', '.join(order)}; task={task.name} has "
-                f"{', '.join(task.labels)} in this order. Reorder the head's rows and id2label, or fine-tune anew."
-            )
+    if not names or not task.labels:
+        return
+    order = tuple(str(names[key]) for key in sorted(names, key=int))
+    given, expected = (tuple(map(_normalise_label, labels)) for labels in (order, task.labels))
+    if sorted(given) != sorted(expected):
+        log.warning(
+            "the labels of restore=%s (%s) do not match those of task=%s (%s) by name: they are taken in this order",
+            *(checkpoint.source, ", ".join(order), task.name, ", ".join(task.labels)),
+        )
+    elif given != expected:
+        raise UserError(
+            f"restore={checkpoint.source} numbers its labels {', '.join(order)}; task={task.name} has "
+            f"{', '.join(task.labels)} in this order. Reorder the head's rows and id2label, or fine-tune anew."
+        )
+
+
+def _normalise_label(name: str) -> str:
+    """``Not Equivalent`` and ``not_equivalent`` are one label."""
+    return re.sub(r"[\s_-]", "", name).casefold()
 
 
 def task_of(settings: TaskSettings) -> Task:

@@ -241,11 +241,36 @@ def _reject_appended(node: Any, prefix: str, unknown: Callable[[str], str]) -> N
             _reject_appended(value, f"{prefix}{name}.", unknown)
 
 
+#: Names of Hugging Face's TrainingArguments and example scripts, and the keys that mean the same here.
+_HUGGING_FACE_KEYS = {
+    "learning_rate": "lr",
+    "num_train_epochs": "epochs",
+    "per_device_train_batch_size": "batch_size",
+    "train_batch_size": "batch_size",
+    "per_device_eval_batch_size": "trainer.eval_batch_size",
+    "gradient_accumulation_steps": "trainer.accumulate_grad_batches",
+    "max_grad_norm": "trainer.gradient_clip_val",
+    "warmup_steps": "warmup_ratio",
+    "eval_steps": "save_step",
+    "save_steps": "save_step",
+    "load_best_model_at_end": "load_best",
+    "output_dir": "output_root",
+    "overwrite_output_dir": "overwrite",
+    "model_name_or_path": "model.name_or_path",
+    "max_seq_length": "task.max_length",
+    "bf16": "trainer.precision=bf16-mixed",
+    "fp16": "trainer.precision=16-mixed",
+    "report_to": "logger",
+}
+
+
 def unknown_key(key: str, schema: type = TrainSettings, command: str = "ltp.train") -> str:
     """Return the error message for a key that is not in a command's schema, with similar keys."""
     keys = [known for known in known_keys(schema) if not known.startswith("recipe.")]
     # match a key in the wrong group by its last part, a misspelled one by similarity
     last = key.rsplit(".", 1)[-1]
+    if schema is TrainSettings and last in _HUGGING_FACE_KEYS:
+        return f"unknown key {key}; Hugging Face's {last} is {_HUGGING_FACE_KEYS[last]} here"
     near = [known for known in keys if known.rsplit(".", 1)[-1] == last]
     if not near:
         by_last = {known.rsplit(".", 1)[-1]: known for known in reversed(keys)}  # the first of equal names

@@ -56,7 +56,7 @@ def build_tokenizer(run: Run) -> PreTrainedTokenizerBase:
     if source is None:
         return demo_tokenizer()
     with loading_from_hub(f"the tokenizer of {source}", _MODEL_REMEDY, source=source):
-        return AutoTokenizer.from_pretrained(source)
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
 
 
 def build_model(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> LTPForSequenceClassification:
@@ -133,7 +133,7 @@ def build_dense(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> Any
     pretrained_config(settings.name_or_path)
     with loading_from_hub(f"model.name_or_path={settings.name_or_path}", _MODEL_REMEDY, source=settings.name_or_path):
         return AutoModelForSequenceClassification.from_pretrained(
-            settings.name_or_path, num_labels=task.num_labels, dtype=torch.float32
+            settings.name_or_path, num_labels=task.num_labels, dtype=torch.float32, trust_remote_code=False
         )
 
 
@@ -144,7 +144,7 @@ def pretrained_config(name_or_path: str) -> Any:
         UserError: it cannot be read, or ltp has no adapter for its architecture.
     """
     with loading_from_hub(f"model.name_or_path={name_or_path}", _MODEL_REMEDY, source=name_or_path):
-        config = AutoConfig.from_pretrained(name_or_path)
+        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
     if config.model_type not in FAMILIES:
         raise UserError(
             f"model.name_or_path={name_or_path} has the architecture {config.model_type}; "

@@ -8,11 +8,12 @@ import sys
 
 import pytest
 import yaml
-from helpers import SMALL, dense_checkpoint, finished_run, ltp_train, no_hub, plan_of
+from helpers import SMALL, dense_checkpoint, finished_run, ltp_train, no_hub, plan_of, write_json
 
 from ltp.command import cli
 from ltp.errors import RunError, TerminatedError, UserError
 from ltp.runs.checkpoints import RESULTS_FILE
+from ltp.runs.settings import _HUGGING_FACE_KEYS, PRECISIONS, known_keys
 
 TASKS = "cola, custom, demo, mnli, mrpc, qnli, qqp, rte, sst2, stsb"
 HUB = "the Hugging Face hub is out of reach (or HF_HUB_OFFLINE is set) and the cache does not hold it."
@@ -458,3 +459,32 @@ def test_a_mistake_in_a_process_of_its_own(root):
     message = "stage=soft with prune=topk: top-k has nothing to learn. Use stage=hard, or prune=threshold."
     assert f"\n    {message}\n" in finished.stderr
     assert runs_in(root) == []
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("learning_rate=1e-5", "unknown key learning_rate; Hugging Face's learning_rate is lr here"),
+        ("num_train_epochs=3", "unknown key num_train_epochs; Hugging Face's num_train_epochs is epochs here"),
+        ("+task.max_length=64", "+task.max_length: the key exists already; leave out the plus: task.max_length=…"),
+    ],
+)
+def test_names_that_users_bring_are_answered_with_ours(root, word, message):
+    check_refused(root, word, message)
+
+
+def test_the_keys_that_stand_for_hugging_faces_exist():
+    known = {*known_keys(), *(f"trainer.precision={precision}" for precision in PRECISIONS)}
+    assert set(_HUGGING_FACE_KEYS.values()) <= known
+    assert not set(_HUGGING_FACE_KEYS) & known
+
+
+def test_code_of_a_checkpoint_is_never_run(root):
+    """Nor asked about: a prompt could be answered by ``yes |``."""
+    config = {"model_type": "theirs", "auto_map": {"AutoConfig": "code.TheirConfig", "AutoTokenizer": ["code.T", None]}}
+    write_json(root / "theirs" / "config.json", config)
+    write_json(root / "theirs" / "tokenizer_config.json", {"tokenizer_class": "T", "auto_map": config["auto_map"]})
+    (root / "theirs" / "code.py").write_text("raise SystemExit('it ran')")
+    finished = ltp_train("model.name_or_path=theirs task=demo prune=none")
+    assert finished.code == 2
+    assert "theirs: it brings Python code of its own, which ltp never runs." in finished.err

@@ -243,3 +243,23 @@ def test_padding_on_the_left(make_dense):
     inputs["attention_mask"][0, 0] = 0
     with pytest.raises(ValueError, match="position 0 of an example is padding"):
         deployed(**inputs)
+
+
+def test_what_is_not_plainly_a_linear_is_refused(make_dense):
+    """Its weight alone would be taken: what an adapter or a hook adds would be lost without a word."""
+
+    class Adapter(torch.nn.Linear):
+        """As peft replaces layers."""
+
+    model = LTPForSequenceClassification.from_dense(make_dense("bert"))
+    layer = model.family.layers(model.dense)[1]
+    handle = layer.output.dense.register_forward_hook(lambda module, inputs, output: output + 1)
+    with pytest.raises(ValueError, match=r"^layer 2: down is a Linear with hooks, and deploy would copy its weight"):
+        model.deploy()
+    handle.remove()
+    layer.attention.self.value = Adapter(32, 32)
+    with pytest.raises(ValueError, match=r"^layer 2: value is a Adapter, .* \(peft: model\.merge_and_unload\(\)"):
+        model.deploy()
+    layer.attention.self.value = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(32, 32))
+    with pytest.raises(ValueError, match=r"^layer 2: value is a ParametrizedLinear"):
+        model.deploy()

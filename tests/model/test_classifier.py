@@ -540,7 +540,9 @@ class TestBadInput:
         assert str(raised.value) == message
 
     def test_unknown_pruning_keys(self, model):
-        with pytest.raises(ValueError, match=r"^unknown pruning keys: keep_rate, temperature$"):
+        with pytest.raises(
+            ValueError, match=r"^unknown pruning setting temperature; did you mean threshold_temperature\?$"
+        ):
             model.set_pruning(temperature=1e-3, keep_rate=0.2)
 
     def test_unknown_backbone(self):

@@ -185,3 +185,10 @@ def test_the_hub_out_of_reach():
             "HF_HUB_OFFLINE is set) and the cache does not hold it. Give a run directory or a Hugging Face directory "
             "that exists, or connect to the hub."
         )
+
+
+def test_a_path_that_begins_with_a_folder_here_is_no_hub_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs").mkdir()
+    with pytest.raises(UserError, match=r"^restore=outputs/missing: no such directory\."):
+        inspect_checkpoint("outputs/missing")

@@ -660,3 +660,23 @@ def test_a_teacher_that_does_not_fit(root):
 )
 def test_what_cannot_be_distilled(words, text):
     assert text in message(f"task=mrpc stage=soft {words}")
+
+
+@pytest.mark.parametrize("labels", ["NOT_EQUIVALENT,EQUIVALENT", "Not Equivalent,equivalent"])
+def test_labels_are_matched_whatever_their_spelling(tmp_path, caplog, labels):
+    first, second = labels.split(",")
+    right = dense_checkpoint(tmp_path / "right", id2label={"0": first, "1": second})
+    check_labels(inspect_checkpoint(str(right)), TASKS["mrpc"])
+    assert caplog.messages == []
+    wrong = dense_checkpoint(tmp_path / "wrong", id2label={"0": second, "1": first})
+    with pytest.raises(UserError, match=r"numbers its labels .* Reorder the head's rows"):
+        check_labels(inspect_checkpoint(str(wrong)), TASKS["mrpc"])
+
+
+def test_labels_without_a_name_in_common_are_taken_in_their_order_and_said_so(tmp_path, caplog):
+    directory = dense_checkpoint(tmp_path / "hf", id2label={"0": "LABEL_0", "1": "LABEL_1"})
+    check_labels(inspect_checkpoint(str(directory)), TASKS["mrpc"])
+    assert caplog.messages == [
+        f"the labels of restore={directory} (LABEL_0, LABEL_1) do not match those of task=mrpc (not_equivalent, "
+        "equivalent) by name: they are taken in this order"
+    ]

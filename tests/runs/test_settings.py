@@ -257,7 +257,7 @@ def test_known_keys_are_the_composed_ones():
     ("key", "hint"),
     [
         ("lrr", "did you mean lr?"),
-        ("learning_rate", "see python -m ltp.train --cfg job for every key"),
+        ("learning_rate", "Hugging Face's learning_rate is lr here"),
         ("temperature", "did you mean prune.temperature or distill.temperature?"),
         ("task.temperature", "did you mean prune.temperature or distill.temperature?"),
         ("prune.temprature", "did you mean prune.temperature?"),
