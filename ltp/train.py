@@ -11,7 +11,8 @@ from ltp.command import cli
 from ltp.command.imports import fast_imports
 from ltp.command.overrides import as_overrides
 from ltp.errors import LTPError, RunError
-from ltp.runs.directory import check_same_settings, is_finished, read_results
+from ltp.runs.checkpoints import read_results
+from ltp.runs.directory import check_same_settings, is_finished
 from ltp.runs.plan import Run, plan_run
 from ltp.runs.settings import TrainSettings
 from ltp.runs.summary import print_results

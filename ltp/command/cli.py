@@ -98,6 +98,7 @@ class Command:
         return typed_as(self.schema, cfg, self.unknown_key)
 
     def _run(self, cfg: DictConfig) -> Any:
+        check_hydra_overrides()
         return self.run(self.settings(cfg))
 
     def _print_filled(self, cfg: DictConfig) -> None:
@@ -189,6 +190,11 @@ def _run_under_hydra(
                 return _report_error(failed)
         if type(error).__module__.startswith("submitit.") or (isinstance(error, RuntimeError) and "srun" in str(error)):
             return _report_error(RunError(f"launcher=slurm: {str(error).strip()}"))
+        if "Unexpected type for root: NoneType" in str(error):  # OmegaConf's, of task.max_length=64 without task=…
+            words = [word for word in overrides if word.startswith("task.")]
+            return _report_error(
+                UserError(f"{words[0]} goes with task=…; without, a run is evaluated on its own task as it was trained")
+            )
         if isinstance(error, ValueError) and not composed:  # Hydra rejects some overrides this way
             return _report_error(UserError(explain(error, overrides, unknown)))
         report_to_parent(error)
@@ -285,6 +291,22 @@ def config_arguments() -> list[str]:
 def command_line(name: str) -> str:
     """This job's command line for reports: ``python -m ltp.<name> …``."""
     return " ".join([f"python -m ltp.{name}", *task_overrides()])
+
+
+#: Keys of Hydra that have no effect here, because ltp names and writes the run directories itself.
+_WITHOUT_EFFECT = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir", "hydra.job.chdir")
+
+
+def check_hydra_overrides() -> None:
+    """Check that no key of Hydra's is given that has no effect.
+
+    Raises:
+        UserError: one is; the message names the key that has its place.
+    """
+    for override in HydraConfig.get().overrides.hydra:
+        key = override.split("=", 1)[0].lstrip("+~")
+        if key in _WITHOUT_EFFECT:
+            raise UserError(f"{key} has no effect: ltp names the run directories. Move all of them with output_root=…")
 
 
 def check_selections() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import pickle
 import sys
 import threading
 from collections.abc import Iterator
@@ -76,7 +77,9 @@ def loading_from_hub(resource: str, remedy: str, *, source: str | Path | None = 
         yield
     except UserError:
         raise
-    except (OSError, ValueError) as error:  # base classes of what the clients raise
+    except Exception as error:
+        if not isinstance(error, _loading_errors()):
+            raise
         if "trust_remote_code" in str(error):
             raise UserError(
                 f"Cannot load {resource}: it brings Python code of its own, which ltp never runs. {remedy}"
@@ -88,6 +91,13 @@ def loading_from_hub(resource: str, remedy: str, *, source: str | Path | None = 
             f"Cannot load {resource}: the Hugging Face hub is out of reach (or HF_HUB_OFFLINE is set)"
             f" and the cache does not hold it. {remedy}"
         ) from error
+
+
+def _loading_errors() -> tuple[type[Exception], ...]:
+    """Return the base classes of what the hub's clients raise, and of what damaged files of weights cause."""
+    from safetensors import SafetensorError
+
+    return (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError)
 
 
 def _hub_responds() -> bool:

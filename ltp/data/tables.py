@@ -158,7 +158,7 @@ def _read_jsonl(path: Path, columns: Sequence[str], remedy: str) -> pa.Table:
                 if not line.strip():
                     continue
                 row += 1
-                record = json.loads(line)
+                record = json.loads(line, parse_constant=_parse_constant)
                 if not isinstance(record, dict):
                     raise UserError(f"{path}: row {row} is not a JSON object, as every line must be.")
                 if not record.keys() >= values.keys():
@@ -170,6 +170,11 @@ def _read_jsonl(path: Path, columns: Sequence[str], remedy: str) -> pa.Table:
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: row {row} is not valid JSON: {error.msg} (column {error.colno}).") from None
     return pa.table({column: _json_array(path, column, values[column]) for column in columns})
+
+
+def _parse_constant(name: str) -> float | None:
+    """``NaN`` is a missing value."""
+    return None if name == "NaN" else float(name)
 
 
 def _json_array(path: Path, column: str, values: list[Any]) -> pa.Array:

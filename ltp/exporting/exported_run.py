@@ -40,6 +40,25 @@ class ExportedRun:
         return cls(Path(checkpoint.path), checkpoint.results, settings, _base_model(settings))
 
 
+def check_weights(folder: Path) -> None:
+    """Check that a folder holds whole files of weights. Reads their headers only.
+
+    Raises:
+        UserError: there is none, or one is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{folder} holds no model.safetensors: train the run again")
+    for file in files:
+        try:
+            with safe_open(file, framework="np"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{file} is damaged: {error}") from error
+
+
 def _base_model(settings: dict[str, Any]) -> str | None:
     """Follow the parents of a run to the first one, and return the hub id of its pretrained model."""
     seen: set[str] = set()

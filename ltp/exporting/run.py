@@ -12,7 +12,7 @@ from ltp.data.sequences import Batch
 from ltp.deploy.onnx import open_graph
 from ltp.exporting.agreement import Agreement, Infer, compare_results
 from ltp.exporting.card import model_card
-from ltp.exporting.exported_run import ExportedRun
+from ltp.exporting.exported_run import ExportedRun, check_weights
 from ltp.exporting.flat import auto_map, flat_sources
 from ltp.exporting.folders import new_folder
 from ltp.exporting.graph import write_onnx
@@ -47,6 +47,7 @@ def export_huggingface(
         UserError: the run is missing or not finished, or ``target`` may not be replaced.
     """
     exported, target = _open(run), Path(target)
+    check_weights(exported.model)
     with new_folder(target, overwrite=overwrite) as folder:
         ignored = None if model is None else shutil.ignore_patterns(*_WEIGHTS)
         shutil.copytree(exported.model, folder, dirs_exist_ok=True, ignore=ignored)

@@ -1,6 +1,7 @@
 """Inspect the checkpoint of ``restore=`` (run directory, Hugging Face directory or hub id) without its weights."""
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ def inspect_checkpoint(source: str, key: str = "restore") -> Checkpoint:
                     f"{key}={source} is an unfinished run: it has no {RESULTS_FILE}. "
                     "Start its command again to finish it, or name another checkpoint."
                 )
-            results = json.loads((run_dir / RESULTS_FILE).read_text(encoding="utf-8"))
+            results = read_results(run_dir, required=("model",))
             path = run_dir / MODEL_FOLDER
         if not (path / "config.json").is_file():
             raise UserError(
@@ -140,6 +141,29 @@ def _read_hub_config(source: str, key: str) -> dict[str, Any]:
         file = cached_file(source, CONFIG_NAME)
     assert file is not None
     return read_config(Path(file), f"{key}={source}")
+
+
+def read_results(run_dir: Path, required: Collection[str] = ()) -> dict[str, Any]:
+    """Read a finished run's ``results.json``.
+
+    Args:
+        run_dir: the run directory.
+        required: keys that it must have.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = run_dir / RESULTS_FILE
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        results = None
+    if not isinstance(results, dict) or not results or not set(required) <= results.keys():
+        raise UserError(
+            f"{path} is damaged: it is not a JSON object with the results of a run. Delete it, and start "
+            "the run's command again to write it anew."
+        )
+    return results
 
 
 def run_config(run_dir: Path) -> dict[str, Any]:

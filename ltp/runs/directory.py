@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 import yaml
 
 from ltp.errors import UserError
-from ltp.runs.checkpoints import CONFIG_FILE, MODEL_FOLDER, PREDICTIONS_FILE, RESULTS_FILE
+from ltp.runs.checkpoints import CONFIG_FILE, MODEL_FOLDER, PREDICTIONS_FILE, RESULTS_FILE, run_config
 from ltp.runs.plan import Run
 
 CHECKPOINT_FOLDER = "checkpoints"
@@ -48,11 +48,6 @@ def is_finished(directory: Path) -> bool:
     return (directory / RESULTS_FILE).is_file()
 
 
-def read_results(directory: Path) -> dict[str, Any]:
-    """Read a finished run's ``results.json``."""
-    return json.loads((directory / RESULTS_FILE).read_text(encoding="utf-8"))
-
-
 def stored_config(run: Run) -> dict[str, Any]:
     """Return the content of ``config.yaml``: the resolved configuration, the method and the parent's name and id."""
     parent_id = run.parent.results["run_id"] if run.parent is not None and run.parent.results is not None else None
@@ -72,8 +67,14 @@ def check_same_settings(run: Run) -> None:
     path = run.directory / CONFIG_FILE
     if not path.is_file() or run.settings.overwrite:
         return
-    stored = _flatten(yaml.safe_load(path.read_text(encoding="utf-8")))
-    current = _flatten(stored_config(run))
+    content = run_config(run.directory)
+    if not content:  # nothing could be compared
+        raise UserError(
+            f"{path} is damaged: it cannot be compared with this configuration. Restore it from a copy, or start the "
+            "run afresh with overwrite=true"
+        )
+    stored = flatten(content)
+    current = flatten(stored_config(run))
     if run.missing is not None or current.get("parent.run_id") is None:
         # the parent was deleted or is not a run: the child's training is still valid
         stored.pop("parent.run_id", None)
@@ -199,11 +200,11 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
     """Flatten nested mappings to dotted keys; an empty mapping stays a value."""
     if not isinstance(node, dict) or not node:
         return {prefix.removesuffix("."): node}
     flat: dict[str, Any] = {}
     for key, value in node.items():
-        flat |= _flatten(value, f"{prefix}{key}.")
+        flat |= flatten(value, f"{prefix}{key}.")
     return flat

@@ -117,7 +117,14 @@ def load_model(checkpoint: Checkpoint, budget: float | None = None) -> "LTPForSe
     from ltp.model.classifier import LTPForSequenceClassification
 
     with loading_from_hub(f"restore={checkpoint.source}", _REMEDY, source=checkpoint.path):
-        return LTPForSequenceClassification.from_pretrained(checkpoint.path, budget=budget).eval()
+        model = LTPForSequenceClassification.from_pretrained(checkpoint.path, budget=budget).eval()
+    for name, weight in model.named_parameters():
+        if not bool(weight.isfinite().all()):
+            raise UserError(
+                f"restore={checkpoint.source}: {name} holds weights that are not finite numbers. The training that "
+                "wrote them diverged, or the file is damaged: restore another checkpoint."
+            )
+    return model
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> "PreTrainedTokenizerBase":

@@ -1,5 +1,6 @@
 """Loggers of a run: ``metrics.jsonl`` in the run directory, and those of config group ``logger``."""
 
+import hashlib
 import json
 from argparse import Namespace
 from pathlib import Path
@@ -47,21 +48,29 @@ class MetricsFile(Logger):
         """Do nothing: ``config.yaml`` in the run directory holds the hyperparameters."""
 
 
-def build_loggers(configs: dict[str, Any], directory: Path) -> list[Logger]:
+def build_loggers(configs: dict[str, Any], directory: Path, output_root: Path) -> list[Logger]:
     """Instantiate the metrics file and the configured loggers.
 
     Args:
-        configs: by logger name, a ``_target_`` and its arguments; the values ``{run_dir}`` and ``{run_name}`` are
-            replaced by the run directory.
+        configs: by logger name, a ``_target_`` and its arguments. ``{run_dir}`` is replaced by the run directory,
+            ``{run_name}`` by its path below ``output_root``, and ``{run_id}`` by an id that is the same each time the
+            run is started.
         directory: the run directory.
+        output_root: folder of all runs.
 
     Raises:
         UserError: a logger's package is not installed, or its constructor fails.
     """
     loggers: list[Logger] = [MetricsFile(directory)]
+    placeholders = {
+        "{run_dir}": str(directory),
+        "{run_name}": str(directory.relative_to(output_root) if directory.is_relative_to(output_root) else directory),
+        "{run_id}": hashlib.sha256(str(directory.absolute()).encode()).hexdigest()[:16],
+    }
     for name, config in configs.items():
-        placeholders = ("{run_dir}", "{run_name}")
-        arguments = {key: str(directory) if value in placeholders else value for key, value in config.items()}
+        arguments = {
+            key: placeholders.get(value, value) if isinstance(value, str) else value for key, value in config.items()
+        }
         try:
             loggers.append(instantiate(arguments))
         except Exception as error:  # Hydra wraps every exception of a constructor

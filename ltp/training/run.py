@@ -28,15 +28,16 @@ from ltp.errors import TerminatedError, UserError
 from ltp.model.classifier import LTPForSequenceClassification
 from ltp.pruning import RATE_MODES
 from ltp.pruning.flops import DEFINITION, lowest_relative_flops, mean_dense_flops
+from ltp.runs.checkpoints import read_results
 from ltp.runs.directory import (
     BEST_CHECKPOINT,
     CHECKPOINT_FOLDER,
     LAST_CHECKPOINT,
     MODEL_FOLDER,
     check_same_settings,
+    flatten,
     is_finished,
     open_directory,
-    read_results,
     stored_config,
     truncate_metrics,
     write_results,
@@ -93,6 +94,8 @@ def train(run: Run) -> dict[str, Any]:
             check_same_settings(run)
             return read_results(run.directory)
         saved = start_directory(run)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(flatten(stored_config(run)))
         trainer.callbacks.append(SameCheckpointCheck(saved))  # type: ignore[attr-defined]  # Lightning's own lists are not typed
         fit(trainer, module, datamodule, saved)
         trainer.save_checkpoint(run.directory / CHECKPOINT_FOLDER / LAST_CHECKPOINT)
@@ -284,7 +287,7 @@ def build_trainer(run: Run, datamodule: GLUEDataModule) -> pl.Trainer:
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # the data module shards, without padding
         default_root_dir=run.directory,  # Lightning looks here for its SLURM checkpoints
-        logger=build_loggers(settings.logger, run.directory),
+        logger=build_loggers(settings.logger, run.directory, Path(settings.output_root)),
         callbacks=callbacks,
         plugins=[RunCheckpointIO(run.directory)],
     )
@@ -327,6 +330,7 @@ def fit(trainer: pl.Trainer, module: LTPModule, datamodule: GLUEDataModule, save
     except StoppedError as stop:
         if not trainer.is_global_zero:
             raise SystemExit from stop  # on failure Lightning would kill the main process, which sets the exit code
+        log.info("stopped at step %d, and saved: the same command goes on from there", trainer.global_step)
         raise (KeyboardInterrupt if stop.number == signal.SIGINT else TerminatedError) from stop
     except SIGTERMException as stop:
         raise TerminatedError from stop

@@ -488,3 +488,9 @@ def test_code_of_a_checkpoint_is_never_run(root):
     finished = ltp_train("model.name_or_path=theirs task=demo prune=none")
     assert finished.code == 2
     assert "theirs: it brings Python code of its own, which ltp never runs." in finished.err
+
+
+@pytest.mark.parametrize("key", ["hydra.run.dir", "hydra.sweep.dir", "hydra.output_subdir"])
+def test_keys_of_hydra_without_effect_are_refused(root, key):
+    message = f"{key} has no effect: ltp names the run directories. Move all of them with output_root=…"
+    check_refused(root, f"{key}=elsewhere", message)

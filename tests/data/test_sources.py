@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import threading
 import time
 from types import SimpleNamespace
@@ -610,3 +611,19 @@ def test_local_directories_need_no_hub(monkeypatch, tmp_path):
         hub.loading_from_hub("the model", "Give another.", source=tmp_path),
     ):
         raise OSError("no config.json")
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ('{"sentence": "a", "label": NaN}', "row 2 has no label in column 'label'"),
+        ('{"sentence": NaN, "label": 1}', "row 2 has no text in column 'sentence'"),
+    ],
+)
+def test_nan_in_jsonl_is_a_missing_value(tmp_path, record, message):
+    folder = tmp_path / "sst2"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text('{"sentence": "a", "label": 0}\n' + record + "\n")
+    (folder / "validation.jsonl").write_text('{"sentence": "a", "label": 0}\n')
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_splits(TASKS["sst2"], data_dir=tmp_path)

@@ -29,7 +29,7 @@ def ltp_evaluate(command):
 def runs(tmp_path_factory):
     """A threshold run and a top-k run, with the dense run that both start from."""
     root = tmp_path_factory.mktemp("runs")
-    common = (*SMALL, f"output_root={root}", f"hydra.run.dir={root}")
+    common = (*SMALL, f"output_root={root}")
     for command in (
         ("stage=finetune",),
         ("prune=manual", "prune.final_token_threshold=0.02"),

@@ -192,3 +192,11 @@ def test_a_path_that_begins_with_a_folder_here_is_no_hub_id(tmp_path, monkeypatc
     (tmp_path / "outputs").mkdir()
     with pytest.raises(UserError, match=r"^restore=outputs/missing: no such directory\."):
         inspect_checkpoint("outputs/missing")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"task": "mrpc"}', "null"])
+def test_damaged_results_are_said_to_be_damaged(tmp_path, content):
+    run = finished_run(tmp_path / "run")
+    (run / "results.json").write_text(content)
+    with pytest.raises(UserError, match=r"results\.json is damaged: .* Delete it, and start the run's command again"):
+        inspect_checkpoint(str(run))

@@ -9,12 +9,12 @@ import yaml
 from helpers import finished_run, plan_of
 
 from ltp.errors import UserError
+from ltp.runs.checkpoints import read_results
 from ltp.runs.directory import (
     check_same_settings,
     is_finished,
     metrics_size,
     open_directory,
-    read_results,
     remove_run_files,
     stored_config,
     truncate_metrics,
@@ -278,3 +278,12 @@ def test_results_replace_older_ones_at_once(tmp_path, monkeypatch):
     write_results(tmp_path, {"round": 2})
     assert seen == [(2, 1)]  # the new file was whole while the old one still stood
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "- a\n", "task: [\n"])
+def test_a_damaged_configuration_is_no_licence_to_resume_anything(content):
+    run = start("task=mrpc")
+    (run.directory / "config.yaml").write_text(content)
+    message = f"{run.directory / 'config.yaml'} is damaged: it cannot be compared with this configuration."
+    assert refusal("task=mrpc").startswith(message)
+    check_same_settings(plan_of("task=mrpc overwrite=true"))

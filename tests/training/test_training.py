@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -522,19 +523,51 @@ def logger_without_its_package():
 
 def test_loggers_that_cannot_start(root):
     with pytest.raises(UserError) as caught:
-        build_loggers({"wandb": {"_target_": f"{__name__}.logger_without_its_package"}}, root)
+        build_loggers({"wandb": {"_target_": f"{__name__}.logger_without_its_package"}}, root, root)
     assert str(caught.value) == "logger=wandb needs its package: pip install 'learned-token-pruning[wandb]'"
     with pytest.raises(UserError, match=r"^logger=tensorboard cannot start: .*unexpected keyword argument 'colour'"):
         build_loggers(
-            {"tensorboard": {"_target_": "ltp.training.loggers.MetricsFile", "colour": 1, "directory": "x"}}, root
+            {"tensorboard": {"_target_": "ltp.training.loggers.MetricsFile", "colour": 1, "directory": "x"}}, root, root
         )
 
 
-def test_loggers_learn_where_the_run_is(root):
-    chosen = {"mine": {"_target_": "types.SimpleNamespace", "a": "{run_dir}", "b": "{run_name}", "c": "x", "d": 1}}
-    metrics, mine = build_loggers(chosen, root / "run")
+def test_loggers_learn_where_the_run_is_and_a_name_and_an_id_of_it(root):
+    chosen = {
+        "mine": {
+            "_target_": "types.SimpleNamespace",
+            "a": "{run_dir}",
+            "b": "{run_name}",
+            "c": "x",
+            "d": 1,
+            "e": "{run_id}",
+        }
+    }
+    metrics, mine = build_loggers(chosen, root / "tiny" / "run", root)
     assert isinstance(metrics, MetricsFile)
-    assert (mine.a, mine.b, mine.c, mine.d) == (str(root / "run"), str(root / "run"), "x", 1)
+    assert (mine.a, mine.b, mine.c, mine.d) == (str(root / "tiny" / "run"), "tiny/run", "x", 1)
+    again, other = (build_loggers(chosen, root / name, root)[1] for name in ("tiny/run", "tiny/other"))
+    assert mine.e == again.e != other.e
+
+
+class Recorder(MetricsFile):
+    """A logger that keeps the hyper-parameters it is told."""
+
+    told: ClassVar[list] = []
+
+    def __init__(self, directory):
+        super().__init__(Path(directory))
+
+    def log_hyperparams(self, params, *args, **kwargs):
+        self.told.append(params)
+
+
+@pytest.mark.slow
+def test_loggers_are_told_the_resolved_settings(root):
+    words = [f"+logger.mine._target_={__name__}.Recorder", "+logger.mine.directory='{run_dir}'"]
+    finished = ltp_train([*SMALL, "lr=3e-4", *words])
+    assert finished.code == 0, finished.err
+    (told,) = Recorder.told
+    assert (told["lr"], told["batch_size"], told["task.name"], told["method"]) == (3e-4, 16, "demo", "dense")
 
 
 # -- other tasks, other models -------------------------------------------------------------------------------
