@@ -3,6 +3,7 @@
 import sys
 
 from ltp import __version__
+from ltp.command.output import run_until_broken_pipe
 
 COMMANDS = {
     "train": "train a run or a sweep: dense, soft and hard stages, and the baselines",
@@ -33,4 +34,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_until_broken_pipe(main))

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from ltp import __version__
+from ltp.command.output import run_until_broken_pipe
 from ltp.errors import LTPError, RunError, TerminatedError, UserError, install_hint, unknown_option
 from ltp.pruning import ALIASES, RATE_MODES
 from ltp.runs.settings import typed_as, unknown_key
@@ -127,13 +128,7 @@ def run_command(
     if "--version" in sys.argv[1:]:
         print(f"ltp {__version__}")
         return 0
-    try:
-        code = _run_under_hydra(config_name, job, show, unknown)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout again at exit
-        return 141
-    return code
+    return run_until_broken_pipe(lambda: _run_under_hydra(config_name, job, show, unknown))
 
 
 def _run_under_hydra(
@@ -154,14 +149,14 @@ def _run_under_hydra(
     # Without it, Hydra prints tracebacks and exits with 1; with it, the exceptions are raised and handled below.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     composed = False
-    failures: list[LTPError] = []
+    failures: list[Exception] = []
 
     def guarded(cfg: DictConfig) -> Any:
         nonlocal composed
         composed = True
         try:
             return job(cfg)
-        except LTPError as error:  # raised after Hydra returns: Hydra would print lines of its own
+        except (LTPError, BrokenPipeError) as error:  # raised after Hydra returns: Hydra would print lines of its own
             failures.append(error)
             return None
 
@@ -178,6 +173,8 @@ def _run_under_hydra(
         return _report_error(error)
     except (HydraException, OmegaConfBaseException) as error:
         return _report_error(UserError(explain(error, overrides, unknown)))
+    except BrokenPipeError:
+        raise
     except KeyboardInterrupt:
         return 130
     except TerminatedError:

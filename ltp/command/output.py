@@ -1,6 +1,8 @@
 """Progress bars, and a check before the work starts that an output file can be written."""
 
 import contextlib
+import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -39,6 +41,24 @@ def step_progress() -> Iterator[Callable[[int, int, str], None]]:
         bar = progress.add_task("", total=None)
 
         yield lambda done, total, step: progress.update(bar, completed=done, total=total, description=step)
+
+
+def run_until_broken_pipe(run: Callable[[], int]) -> int:
+    """Run a command whose output may lose its reader (``… | head``).
+
+    Args:
+        run: runs the command and returns its exit code.
+
+    Returns:
+        Its exit code; 141 after a broken pipe.
+    """
+    try:
+        code = run()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout again at exit
+        return 141
+    return code
 
 
 def check_writable(setting: str, path: Path, remedy: str = "") -> None:

@@ -494,3 +494,37 @@ def test_code_of_a_checkpoint_is_never_run(root):
 def test_keys_of_hydra_without_effect_are_refused(root, key):
     message = f"{key} has no effect: ltp names the run directories. Move all of them with output_root=…"
     check_refused(root, f"{key}=elsewhere", message)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["ltp", "ltp.train --help", "ltp.train --cfg job"])
+def test_a_reader_that_leaves_is_no_traceback(root, module):
+    """As in ``python -m ltp | head -1``: here nobody reads at all."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", *module.split()]
+    finished = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, cwd=root)
+    os.close(write)
+    assert (finished.returncode, finished.stderr) == (141, "")
+
+
+@pytest.mark.slow
+def test_start_up_needs_no_pytorch(root):
+    """Else help and mistakes take seconds: each command's help, a plan and a mistake, in one process."""
+    code = """
+import contextlib, io, sys
+from ltp import bench, calibrate, evaluate, export, predict, report, train
+
+for command in (bench, calibrate, evaluate, export, predict, report, train):
+    for words in (["--help"], ["--cfg", "job", "restore=nowhere/at/all", "text=a", "to=x"], ["xyz=1"]):
+        sys.argv = [command.__name__, *words]
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            with contextlib.suppress(SystemExit):
+                command.COMMAND()
+sys.argv = ["ltp.train", "--cfg", "job", "prune=threshold", "stage=hard", "task=rte"]
+assert train.COMMAND() == 0
+heavy = {"torch", "transformers", "pytorch_lightning", "datasets", "pyarrow", "numpy", "matplotlib", "torchmetrics"}
+sys.exit(f"imported: {heavy & sys.modules.keys()}" if heavy & sys.modules.keys() else 0)
+"""
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert finished.returncode == 0, finished.stderr
