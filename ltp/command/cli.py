@@ -300,6 +300,8 @@ def check_hydra_overrides() -> None:
     Raises:
         UserError: one is; the message names the key that has its place.
     """
+    if has_parent_process():  # Lightning adds hydra.run.dir to the command lines of the ranks that it starts
+        return
     for override in HydraConfig.get().overrides.hydra:
         key = override.split("=", 1)[0].lstrip("+~")
         if key in _WITHOUT_EFFECT:
