@@ -96,7 +96,8 @@ def test_training_commands_compose(line, conf):
 def test_an_experiment_of_one_s_own_is_found(conf):
     cfg = compose("train", overrides=[f"hydra.searchpath=[file://{Path('my-conf').resolve()}]", "experiment=short"])
     settings = train.COMMAND.settings(cfg)
-    assert (settings.task.name, settings.prune.mode, settings.prune.token_keep_rate) == ("demo", "topk", 0.1)
+    found = (settings.task.name, settings.prune.mode, settings.prune.token_keep_rate, settings.epochs)
+    assert found == ("demo", "topk", 0.1, 2)
 
 
 @lines(r"python -m ltp\.bench")
