@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -19,6 +17,7 @@ from ltp.calibration.sample import EVALUATION_BATCH, Sample, read_data
 from ltp.calibration.search import UnreachableError, update_final_threshold
 from ltp.data.datamodule import GLUEDataModule
 from ltp.errors import RunError, UserError, format_value
+from ltp.evaluation.run import Progress
 from ltp.evaluation.scoring import Engine, evaluate, summarise
 from ltp.model.classifier import LTPForSequenceClassification
 from ltp.pruning import RATE_MODES
@@ -30,8 +29,6 @@ from ltp.runs.locks import run_lock
 from ltp.runs.provenance import GIT_STATE, device_name, hardware, versions
 
 log = logging.getLogger("ltp")
-
-Progress = Callable[[int], AbstractContextManager[Tick]]  #: opens a progress bar of a given number of examples
 
 _TYPICAL_TRIALS = 7  # per budget, for the progress bar
 _SUBSAMPLE_FROM = 256  # smallest sample for which a search starts on a subsample

@@ -40,7 +40,6 @@ _PLUGINS = {
     "optuna": ("sweep=optuna", "optuna"),
 }
 
-
 #: Hydra's flags that decide which configuration files are read.
 _CONFIG_FLAGS = ("config-dir", "config-name", "config-path")
 
@@ -187,12 +186,7 @@ def _run_under_hydra(
                 return _report_error(failed)
         if type(error).__module__.startswith("submitit.") or (isinstance(error, RuntimeError) and "srun" in str(error)):
             return _report_error(RunError(f"launcher=slurm: {str(error).strip()}"))
-        if "Unexpected type for root: NoneType" in str(error):  # OmegaConf's, of task.max_length=64 without task=…
-            words = [word for word in overrides if word.startswith("task.")]
-            return _report_error(
-                UserError(f"{words[0]} goes with task=…; without, a run is evaluated on its own task as it was trained")
-            )
-        if isinstance(error, ValueError) and not composed:  # Hydra rejects some overrides this way
+        if isinstance(error, ValueError | AssertionError) and not composed:  # Hydra rejects some overrides this way
             return _report_error(UserError(explain(error, overrides, unknown)))
         report_to_parent(error)
         raise
@@ -227,6 +221,9 @@ def explain(error: Exception, overrides: list[str], unknown: Callable[[str], str
     if match := re.search(r"Ambiguous value for argument '(.+)'", text):
         key, values = match[1].split("=", 1)
         return f"{match[1]}: several values make a sweep, which needs -m; a list is written {key}=[{values}]"
+    if "Unexpected type for root: NoneType" in text:  # a key of a group that is null
+        word = next((word for word in overrides if word.startswith("task.")), overrides[-1])
+        return f"{word} goes with task=…; without it, the run's own task is used as it was trained"
     if match := re.search(r"Could not append to config\. An item is already at '([^']+)'", text):
         return f"+{match[1]}: the key exists already; leave out the plus: {match[1]}=…"
     if match := re.search(r"Could not override '([^']+)'", text):
@@ -273,16 +270,17 @@ def task_overrides() -> list[str]:
 def config_arguments() -> list[str]:
     """Return the arguments with which a process started by this job reads the same configuration files."""
     config = HydraConfig.get()
-    paths: dict[str, list[str]] = {"command-line": [], "search path": []}
+    arguments, search_path = [], []
     for source in config.runtime.config_sources:
         if source.provider == "command-line":
-            paths["command-line"].append(source.path)
+            arguments.append(f"--config-dir={source.path}")
         elif str(source.provider).startswith("hydra.searchpath"):
-            paths["search path"].append(f"'{source.schema}://{source.path}'")
-    arguments = [f"--config-dir={path}" for path in paths["command-line"]]
+            search_path.append(f"'{source.schema}://{source.path}'")
     if config.job.config_name != "train":
         arguments.append(f"--config-name={config.job.config_name}")
-    return arguments + [f"hydra.searchpath=[{','.join(paths['search path'])}]"] * bool(paths["search path"])
+    if search_path:
+        arguments.append(f"hydra.searchpath=[{','.join(search_path)}]")
+    return arguments
 
 
 def command_line(name: str) -> str:

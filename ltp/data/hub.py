@@ -77,14 +77,12 @@ def loading_from_hub(resource: str, remedy: str, *, source: str | Path | None = 
         yield
     except UserError:
         raise
-    except Exception as error:
-        if not isinstance(error, _loading_errors()):
-            raise
+    except _loading_errors() as error:
         if "trust_remote_code" in str(error):
             raise UserError(
                 f"Cannot load {resource}: it brings Python code of its own, which ltp never runs. {remedy}"
             ) from error
-        if in_reach:
+        if in_reach or not isinstance(error, OSError | ValueError):
             reason = " ".join(str(error).split()).rstrip(".")
             raise UserError(f"Cannot load {resource}: {reason}. {remedy}") from error
         raise UserError(

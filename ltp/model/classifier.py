@@ -354,7 +354,6 @@ def prune(
     Raises:
         ValueError: ltp has no adapter for the model, a setting is unknown, or a value is outside its range.
     """
-    check_pruning_keys(pruning)
     prune_mode = ALIASES.get(prune_mode, prune_mode)
     if isinstance(model, LTPForSequenceClassification):
         model.set_pruning(prune_mode=prune_mode, **pruning)

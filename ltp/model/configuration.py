@@ -91,7 +91,11 @@ class LTPConfig(PreTrainedConfig):
         Args:
             dense: configuration of the dense classifier; its pruning keys are used, if it has any.
             pruning: arguments of this class, which override the pruning keys of ``dense``.
+
+        Raises:
+            ValueError: an argument is unknown, or outside its range.
         """
+        check_pruning_keys(pruning)
         inherited = {key: getattr(dense, key) for key in PRUNING_KEYS if getattr(dense, key, None) is not None}
         content = {key: value for key, value in dense.to_dict().items() if key not in PRUNING_KEYS + _OUTER_KEYS}
         return cls(

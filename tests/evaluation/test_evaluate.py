@@ -442,3 +442,11 @@ def test_help_explains_every_key():
     text = ltp_evaluate("--help").out
     for key in evaluate.EvaluateSettings.__dataclass_fields__:
         assert f"\n  {key}" in text or f" {key} " in text or f", {key}" in text, key
+
+
+def test_a_key_of_a_task_that_is_not_chosen(tmp_path):
+    finished = ltp_evaluate(f"restore={tmp_path} task.max_length=64")
+    assert (finished.code, finished.err) == (
+        2,
+        "error: task.max_length=64 goes with task=…; without it, the run's own task is used as it was trained\n",
+    )

@@ -49,6 +49,8 @@ def test_an_unknown_setting_is_refused(make_dense, setting, message):
     for model in (dense, prune(dense)):
         with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
             prune(model, **{setting: 0.5})
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        LTPForSequenceClassification.from_dense(dense, **{setting: 0.5})
 
 
 def test_the_trainer_computes_metrics_of_logits(make_dense, sentences, tmp_path):
