@@ -16,8 +16,7 @@ from ltp.command.imports import fast_imports
 from ltp.command.output import progress
 from ltp.errors import UserError, check_choice, check_range, format_value
 from ltp.pruning import RATE_MODES
-from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint, read_results
-from ltp.runs.directory import is_finished
+from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint, is_finished, read_results
 from ltp.runs.loading import stored_task
 from ltp.runs.settings import check_shares
 

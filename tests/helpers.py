@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
 from ltp import train
-from ltp.command import cli
+from ltp.command import cli, planning
 from ltp.data import hub
 
 torch.set_num_threads(1)  # on models this small more of them get into each other's way
@@ -77,7 +77,7 @@ def settings_of(command=""):
 
 def plan_of(command=""):
     """The run that a command line describes."""
-    return train.plan(settings_of(command))
+    return planning.plan(settings_of(command))
 
 
 @dataclass

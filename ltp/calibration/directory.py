@@ -10,8 +10,8 @@ import yaml
 
 from ltp.calibration.request import BUDGETS, LATENCY_DEFAULTS, CalibrateSettings, Request
 from ltp.errors import UserError, format_number
-from ltp.runs.checkpoints import CONFIG_FILE, MODEL_FOLDER, Checkpoint, run_config
-from ltp.runs.directory import is_finished, remove_run_files, write_atomically, write_results
+from ltp.runs.checkpoints import CONFIG_FILE, MODEL_FOLDER, Checkpoint, is_finished, run_config
+from ltp.runs.directory import remove_run_files, write_atomically, write_results
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import; configuration errors should be fast
     from transformers import PreTrainedTokenizerBase

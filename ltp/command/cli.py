@@ -12,6 +12,7 @@ from typing import Any
 import hydra
 import yaml
 from hydra._internal.utils import get_args_parser
+from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
@@ -169,9 +170,9 @@ def _run_under_hydra(
         if (record := SweepRecord.current()) is not None:
             record.check()
     except LTPError as error:
-        return _report_error(error)
+        return report_error(error)
     except (HydraException, OmegaConfBaseException) as error:
-        return _report_error(UserError(explain(error, overrides, unknown)))
+        return report_error(UserError(explain(error, overrides, unknown)))
     except BrokenPipeError:
         raise
     except KeyboardInterrupt:
@@ -183,17 +184,17 @@ def _run_under_hydra(
             try:
                 record.check()  # Optuna raises ValueError if every job failed, because there is no best one
             except LTPError as failed:
-                return _report_error(failed)
+                return report_error(failed)
         if type(error).__module__.startswith("submitit.") or (isinstance(error, RuntimeError) and "srun" in str(error)):
-            return _report_error(RunError(f"launcher=slurm: {str(error).strip()}"))
+            return report_error(RunError(f"launcher=slurm: {str(error).strip()}"))
         if isinstance(error, ValueError | AssertionError) and not composed:  # Hydra rejects some overrides this way
-            return _report_error(UserError(explain(error, overrides, unknown)))
+            return report_error(UserError(explain(error, overrides, unknown)))
         report_to_parent(error)
         raise
     return 0
 
 
-def _report_error(error: LTPError) -> int:
+def report_error(error: LTPError) -> int:
     """Report an error to the parent process if there is one, else on standard error; return the exit code."""
     if report_to_parent(error):
         return error.exit_code
@@ -267,18 +268,23 @@ def task_overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task)
 
 
+def config_folders(config: HydraConf) -> list[tuple[str, str]]:
+    """The user's own folders of configurations: the provider of each (``command-line`` or Hydra's) and its address."""
+    return [
+        (source.provider, source.path if source.provider == "command-line" else f"{source.schema}://{source.path}")
+        for source in config.runtime.config_sources
+        if source.provider == "command-line" or str(source.provider).startswith("hydra.searchpath")
+    ]
+
+
 def config_arguments() -> list[str]:
     """Return the arguments with which a process started by this job reads the same configuration files."""
     config = HydraConfig.get()
-    arguments, search_path = [], []
-    for source in config.runtime.config_sources:
-        if source.provider == "command-line":
-            arguments.append(f"--config-dir={source.path}")
-        elif str(source.provider).startswith("hydra.searchpath"):
-            search_path.append(f"'{source.schema}://{source.path}'")
+    folders = config_folders(config)
+    arguments = [f"--config-dir={folder}" for provider, folder in folders if provider == "command-line"]
     if config.job.config_name != "train":
         arguments.append(f"--config-name={config.job.config_name}")
-    if search_path:
+    if search_path := [f"'{folder}'" for provider, folder in folders if provider != "command-line"]:
         arguments.append(f"hydra.searchpath=[{','.join(search_path)}]")
     return arguments
 
@@ -306,13 +312,15 @@ def check_hydra_overrides() -> None:
             raise UserError(f"{key} has no effect: ltp names the run directories. Move all of them with output_root=…")
 
 
-def check_selections() -> None:
+def check_selections(choices: Mapping[str, Any]) -> None:
     """Check that ``prune`` and ``prune_mode``, two ways to select the pruning method, agree.
+
+    Args:
+        choices: the options that a command line selects, by group.
 
     Raises:
         UserError: they do not. (If two configs override one group, Hydra silently takes the last.)
     """
-    choices = HydraConfig.get().runtime.choices
     alias, mode = choices.get("prune"), choices.get("prune_mode")
     alias_mode = ALIASES.get(str(alias), alias)
     if alias is not None and alias_mode != mode:

@@ -14,6 +14,15 @@ import pyarrow.compute as pc
 from ltp.data import TABLE_SUFFIXES, tables
 from ltp.data.columns import check_rows, infer_labels
 from ltp.data.demo import demo_rows
+from ltp.data.files import (
+    MRPC_DEV_IDS,
+    MRPC_TEST,
+    MRPC_TRAIN,
+    classic_file,
+    find_mrpc_corpus,
+    find_split,
+    task_folders,
+)
 from ltp.data.hub import loading_from_hub
 from ltp.data.tasks import TASKS, Task
 from ltp.errors import UserError
@@ -40,28 +49,24 @@ class Splits:
 
 @dataclass(frozen=True)
 class _ClassicLayout:
-    """Layout of a task in the classic GLUE download: its folder and its column names.
+    """Column names of a task in the classic GLUE download.
 
     Attributes:
-        folder: Name of the folder.
         columns: Column names by the hub's names, for those that differ.
         header: All column names, for files without a header line.
     """
 
-    folder: str
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
     header: tuple[str, ...] | None = None
 
 
+#: The tasks whose classic files differ from the hub's.
 _CLASSIC = {
-    "rte": _ClassicLayout("RTE"),
-    "mrpc": _ClassicLayout("MRPC", {"sentence1": "#1 String", "sentence2": "#2 String", "label": "Quality"}),
-    "stsb": _ClassicLayout("STS-B", {"label": "score"}),
-    "cola": _ClassicLayout("CoLA", header=("source", "label", "star", "sentence")),
-    "sst2": _ClassicLayout("SST-2"),
-    "qnli": _ClassicLayout("QNLI"),
-    "qqp": _ClassicLayout("QQP", {"label": "is_duplicate"}),
-    "mnli": _ClassicLayout("MNLI", {"premise": "sentence1", "hypothesis": "sentence2", "label": "gold_label"}),
+    "mrpc": _ClassicLayout({"sentence1": "#1 String", "sentence2": "#2 String", "label": "Quality"}),
+    "stsb": _ClassicLayout({"label": "score"}),
+    "cola": _ClassicLayout(header=("source", "label", "star", "sentence")),
+    "qqp": _ClassicLayout({"label": "is_duplicate"}),
+    "mnli": _ClassicLayout({"premise": "sentence1", "hypothesis": "sentence2", "label": "gold_label"}),
 }
 _MRPC_IDS = ("#1 ID", "#2 ID")
 _HUB_COLUMNS = "Use the hub's column names."
@@ -164,56 +169,27 @@ def _blank_is_missing(path: Path) -> bool:
 
 def _load_local(task: Task, data_dir: Path) -> dict[str, pa.Table]:
     """Load the splits under `data_dir`, in the hub's layout or that of the classic download."""
-    if not data_dir.is_dir():
-        raise UserError(f"data_dir={data_dir}: no such directory.")
-    names = dict.fromkeys((task.name, _CLASSIC[task.name].folder))
-    folders = [data_dir / name for name in names if (data_dir / name).is_dir()]
-    if not folders:
-        raise UserError(f"data_dir={data_dir}: holds no folder {' or '.join(names)}.")
+    folders = task_folders(task, data_dir)
     files = {}
     for split in ("train", *task.validation_splits):
-        path = _find_split(folders, split)
+        path = find_split(folders, split)
         if path is not None:
             files[split] = path
         elif split == "validation_mismatched":
             log.warning("data_dir=%s: no validation_mismatched; mnli is evaluated on matched only", data_dir)
-        elif task.name == "mrpc" and (corpus := _find_mrpc_corpus(folders)):
+        elif task.name == "mrpc" and (corpus := find_mrpc_corpus(folders)):
             return _load_mrpc_corpus(task, corpus)
         else:
             wanted = f"{split}.{{{','.join(suffix[1:] for suffix in TABLE_SUFFIXES)}}}"
             if split != "train":
-                wanted += f" or {_classic_file(split)}"
+                wanted += f" or {classic_file(split)}"
             raise UserError(f"data_dir={data_dir}: no {wanted} in {' or '.join(map(str, folders))}.")
     return {split: _read_glue(task, path) for split, path in files.items()}
 
 
-def _find_split(folders: list[Path], split: str) -> Path | None:
-    """Return the file of a split; None if there is none.
-
-    Raises:
-        UserError: Several files of one folder match.
-    """
-    stems = [split, "validation"] if split == "validation_matched" else [split]
-    for folder in folders:
-        for stem in stems:
-            paths = [path for suffix in TABLE_SUFFIXES if (path := folder / f"{stem}{suffix}").is_file()]
-            if len(paths) > 1:
-                names = " and ".join(path.name for path in paths)
-                raise UserError(f"{folder}: {names} all claim to be the split {split}; keep one.")
-            if paths:
-                return paths[0]
-        if (classic := folder / _classic_file(split)).is_file():
-            return classic
-    return None
-
-
-def _classic_file(split: str) -> str:
-    return f"{split.replace('validation', 'dev')}.tsv"
-
-
 def _read_glue(task: Task, path: Path) -> pa.Table:
     """Read one split of a GLUE task, with the hub's column names or those of the classic download."""
-    classic = _CLASSIC[task.name]
+    classic = _CLASSIC.get(task.name, _ClassicLayout())
     wanted = (*task.text_columns, task.label_column)
     if path.suffix != ".tsv":
         table = tables.read_table(path, wanted, remedy=_HUB_COLUMNS)
@@ -241,15 +217,11 @@ def _read_glue_tsv(path: Path, wanted: tuple[str, ...], classic: _ClassicLayout)
     return table.select(list(names.values())).rename_columns(list(names))
 
 
-def _find_mrpc_corpus(folders: list[Path]) -> Path | None:
-    return next((folder for folder in folders if (folder / "msr_paraphrase_train.txt").is_file()), None)
-
-
 def _load_mrpc_corpus(task: Task, folder: Path) -> dict[str, pa.Table]:
     """Load MRPC from the original corpus, which GLUE splits by the id pairs in dev_ids.tsv."""
     classic = _CLASSIC["mrpc"].columns
     splits = {}
-    for split, name in (("train", "msr_paraphrase_train.txt"), ("validation", "msr_paraphrase_test.txt")):
+    for split, name in (("train", MRPC_TRAIN), ("validation", MRPC_TEST)):
         path = folder / name
         if not path.is_file():
             continue
@@ -260,7 +232,7 @@ def _load_mrpc_corpus(task: Task, folder: Path) -> dict[str, pa.Table]:
         pairs = list(zip(*(table[name].to_pylist() for name in _MRPC_IDS), strict=True))
         splits[split] = checked, pairs
     train, pairs = splits["train"]
-    ids_file = next((p for p in (folder / "dev_ids.tsv", folder / "mrpc_dev_ids.tsv") if p.is_file()), None)
+    ids_file = next((path for name in MRPC_DEV_IDS if (path := folder / name).is_file()), None)
     if ids_file is not None:
         dev_pairs = {tuple(line.split("\t")) for line in ids_file.read_text(errors="replace").splitlines()}
         in_dev = pa.array([pair in dev_pairs for pair in pairs])

@@ -143,6 +143,11 @@ def _read_hub_config(source: str, key: str) -> dict[str, Any]:
     return read_config(Path(file), f"{key}={source}")
 
 
+def is_finished(directory: Path) -> bool:
+    """Whether a run directory contains results."""
+    return (directory / RESULTS_FILE).is_file()
+
+
 def read_results(run_dir: Path, required: Collection[str] = ()) -> dict[str, Any]:
     """Read a finished run's ``results.json``.
 

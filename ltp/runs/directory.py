@@ -1,4 +1,4 @@
-"""Files of a run directory: atomic writes, and checks when a run is started again.
+"""Files of a run directory, written atomically.
 
 ::
 
@@ -11,7 +11,6 @@
 """
 
 import contextlib
-import dataclasses
 import json
 import os
 import shutil
@@ -22,9 +21,8 @@ from typing import Any, BinaryIO
 
 import yaml
 
-from ltp.errors import UserError
-from ltp.runs.checkpoints import CONFIG_FILE, MODEL_FOLDER, PREDICTIONS_FILE, RESULTS_FILE, run_config
-from ltp.runs.plan import Run
+from ltp.runs.checkpoints import CONFIG_FILE, MODEL_FOLDER, PREDICTIONS_FILE, RESULTS_FILE
+from ltp.runs.identity import Run, stored_config
 
 CHECKPOINT_FOLDER = "checkpoints"
 LAST_CHECKPOINT = "last.ckpt"
@@ -33,67 +31,6 @@ BEST_CHECKPOINT = "best.ckpt"
 METRICS_FILE = "metrics.jsonl"
 _PARTIAL = ".partial"  # suffix of files that are being written
 _RUN_FILES = (CONFIG_FILE, CHECKPOINT_FOLDER, METRICS_FILE, MODEL_FOLDER, PREDICTIONS_FILE, RESULTS_FILE)
-
-#: Keys that may differ when a run is started again: they affect neither the training nor its data.
-_FREE_KEYS = (
-    *("output_root", "overwrite", "restore", "recipe", "logger", "flops_budget"),
-    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
-    *("trainer.num_threads", "trainer.num_workers"),
-    *("trainer.enable_progress_bar", "trainer.log_every_n_steps", "trainer.detect_anomaly", "trainer.eval_batch_size"),
-)
-
-
-def is_finished(directory: Path) -> bool:
-    """Whether a run directory contains results."""
-    return (directory / RESULTS_FILE).is_file()
-
-
-def stored_config(run: Run) -> dict[str, Any]:
-    """Return the content of ``config.yaml``: the resolved configuration, the method and the parent's name and id."""
-    parent_id = run.parent.results["run_id"] if run.parent is not None and run.parent.results is not None else None
-    return {
-        **dataclasses.asdict(run.settings),
-        "method": run.method,
-        "parent": {"name": run.parent_name, "run_id": parent_id},
-    }
-
-
-def check_same_settings(run: Run) -> None:
-    """Check that a run directory was not written with another configuration.
-
-    Raises:
-        UserError: the configurations differ; the message lists the differences.
-    """
-    path = run.directory / CONFIG_FILE
-    if not path.is_file() or run.settings.overwrite:
-        return
-    content = run_config(run.directory)
-    if not content:  # nothing could be compared
-        raise UserError(
-            f"{path} is damaged: it cannot be compared with this configuration. Restore it from a copy, or start the "
-            "run afresh with overwrite=true"
-        )
-    stored = flatten(content)
-    current = flatten(stored_config(run))
-    if run.missing is not None or current.get("parent.run_id") is None:
-        # the parent was deleted or is not a run: the child's training is still valid
-        stored.pop("parent.run_id", None)
-    elif stored.get("parent.run_id") == current["parent.run_id"]:
-        stored.pop("parent.name", None)  # the same run, possibly under another path
-    # the parent determines the model, so model keys may differ
-    free = (*_FREE_KEYS, "model") if run.parent is not None or run.missing is not None else _FREE_KEYS
-    differing = [
-        f"  {key}: {stored[key]} there, {current[key]} now"
-        for key in sorted(stored.keys() & current.keys())
-        if stored[key] != current[key] and not any(key == name or key.startswith(f"{name}.") for name in free)
-    ]
-    if differing:
-        state = "a finished" if is_finished(run.directory) else "an unfinished"
-        raise UserError(
-            f"{run.directory} holds {state} run with another configuration:\n"
-            + "\n".join(differing)
-            + "\nStart it afresh with overwrite=true, or keep both with another output_root=…"
-        )
 
 
 def open_directory(run: Run) -> None:
@@ -112,7 +49,8 @@ def open_directory(run: Run) -> None:
 def remove_run_files(directory: Path) -> None:
     """Remove the files of a run.
 
-    Nested runs (``hard/``) are kept. Their stored parent no longer matches, which :func:`check_same_settings` reports.
+    Nested runs (``hard/``) are kept. Their stored parent no longer matches, which
+    :func:`ltp.runs.identity.check_identity` reports.
     """
     for name in reversed(_RUN_FILES):  # results first, so that a partly removed run is not taken for a finished one
         path = directory / name
@@ -120,6 +58,12 @@ def remove_run_files(directory: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def has_checkpoint(directory: Path) -> bool:
+    """Whether a training that was interrupted can go on."""
+    names = (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT)
+    return any((directory / CHECKPOINT_FOLDER / name).is_file() for name in names)
 
 
 def write_results(directory: Path, results: dict[str, Any]) -> None:
@@ -198,13 +142,3 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Flatten nested mappings to dotted keys; an empty mapping stays a value."""
-    if not isinstance(node, dict) or not node:
-        return {prefix.removesuffix("."): node}
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        flat |= flatten(value, f"{prefix}{key}.")
-    return flat

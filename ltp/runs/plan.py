@@ -1,91 +1,54 @@
-"""Resolve a configuration to a run: default values, method, parent run, teacher and run directory.
-
-Runs form a tree under ``outputs/<model>/<task>/``, in the published layout::
-
-    finetune/lr_…/seed_…                                              dense parent of all others
-    absolute_threshold/rate_…/temperature_…/lambda_…/lr_…/seed_…      soft
-    absolute_threshold/rate_…/temperature_…/lambda_…/lr_…/seed_…/hard/lr_…   hard, nested in its soft run
-    absolute_threshold/rate_…/hard/lr_…/seed_…                        manual thresholds
-    topk/rate_…/lr_…/seed_…
-"""
+"""Resolve a configuration to a run: default values, method, parent run, teacher and run directory."""
 
 import copy
 import dataclasses
 import logging
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ltp.data.tasks import TASKS, Task, custom_task, get_task
-from ltp.errors import UserError, format_number
+from ltp.errors import UserError, format_value
 from ltp.pruning import RATE_MODES
-from ltp.runs.checkpoints import RESULTS_FILE, Checkpoint, inspect_checkpoint, read_config
-from ltp.runs.settings import PRUNE_VALUES, TaskSettings, TrainSettings, check_ranges
+from ltp.runs.checkpoints import RESULTS_FILE, Checkpoint, inspect_checkpoint, is_finished, read_config
+from ltp.runs.fingerprints import checkpoint_fingerprint, data_fingerprints
+from ltp.runs.identity import Run, check_identity
+from ltp.runs.layout import checkpoint_folder, deviations, run_directory
+from ltp.runs.settings import (
+    PRUNE_VALUES,
+    STAGE_KEYS,
+    STAGES,
+    DistillSettings,
+    PruneSettings,
+    StageSettings,
+    TaskSettings,
+    TrainSettings,
+    check_ranges,
+)
 
 log = logging.getLogger(__name__)
 
 _METHOD_NAMES = {"topk": "top-k", "manual": "manual-threshold"}  # in messages
 
 
-@dataclass(frozen=True)
-class MissingParent:
-    """An unfinished parent run, which must be trained first.
-
-    Attributes:
-        directory: its run directory.
-        stage: its training stage.
-    """
-
-    directory: Path
-    stage: str
-
-
-@dataclass(frozen=True)
-class Run:
-    """A resolved run, ready to start.
-
-    Attributes:
-        settings: the configuration, with every null replaced by a value.
-        task: the task; labels of a custom task are unknown until its file is read.
-        method: ``dense``, ``learned``, ``manual``, ``topk`` or another of :data:`~ltp.pruning.RATE_MODES`.
-        directory: the run directory.
-        parent: the checkpoint that the run starts from; None for a pretrained or randomly initialised encoder.
-        missing: the parent run that must be trained first; ``parent`` is None then.
-        teacher: the dense teacher checkpoint; None without distillation, and while the parent run is missing.
-    """
-
-    settings: TrainSettings
-    task: Task
-    method: str
-    directory: Path
-    parent: Checkpoint | None
-    missing: MissingParent | None
-    teacher: Checkpoint | None = None
-
-    @property
-    def parent_name(self) -> str | None:
-        """The parent's name in results: a run directory, a checkpoint's name or path, or None."""
-        if self.missing is not None:
-            return str(self.missing.directory)
-        if self.parent is not None:
-            return str(self.parent.run_dir or self.parent.source)
-        return self.settings.model.name_or_path
-
-
-def plan_run(config: TrainSettings, *, model_is_chosen: bool = False) -> Run:
-    """Resolve a configuration to a run. Reads only small files.
+def plan_run(config: TrainSettings, *, published: TrainSettings | None = None, model_is_chosen: bool = False) -> Run:
+    """Resolve a configuration to a run and its parents. Reads small files, and data and weights to identify them.
 
     Args:
         config: the configuration, which may contain nulls; it is not modified.
+        published: the configuration of the same task and model without any other choice, from which deviations are
+            counted; None for the defaults of the schema, with the configuration's model and recipe.
         model_is_chosen: whether the user chose the model. If so, a restored checkpoint must match it; otherwise
             the checkpoint determines the model.
 
     Raises:
-        UserError: a value is out of range, options contradict each other, or a checkpoint does not match.
+        UserError: a value is out of range, options contradict each other, a checkpoint does not match, or the parent's
+            directory holds another run.
     """
     check_ranges(config)
     settings = copy.deepcopy(config)
+    if published is None:
+        published = TrainSettings(model=config.model, recipe=config.recipe)
     task = task_of(settings.task)
     restored = None if settings.restore == "auto" else inspect_checkpoint(settings.restore)
     if restored is not None:
@@ -100,13 +63,42 @@ def plan_run(config: TrainSettings, *, model_is_chosen: bool = False) -> Run:
         raise UserError(_irrelevant_key_message("learned", settings, method))
     settings.prune.learned = method == "learned" if mode == "absolute_threshold" else None
     _fill_nulls(settings, task, method, inherited)
+    start = settings.model.name_or_path if restored is None and method == "dense" else restored and restored.path
+    if settings.model.name is None:
+        settings.model.name = checkpoint_folder(settings.model.name_or_path)
 
-    parent, missing = restored, None
+    parent, parent_run = restored, None
+    is_nested = method == "learned" and stage == "hard"
     if restored is None and method != "dense":
-        parent, missing = _find_parent(settings, task, method)
-    directory = _run_directory(settings, method, parent, missing)
-    teacher = None if settings.distill.mode is None or missing is not None else _find_teacher(settings, task, parent)
-    return Run(settings, task, method, directory, parent, missing, teacher)
+        parent_run = plan_run(_parent_settings(settings, method), published=published)
+        parent = _finished(parent_run, task)
+    elif restored is not None and restored.run_dir is not None and method != "dense" and not is_nested:
+        # a name for what restore=auto takes changes nothing
+        automatic = plan_run(_parent_settings(settings, method), published=published)
+        parent_run = automatic if _is_same(restored.run_dir, automatic.directory) else None
+    teacher = _find_teacher(settings, task, parent, parent_run)
+
+    deviating = _deviations(settings, published, task, method, inherited)
+    places = {key: value for key, value in deviating.items() if key != "lr"}
+    if teacher is not None and "distill.teacher" in places:
+        places["distill.teacher"] = (teacher.results or {}).get("run_id") or teacher.source
+    soft_run = None
+    if is_nested:
+        soft_run = parent.run_dir if parent is not None else parent_run and parent_run.directory
+    if soft_run is None:
+        places |= _start_places(restored, parent_run, model_is_chosen)
+    return Run(
+        settings,
+        task,
+        method,
+        directory=run_directory(settings, method, places, soft_run, parent),
+        parent=parent,
+        parent_run=parent_run,
+        teacher=teacher,
+        deviations=deviating,
+        data=data_fingerprints(settings, task),
+        checkpoint=checkpoint_fingerprint(start) if restored is None or restored.run_dir is None else None,
+    )
 
 
 def check_labels(checkpoint: Checkpoint, task: Task) -> None:
@@ -169,7 +161,8 @@ def _check_model_fits(settings: TrainSettings, restored: Checkpoint, model_is_ch
     """Check a restored checkpoint against the chosen model, or take the model from it if none was chosen."""
     model = settings.model
     if not model_is_chosen:
-        model.name, model.name_or_path, model.architecture = restored.name, None, {}
+        name = restored.name if restored.run_dir is not None else checkpoint_folder(restored.path)
+        model.name, model.name_or_path, model.architecture = name, None, {}
         return
     expected = model.architecture
     if model.name_or_path is not None and (Path(model.name_or_path) / "config.json").is_file():
@@ -247,14 +240,15 @@ def _fill_nulls(settings: TrainSettings, task: Task, method: str, inherited: dic
     """Replace every null by the checkpoint's value, or else the recipe's."""
     assert settings.stage is not None
     recipe, prune = settings.recipe.pruning, settings.prune
-    stage = settings.recipe.stages[settings.stage]
-    defaults = dataclasses.asdict(stage) | {
-        "lr": stage.lr if stage.lr is not None else task.lr,
-        "epochs": getattr(stage.epochs, task.size),
-    }
-    for key, default in defaults.items():
-        if getattr(settings, key) is None:
-            setattr(settings, key, default)
+    for key, default in _stage_defaults(settings, task).items():
+        given, of_stage = getattr(settings, key), getattr(getattr(settings, settings.stage), key)
+        if given is not None and of_stage is not None and given != of_stage:
+            raise UserError(
+                f"{key}={format_value(given)} and {settings.stage}.{key}={format_value(of_stage)} contradict each "
+                f"other in a run of stage {settings.stage}: give one of them"
+            )
+        if given is None:
+            setattr(settings, key, default if of_stage is None else of_stage)
 
     learned = method == "learned"
     if learned and settings.stage == "hard" and not settings.targets:
@@ -292,6 +286,37 @@ def _fill_nulls(settings: TrainSettings, task: Task, method: str, inherited: dic
             setattr(prune, key, inherited.get(file_keys.get(key, key), relevant[key]))
 
 
+def _stage_defaults(settings: TrainSettings, task: Task) -> dict[str, Any]:
+    """Return the recipe's values for the stage of a run."""
+    assert settings.stage is not None
+    recipe = settings.recipe.stages[settings.stage]
+    return dataclasses.asdict(recipe) | {
+        "lr": recipe.lr if recipe.lr is not None else task.lr,
+        "epochs": getattr(recipe.epochs, task.size),
+    }
+
+
+def _deviations(
+    settings: TrainSettings, published: TrainSettings, task: Task, method: str, inherited: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what a run has otherwise than the published run of the same names; see :attr:`Run.deviations`."""
+    reference = copy.deepcopy(settings)
+    reference.recipe = published.recipe
+    for stage in STAGES:
+        setattr(reference, stage, StageSettings())
+    for key in STAGE_KEYS:
+        if key != "lr":  # which other defaults depend on
+            setattr(reference, key, None)
+    reference.prune = dataclasses.replace(settings.prune, scoring_mode=None, score_length=None, lr_threshold=None)
+    if task.name not in TASKS:
+        task = dataclasses.replace(task, size=published.task.size)
+    _fill_nulls(reference, task, method, inherited)
+    reference.task, reference.model = published.task, published.model
+    reference.trainer, reference.distill = published.trainer, published.distill
+    default_lr = _stage_defaults(reference, task)["lr"]
+    return ({"lr": settings.lr} if settings.lr != default_lr else {}) | deviations(settings, reference)
+
+
 def _inherit_budgets(settings: TrainSettings, inherited: list[float] | None) -> None:
     """Give a hard run the budgets that its parent was trained for."""
     if inherited and len(inherited) == 1:
@@ -310,48 +335,81 @@ def _irrelevant_key_message(key: str, settings: TrainSettings, method: str) -> s
     return f"{key_and_value} has no meaning for a {name} run; leave it out"
 
 
-def _find_parent(settings: TrainSettings, task: Task, method: str) -> tuple[Checkpoint | None, MissingParent | None]:
-    """Find the finished parent run, or determine the one to train first.
+def _parent_settings(settings: TrainSettings, method: str) -> TrainSettings:
+    """Return the settings of the parent that a run starts from; see :attr:`Run.parent_run`.
 
-    If there are several, the one with the recipe's learning rate is used.
+    It has the run's task, model, seed and machine; what belongs to a stage comes from the groups of stages, or else
+    the recipe.
+    """
+    parent = copy.deepcopy(settings)
+    for key in STAGE_KEYS:
+        setattr(parent, key, None)
+    parent.restore, parent.overwrite, parent.plan, parent.flops_budget = "auto", False, None, None
+    parent.trainer.max_steps = -1  # limits this run only
+    parent.trainer.num_nodes = 1  # only the main process's node trains the parent
+    if method == "learned" and settings.stage == "hard":
+        parent.stage = "soft"
+        return parent
+    parent.stage, parent.budgets = "finetune", None
+    parent.prune, parent.distill = PruneSettings(), DistillSettings()
+    return parent
+
+
+def _finished(parent: Run, task: Task) -> Checkpoint | None:
+    """Return the checkpoint of a parent run; None if the run is not finished.
 
     Raises:
-        UserError: there are several, none of them with the recipe's learning rate, or the parent's labels differ.
+        UserError: its directory holds another run, or its labels are not the task's.
     """
-    hard_of_learned = settings.stage == "hard" and method == "learned"
-    stage = "soft" if hard_of_learned else "finetune"
-    folder = _task_folder(settings) / "finetune"
-    if hard_of_learned:
-        folder = _soft_folder(settings) / _distillation_folder(settings)
-    recipe_lr = settings.recipe.stages[stage].lr
-    default = folder / _lr_folder(recipe_lr if recipe_lr is not None else task.lr) / _seed_folder(settings)
-    finished = sorted(path.parent for path in folder.glob(f"lr_*/{_seed_folder(settings)}/{RESULTS_FILE}"))
-    if default in finished or not finished:
-        directory = default
-    elif len(finished) == 1:
-        directory = finished[0]
-    else:
-        raise UserError(
-            f"restore=auto: several {stage} runs could be the parent, none at the recipe's learning rate: "
-            f"{', '.join(map(str, finished))}. Choose one with restore=…"
-        )
-    if directory in finished:
-        checkpoint = inspect_checkpoint(str(directory))
-        check_labels_if_known(checkpoint, task)
-        return checkpoint, None
-    return None, MissingParent(directory, stage)
+    check_identity(
+        parent,
+        f"It is the parent of this run. Take it as it is with restore={parent.directory}, or make room for another: "
+        "delete it, or give another output_root=…",
+    )
+    if not is_finished(parent.directory):
+        return None
+    checkpoint = inspect_checkpoint(str(parent.directory))
+    check_labels_if_known(checkpoint, task)
+    return checkpoint
 
 
-def _find_teacher(settings: TrainSettings, task: Task, parent: Checkpoint | None) -> Checkpoint:
+def _is_same(directory: Path, other: Path) -> bool:
+    return other.is_dir() and directory.samefile(other)
+
+
+def _start_places(restored: Checkpoint | None, parent_run: Run | None, model_is_chosen: bool) -> dict[str, Any]:
+    """Return what tells apart runs of the same names that start from different checkpoints, as places in the path."""
+    if parent_run is not None:
+        found = parent_run.deviations
+        return {f"{parent_run.stage}.{key}": value for key, value in found.items() if key in STAGE_KEYS}
+    if restored is None:
+        return {}
+    if restored.run_dir is not None:
+        return {"restore": (restored.results or {}).get("run_id") or str(restored.run_dir)}
+    if not model_is_chosen:  # the model's folder is named after the checkpoint
+        return {}
+    return {"restore": checkpoint_fingerprint(restored.path) or restored.path}
+
+
+def _find_teacher(
+    settings: TrainSettings, task: Task, parent: Checkpoint | None, parent_run: Run | None
+) -> Checkpoint | None:
     """Find the teacher: the checkpoint of ``distill.teacher``, or for ``auto`` the run's nearest dense ancestor.
+
+    Returns:
+        None without distillation, and for ``auto`` while the parent is missing.
 
     Raises:
         UserError: there is none, or it does not match the run's model.
     """
+    if settings.distill.mode is None:
+        return None
     key = f"distill.teacher={settings.distill.teacher}"
     remedy = "name a dense checkpoint with distill.teacher=…"
     if settings.distill.teacher != "auto":
         teacher = inspect_checkpoint(settings.distill.teacher, "distill.teacher")
+    elif parent is None and parent_run is not None:
+        return None
     elif parent is None:
         raise UserError(f"{key}: this run starts from no fine-tuned checkpoint that could teach it; {remedy}")
     else:
@@ -375,74 +433,3 @@ def check_labels_if_known(checkpoint: Checkpoint, task: Task) -> None:
     """Run :func:`check_labels` if the task's labels are known before its files are read."""
     if task.is_regression or task.labels is not None:
         check_labels(checkpoint, task)
-
-
-def _run_directory(
-    settings: TrainSettings, method: str, parent: Checkpoint | None, missing: MissingParent | None
-) -> Path:
-    assert settings.lr is not None
-    distilled_lr = Path(_distillation_folder(settings)) / _lr_folder(settings.lr)
-    leaf = distilled_lr / _seed_folder(settings)
-    folder = _task_folder(settings)
-    if method == "dense":
-        return folder / "finetune" / leaf
-    if method in RATE_MODES:
-        rate = _budget_folder(settings) or f"rate_{format_number(settings.prune.token_keep_rate)}"
-        return folder / method / rate / leaf
-    if settings.stage == "soft":
-        return _soft_folder(settings) / leaf
-    if method == "learned":
-        if missing is not None:
-            return missing.directory / "hard" / distilled_lr
-        if parent is not None and parent.run_dir is not None:
-            assert parent.results is not None
-            same_seed = parent.results["seed"] == settings.seed
-            # the budget is part of the path only if it differs from the parent's
-            budget = "" if parent.pruning.get("budgets", []) == settings.targets else _budget_folder(settings)
-            return parent.run_dir / "hard" / budget / (distilled_lr if same_seed else leaf)
-    rate = _budget_folder(settings) or f"rate_{format_number(settings.prune.final_token_threshold)}"
-    return folder / "absolute_threshold" / rate / "hard" / leaf
-
-
-def _task_folder(settings: TrainSettings) -> Path:
-    return Path(settings.output_root) / model_name(settings) / settings.task.name
-
-
-def _soft_folder(settings: TrainSettings) -> Path:
-    """Return the folder of soft runs, without the part for distillation."""
-    prune, folder = settings.prune, _task_folder(settings) / "absolute_threshold"
-    temperature = f"temperature_{format_number(prune.temperature)}"
-    if settings.targets:
-        return folder / _budget_folder(settings) / temperature
-    rate = f"rate_{format_number(prune.final_token_threshold)}"
-    return folder / rate / temperature / f"lambda_{format_number(prune.lambda_threshold)}"
-
-
-def _budget_folder(settings: TrainSettings) -> str:
-    """Return the folder name for the budgets, ``target_0.5`` or ``budgets_0.3_0.5_0.7``; empty without a budget."""
-    if settings.budgets is not None:
-        return "_".join(["budgets", *map(format_number, settings.targets)])
-    return f"target_{format_number(settings.prune.target_flops)}" if settings.targets else ""
-
-
-def _distillation_folder(settings: TrainSettings) -> str:
-    """Return the folder name for distillation, ``distill_logits_0.5_temperature_2``; empty without distillation."""
-    distill = settings.distill
-    if distill.mode is None:
-        return ""
-    hidden = f"_hidden_{format_number(distill.hidden_weight)}" if distill.hidden_weight else ""
-    return f"distill_logits_{format_number(distill.weight)}_temperature_{format_number(distill.temperature)}{hidden}"
-
-
-def model_name(settings: TrainSettings) -> str:
-    """Return the folder name for a model's runs: ``model.name``, or the last part of the checkpoint's path."""
-    name = settings.model.name or (settings.model.name_or_path or "scratch").rstrip("/").rsplit("/", 1)[-1]
-    return re.sub(r"[^\w.-]", "_", name)
-
-
-def _lr_folder(lr: float) -> str:
-    return f"lr_{format_number(lr)}"
-
-
-def _seed_folder(settings: TrainSettings) -> str:
-    return f"seed_{settings.seed}"

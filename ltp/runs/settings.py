@@ -120,6 +120,26 @@ class Recipe:
 
 
 @dataclass
+class StageSettings:
+    """A stage's values for every run of the command, parents included (groups ``finetune``, ``soft`` and ``hard``).
+
+    Null stands for the recipe's value. The keys without a group are those of the run that is asked for.
+    """
+
+    lr: float | None = None
+    batch_size: int | None = None
+    epochs: float | None = None
+    weight_decay: float | None = None
+    warmup_ratio: float | None = None
+    save_step: int | None = None
+    load_best: bool | None = None
+
+
+#: Keys that each stage has a value of its own for.
+STAGE_KEYS = tuple(item.name for item in dataclasses.fields(StageSettings))
+
+
+@dataclass
 class DistillSettings:
     """Knowledge distillation (group ``distill``). ``teacher`` is a checkpoint, or ``auto`` for the dense parent."""
 
@@ -164,6 +184,9 @@ class TrainSettings:
     prune: PruneSettings = field(default_factory=PruneSettings)
     distill: DistillSettings = field(default_factory=DistillSettings)
     stage: str | None = None
+    finetune: StageSettings = field(default_factory=StageSettings)
+    soft: StageSettings = field(default_factory=StageSettings)
+    hard: StageSettings = field(default_factory=StageSettings)
     recipe: Recipe = field(default_factory=Recipe)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     logger: dict[str, Any] = field(default_factory=dict)
@@ -180,6 +203,7 @@ class TrainSettings:
     data_dir: str | None = None
     output_root: str = "outputs"
     overwrite: bool = False
+    plan: str | None = None
     flops_budget: float | None = None
 
     @property
@@ -188,6 +212,30 @@ class TrainSettings:
         if self.budgets is not None:
             return sorted(self.budgets)
         return [] if self.prune.target_flops is None else [self.prune.target_flops]
+
+
+#: Keys and groups that decide nothing about a run's result, or only through other keys.
+FREE_KEYS = (
+    *("output_root", "overwrite", "plan", "restore", "recipe", *STAGES, "logger", "flops_budget", "task.size"),
+    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
+    *("trainer.num_threads", "trainer.num_workers"),
+    *("trainer.enable_progress_bar", "trainer.log_every_n_steps", "trainer.detect_anomaly", "trainer.eval_batch_size"),
+)
+
+
+def is_free(key: str) -> bool:
+    """Whether a dotted key decides nothing about a run's result; see :data:`FREE_KEYS`."""
+    return any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
+
+
+def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Flatten nested mappings to dotted keys; an empty mapping stays a value."""
+    if not isinstance(node, dict) or not node:
+        return {prefix.removesuffix("."): node}
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        flat |= flatten(value, f"{prefix}{key}.")
+    return flat
 
 
 for _mode in RATE_MODES:  # registered here, so that a new method needs no file in conf/
@@ -266,7 +314,11 @@ _HUGGING_FACE_KEYS = {
 
 def unknown_key(key: str, schema: type = TrainSettings, command: str = "ltp.train") -> str:
     """Return the error message for a key that is not in a command's schema, with similar keys."""
-    keys = [known for known in known_keys(schema) if not known.startswith("recipe.")]
+    group = key.split(".", 1)[0]
+    hidden = ("recipe", *STAGES)  # groups that repeat other keys
+    keys = [known for known in known_keys(schema) if known.split(".", 1)[0] not in hidden]
+    if group in STAGES:
+        keys = [f"{group}.{name}" for name in STAGE_KEYS]
     # match a key in the wrong group by its last part, a misspelled one by similarity
     last = key.rsplit(".", 1)[-1]
     if schema is TrainSettings and last in _HUGGING_FACE_KEYS:
@@ -294,15 +346,21 @@ def check_shares(key: str, value: float | list[float] | None) -> None:
         check_range(distinct, key, value, "one or more different shares of the dense FLOPs")
 
 
-#: Range of each key: a test of its value, and its description in messages. Null values are not checked.
-_RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+#: A key, a test of its value, and the description of its range in messages. Null values are not checked.
+_Range = tuple[str, Callable[[Any], bool], str]
+_STAGE_RANGES: tuple[_Range, ...] = (
     ("lr", lambda value: 0 < value < 1, "above 0 and below 1"),
     ("batch_size", lambda value: value >= 1, "1 or more"),
-    ("epochs", lambda value: 0 < value < math.inf, "above 0"),
+    ("epochs", lambda value: 0 < value <= 1e6, "above 0 and at most 1e6"),
     ("weight_decay", lambda value: 0 <= value < 1, "in [0, 1)"),
     ("warmup_ratio", lambda value: 0 <= value < 1, "in [0, 1)"),
     ("save_step", lambda value: value >= 0, "0 (every epoch) or more"),
+)
+_RANGES: tuple[_Range, ...] = (
+    *_STAGE_RANGES,
+    *((f"{stage}.{key}", is_valid, range_) for stage in STAGES for key, is_valid, range_ in _STAGE_RANGES),
     ("seed", lambda value: 0 <= value < 2**32, "in [0, 2^32)"),
+    ("plan", lambda value: value == "only", "only: print the runs that the command trains, and train none"),
     ("stage", lambda value: value in STAGES, f"one of {', '.join(STAGES)}"),
     # the model checks the pruning keys too, but under other names than the command line's
     ("prune.mode", lambda value: value in METHODS, f"one of {', '.join(METHODS)}"),

@@ -5,23 +5,17 @@ Jobs may run in several processes and on several machines, so the record is a fi
 
 import json
 import logging
-import math
 import os
-import signal
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
 
-from ltp.errors import RunError, TerminatedError, UserError
+from ltp.errors import RunError, UserError
 
 log = logging.getLogger("ltp")
 
@@ -138,48 +132,6 @@ class SweepRecord:
         with FileLock(self.path.with_name(".lock")):
             head, *jobs = map(json.loads, self.path.read_text(encoding="utf-8").splitlines())
         return head, [Job(**job) for job in jobs]
-
-
-class SweepCallback(Callback):
-    """Hydra callback that creates and closes the record of a sweep. Registered in ``conf/train.yaml``."""
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Create the record, and raise an exception on SIGTERM as on Ctrl-C, so that launchers end their workers."""
-
-        def end(number: int, frame: Any) -> None:
-            raise TerminatedError
-
-        signal.signal(signal.SIGTERM, end)
-        total = number_of_jobs(config.hydra.sweeper, config.hydra.overrides.task)
-        SweepRecord.start(Path(config.hydra.sweep.dir), total)
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Log the final progress, if the jobs logged theirs in other processes."""
-        record = SweepRecord.current()
-        if record is not None and not str(config.hydra.launcher._target_).endswith("BasicLauncher"):
-            log.info(record.progress())
-
-
-def number_of_jobs(sweeper: Mapping[str, Any], overrides: Sequence[str]) -> int | None:
-    """Return the number of jobs of a sweep.
-
-    Args:
-        sweeper: Hydra's ``hydra.sweeper`` configuration.
-        overrides: the command line.
-
-    Returns:
-        ``n_trials`` if the sweeper has it, the size of the grid for Hydra's BasicSweeper, None for others.
-    """
-    if sweeper.get("n_trials") is not None:
-        return int(sweeper["n_trials"])
-    if not str(sweeper["_target_"]).endswith("BasicSweeper"):
-        return None
-    lines = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
-    choices = {  # the last override of a key counts: the command line overrides the sweep option
-        override.get_key_element(): len(list(override.sweep_iterator())) if override.is_sweep_override() else 1
-        for override in OverridesParser.create().parse_overrides([*lines, *overrides])
-    }
-    return math.prod(choices.values())
 
 
 def _format_duration(seconds: float) -> str:

@@ -8,12 +8,13 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from ltp.data.demo import demo_tokenizer
 from ltp.data.hub import loading_from_hub
+from ltp.data.sources import Splits
 from ltp.data.tasks import Task
 from ltp.encoders import FAMILIES, encoder_family
 from ltp.errors import UserError
 from ltp.model.classifier import LTPForSequenceClassification
+from ltp.runs.identity import Run
 from ltp.runs.loading import read_splits
-from ltp.runs.plan import Run
 
 
 def check_hardware(run: Run) -> None:
@@ -29,19 +30,23 @@ def check_hardware(run: Run) -> None:
         raise UserError(f"trainer.accelerator={trainer.accelerator}: no GPU found; use trainer=cpu")
 
 
-def check_sources(run: Run) -> None:
+def check_sources(run: Run) -> Splits:
     """Check the data, tokenizer, model configuration and hardware of a run and its missing parent.
 
     No weights are loaded.
+
+    Returns:
+        The data.
 
     Raises:
         UserError: data, model or hardware do not fit.
     """
     check_hardware(run)
-    read_splits(run.settings.task, run.settings.data_dir)
+    splits = read_splits(run.settings.task, run.settings.data_dir)
     build_tokenizer(run)
     if run.parent is None and run.settings.model.name_or_path is not None:
         pretrained_config(run.settings.model.name_or_path)
+    return splits
 
 
 _MODEL_REMEDY = (

@@ -24,31 +24,28 @@ from ltp.calibration.search import update_final_threshold
 from ltp.data.datamodule import GLUEDataModule
 from ltp.data.sources import Splits
 from ltp.data.tasks import Task
-from ltp.errors import TerminatedError, UserError
+from ltp.errors import RunError, TerminatedError, UserError
 from ltp.model.classifier import LTPForSequenceClassification
 from ltp.pruning import RATE_MODES
 from ltp.pruning.flops import DEFINITION, lowest_relative_flops, mean_dense_flops
-from ltp.runs.checkpoints import read_results
+from ltp.runs.chain import planned_steps
+from ltp.runs.checkpoints import is_finished, read_results
 from ltp.runs.directory import (
     BEST_CHECKPOINT,
     CHECKPOINT_FOLDER,
     LAST_CHECKPOINT,
     MODEL_FOLDER,
-    check_same_settings,
-    flatten,
-    is_finished,
     open_directory,
-    stored_config,
     truncate_metrics,
     write_results,
 )
-from ltp.runs.loading import read_splits
+from ltp.runs.identity import Run, check_identity, stored_config
 from ltp.runs.loading import silence_libraries as silence_transformers
 from ltp.runs.locks import run_lock
-from ltp.runs.plan import Run, check_labels, model_name
+from ltp.runs.plan import check_labels
 from ltp.runs.provenance import GIT_STATE, device_name, versions
-from ltp.runs.settings import PRUNE_VALUES
-from ltp.training.building import build_model, build_teacher, build_tokenizer, check_hardware
+from ltp.runs.settings import PRUNE_VALUES, flatten
+from ltp.training.building import build_model, build_teacher, build_tokenizer
 from ltp.training.distillation import Distillation
 from ltp.training.interruption import LastCheckpoint, StoppedError
 from ltp.training.loggers import build_loggers
@@ -58,8 +55,12 @@ from ltp.training.resuming import RunCheckpointIO, SameCheckpointCheck, SavedChe
 log = logging.getLogger(__name__)
 
 
-def train(run: Run) -> dict[str, Any]:
+def train(run: Run, splits: Splits) -> dict[str, Any]:
     """Train one run whose parent is finished, or resume it, and write its results.
+
+    Args:
+        run: the run.
+        splits: its data, as :func:`ltp.training.building.check_sources` returns them.
 
     Returns:
         The content of ``results.json``.
@@ -73,8 +74,6 @@ def train(run: Run) -> dict[str, Any]:
     settings = run.settings
     if settings.trainer.num_threads is not None:
         torch.set_num_threads(settings.trainer.num_threads)
-    check_hardware(run)
-    splits = read_splits(settings.task, settings.data_dir)
     if run.parent is not None:
         check_labels(run.parent, splits.task)
     pl.seed_everything(settings.seed, workers=True, verbose=False)
@@ -91,8 +90,9 @@ def train(run: Run) -> dict[str, Any]:
     with locked_directory(run, trainer):
         if is_main_process() and is_finished(run.directory) and not settings.overwrite:
             log.info("another process has trained it meanwhile: %s", run.directory)
-            check_same_settings(run)
+            check_identity(run)
             return read_results(run.directory)
+        check_unchanged(run)
         saved = start_directory(run)
         for logger in trainer.loggers:
             logger.log_hyperparams(flatten(stored_config(run)))
@@ -125,6 +125,23 @@ def train(run: Run) -> dict[str, Any]:
             write_results(run.directory, results)
         trainer.strategy.barrier()
     return results
+
+
+def check_unchanged(run: Run) -> None:
+    """Check, with the lock held, that what the run was planned from has not changed while it waited for the lock.
+
+    Raises:
+        UserError: the directory holds another run by now.
+        RunError: the parent was trained anew, or is gone.
+    """
+    if not is_main_process():
+        return
+    check_identity(run)
+    if run.parent is None or run.parent.run_dir is None:
+        return
+    planned = (run.parent.results or {}).get("run_id")
+    if not is_finished(run.parent.run_dir) or read_results(run.parent.run_dir).get("run_id") != planned:
+        raise RunError(f"{run.parent.run_dir}, the parent, was trained anew meanwhile: start the command again")
 
 
 @contextlib.contextmanager
@@ -238,14 +255,6 @@ def outcome(task: Task, evaluated: BudgetEvaluation) -> dict[str, Any]:
     return {"metric": metric, "metrics": evaluated.scores, **evaluated.cost, "thresholds": evaluated.thresholds}
 
 
-def total_steps(run: Run, datamodule: GLUEDataModule) -> int:
-    """Return the number of optimiser steps; exact once the data module has a Trainer (number of processes)."""
-    assert run.settings.epochs is not None
-    steps = math.ceil(run.settings.epochs * datamodule.steps_per_epoch)
-    limit = run.settings.trainer.max_steps
-    return min(steps, limit) if limit > 0 else steps
-
-
 def build_trainer(run: Run, datamodule: GLUEDataModule) -> pl.Trainer:
     """Build Lightning's Trainer for the run, and attach it to the data module."""
     settings = run.settings
@@ -292,7 +301,8 @@ def build_trainer(run: Run, datamodule: GLUEDataModule) -> pl.Trainer:
         plugins=[RunCheckpointIO(run.directory)],
     )
     datamodule.trainer = trainer
-    trainer.fit_loop.epoch_loop.max_steps = total_steps(run, datamodule)  # needs the Trainer's number of processes
+    # set here, because it needs the Trainer's number of processes
+    trainer.fit_loop.epoch_loop.max_steps = planned_steps(settings, datamodule.steps_per_epoch)
     return trainer
 
 
@@ -387,9 +397,11 @@ def run_facts(run: Run, task: Task, model: LTPForSequenceClassification) -> dict
         "precision": settings.trainer.precision,
         "gradient_clip_val": settings.trainer.gradient_clip_val,
     }
+    for key, value in run.deviations.items():  # so that reports tell apart runs that differ in any setting
+        hyperparameters.setdefault(key.rsplit(".", 1)[-1], value)
     return {
         "task": task.name,
-        "model": model_name(settings),
+        "model": settings.model.name,
         "method": run.method,
         "prune_mode": settings.prune.mode,
         "stage": settings.stage,

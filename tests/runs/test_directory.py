@@ -9,17 +9,15 @@ import yaml
 from helpers import finished_run, plan_of
 
 from ltp.errors import UserError
-from ltp.runs.checkpoints import read_results
+from ltp.runs.checkpoints import is_finished, read_results
 from ltp.runs.directory import (
-    check_same_settings,
-    is_finished,
     metrics_size,
     open_directory,
     remove_run_files,
-    stored_config,
     truncate_metrics,
     write_results,
 )
+from ltp.runs.identity import check_identity, stored_config
 
 DENSE = Path("outputs/bert-base/mrpc/finetune/lr_3e-05/seed_0")
 
@@ -34,14 +32,14 @@ def root(tmp_path, monkeypatch):
 def start(command):
     """Start a run as far as its directory."""
     run = plan_of(command)
-    check_same_settings(run)
+    check_identity(run)
     open_directory(run)
     return run
 
 
 def refusal(command):
     with pytest.raises(UserError) as caught:
-        check_same_settings(plan_of(command))
+        check_identity(plan_of(command))
     return str(caught.value)
 
 
@@ -115,16 +113,16 @@ def test_another_configuration_is_refused_and_the_difference_shown(word, differe
 )
 def test_what_decides_nothing_may_differ(words):
     start("task=mrpc")
-    check_same_settings(plan_of(f"task=mrpc {words}"))
+    check_identity(plan_of(f"task=mrpc {words}"))
 
 
 def test_a_tree_under_another_path_is_the_same_tree(root):
     finished_run(DENSE)
     start("task=mrpc prune=topk")
-    check_same_settings(plan_of(f"task=mrpc prune=topk output_root={root}/outputs"))
-    check_same_settings(plan_of(f"task=mrpc prune=topk restore={DENSE}"))
+    check_identity(plan_of(f"task=mrpc prune=topk output_root={root}/outputs"))
+    check_identity(plan_of(f"task=mrpc prune=topk restore={DENSE}"))
     (root / "outputs").rename(root / "moved")
-    check_same_settings(plan_of("task=mrpc prune=topk output_root=moved"))
+    check_identity(plan_of("task=mrpc prune=topk output_root=moved"))
 
 
 def test_another_parent_is_a_difference(root):
@@ -139,7 +137,7 @@ def test_another_parent_is_a_difference(root):
 def test_the_child_of_a_parent_that_was_trained_anew_is_refused():
     finished_run(DENSE, run_id="first")
     run = start("task=mrpc prune=topk")
-    check_same_settings(plan_of("task=mrpc prune=topk"))
+    check_identity(plan_of("task=mrpc prune=topk"))
     finished_run(DENSE, run_id="second")
     assert refusal("task=mrpc prune=topk") == (
         f"{run.directory} holds an unfinished run with another configuration:\n"
@@ -152,7 +150,7 @@ def test_a_child_stands_on_its_own_when_its_parent_is_deleted():
     finished_run(DENSE)
     start("task=mrpc prune=topk")
     remove_run_files(DENSE)
-    check_same_settings(plan_of("task=mrpc prune=topk"))
+    check_identity(plan_of("task=mrpc prune=topk"))
 
 
 # -- overwrite -----------------------------------------------------------------------------------------------
@@ -166,7 +164,7 @@ def test_overwrite_starts_afresh():
     write_results(run.directory, {})
     start("task=mrpc epochs=1 overwrite=true")
     assert sorted(path.name for path in run.directory.iterdir()) == ["config.yaml"]
-    check_same_settings(plan_of("task=mrpc epochs=1"))  # and what follows need not overwrite again
+    check_identity(plan_of("task=mrpc epochs=1"))  # and what follows need not overwrite again
 
 
 def test_clearing_removes_what_the_run_wrote_and_nothing_else():
@@ -286,4 +284,4 @@ def test_a_damaged_configuration_is_no_licence_to_resume_anything(content):
     (run.directory / "config.yaml").write_text(content)
     message = f"{run.directory / 'config.yaml'} is damaged: it cannot be compared with this configuration."
     assert refusal("task=mrpc").startswith(message)
-    check_same_settings(plan_of("task=mrpc overwrite=true"))
+    check_identity(plan_of("task=mrpc overwrite=true"))

@@ -6,10 +6,12 @@ import json
 import pytest
 from helpers import dense_checkpoint, finished_run, plan_of, settings_of
 
-from ltp import train
+from ltp.command import planning
 from ltp.data.tasks import TASKS
 from ltp.errors import UserError, format_number
 from ltp.runs.checkpoints import inspect_checkpoint
+from ltp.runs.fingerprints import checkpoint_fingerprint
+from ltp.runs.layout import checkpoint_folder
 from ltp.runs.plan import check_labels
 
 SOFT = "outputs/bert-base/mrpc/absolute_threshold/rate_0.01/temperature_0.001/lambda_0.15/lr_2e-05/seed_0"
@@ -86,9 +88,84 @@ def test_numbers_in_directories_are_short_and_never_rounded(value, text):
     assert float(text) == value
 
 
-def test_what_is_not_part_of_a_name_shares_the_directory():
-    # such runs are told apart by their stored configuration (tests/test_runs.py)
-    assert plan_of("task=rte batch_size=8").directory == plan_of("task=rte").directory
+@pytest.mark.parametrize(
+    ("words", "places"),
+    [
+        ("batch_size=16 epochs=1", "batch_size_16/epochs_1"),
+        ("batch_size=32 epochs=5 weight_decay=0.01", ""),  # the recipe's own
+        (
+            "weight_decay=0.1 warmup_ratio=0 save_step=9 load_best=false",
+            "weight_decay_0.1/warmup_ratio_0/save_step_9/load_best_false",
+        ),
+        ("task.max_length=64 task.max_train_samples=100", "max_length_64/max_train_samples_100"),
+        ("trainer.precision=bf16-mixed trainer.gradient_clip_val=0.5", "precision_bf16-mixed/gradient_clip_val_0.5"),
+        ("finetune.epochs=2", "epochs_2"),
+        ("recipe.stages.finetune.epochs.small=2", "epochs_2"),
+        ("recipe=demo", "batch_size_64/epochs_3"),
+        ("trainer.devices=2 trainer.num_workers=2 recipe.stages.soft.lr=1e-3 soft.epochs=3", ""),
+    ],
+)
+def test_every_other_setting_has_a_place_in_the_path(words, places):
+    lr = "0.001" if words == "recipe=demo" else "3e-05"
+    directory = "/".join(filter(None, ["outputs/bert-base/rte/finetune", places, f"lr_{lr}", "seed_0"]))
+    assert str(plan_of(f"task=rte {words}").directory) == directory
+
+
+@pytest.mark.parametrize(
+    ("command", "directory"),
+    [
+        (
+            "task=rte stage=soft epochs=1 prune.lr_threshold=1e-4 prune.scoring_mode=mean_norm",
+            "bert-base/rte/absolute_threshold/rate_0.01/temperature_0.001/lambda_0.15/scoring_mode_mean_norm"
+            "/lr_threshold_0.0001/epochs_1/lr_2e-05/seed_0",
+        ),
+        (
+            "task=rte stage=soft task.max_length=64",  # the default score_length follows
+            "bert-base/rte/absolute_threshold/rate_0.01/temperature_0.001/lambda_0.15/max_length_64/lr_2e-05/seed_0",
+        ),
+        (
+            "task=rte stage=hard soft.epochs=1 epochs=2",
+            "bert-base/rte/absolute_threshold/rate_0.01/temperature_0.001/lambda_0.15/epochs_1/lr_2e-05/seed_0"
+            "/hard/epochs_2/lr_2e-05",
+        ),
+        # a parent that is not the published one
+        (
+            "task=rte prune=topk finetune.epochs=1 finetune.lr=5e-5",
+            "bert-base/rte/topk/rate_0.2/finetune_lr_5e-05/finetune_epochs_1/lr_2e-05/seed_0",
+        ),
+        (
+            "task=custom task.name=mine task.train_file=a.csv task.validation_file=b.csv task.metric=f1 task.size=large",
+            "bert-base/mine/finetune/metric_f1/epochs_3/lr_2e-05/seed_0",
+        ),
+        ("model.architecture.num_hidden_layers=2", "tiny/demo/finetune/num_hidden_layers_2/lr_0.001/seed_0"),
+        ("model.architecture.num_hidden_layers=6", "tiny/demo/finetune/lr_0.001/seed_0"),
+        (
+            "distill=logits stage=soft task=rte epochs=1",
+            "bert-base/rte/absolute_threshold/rate_0.01/temperature_0.001/lambda_0.15/distill_logits_0.5_temperature_2"
+            "/epochs_1/lr_2e-05/seed_0",
+        ),
+    ],
+)
+def test_settings_of_other_stages_methods_and_models_have_places_too(command, directory):
+    assert str(plan_of(command).directory) == f"outputs/{directory}"
+
+
+def test_a_stage_s_settings_reach_the_whole_chain():
+    run = plan_of("task=rte stage=hard finetune.epochs=1 soft.lr=1e-5 soft.batch_size=8 hard.epochs=2 lr=5e-6")
+    finetune, soft, hard = run.chain
+    assert [one.stage for one in run.chain] == ["finetune", "soft", "hard"]
+    assert (finetune.settings.epochs, finetune.settings.lr) == (1, 3e-5)
+    assert (soft.settings.epochs, soft.settings.lr, soft.settings.batch_size) == (10, 1e-5, 8)
+    assert (hard.settings.epochs, hard.settings.lr) == (2, 5e-6)
+    assert run.missing is soft
+    assert soft.missing is finetune
+
+
+def test_two_values_for_one_stage():
+    assert message("task=rte stage=soft lr=1e-5 soft.lr=2e-5") == (
+        "lr=1e-05 and soft.lr=2e-05 contradict each other in a run of stage soft: give one of them"
+    )
+    assert plan_of("task=rte stage=soft lr=1e-5 soft.lr=1e-5").settings.lr == 1e-5
 
 
 # -- the model's name ----------------------------------------------------------------------------------------
@@ -118,7 +195,7 @@ def test_a_restored_run_brings_its_model_s_name(root):
     finished_run(root / "elsewhere", model="my-bert")
     for source in ("elsewhere", "elsewhere/", "elsewhere/model", str(root / "elsewhere")):
         run = plan_of(f"task=mrpc prune=topk restore={source}")
-        assert str(run.directory) == "outputs/my-bert/mrpc/topk/rate_0.2/lr_2e-05/seed_0"
+        assert str(run.directory) == "outputs/my-bert/mrpc/topk/rate_0.2/restore_0123456789ab/lr_2e-05/seed_0"
         assert run.parent.run_dir.resolve() == root / "elsewhere"
         assert run.settings.model.name_or_path is None
 
@@ -126,7 +203,8 @@ def test_a_restored_run_brings_its_model_s_name(root):
 def test_a_restored_hugging_face_directory_gives_its_own_name(root):
     dense_checkpoint(root / "finetuned-bert")
     run = plan_of("task=mrpc prune=topk restore=finetuned-bert")
-    assert str(run.directory) == "outputs/finetuned-bert/mrpc/topk/rate_0.2/lr_2e-05/seed_0"
+    name = f"finetuned-bert-{run.checkpoint[:8]}"
+    assert str(run.directory) == f"outputs/{name}/mrpc/topk/rate_0.2/lr_2e-05/seed_0"
     assert (run.parent.run_dir, run.parent_name) == (None, "finetuned-bert")
 
 
@@ -172,17 +250,17 @@ def test_hard_with_another_seed_than_its_soft_run_says_so_in_its_directory(root)
 
 
 def test_hard_from_a_dense_checkpoint_is_the_manual_baseline(root):
-    finished_run(root / "dense")
-    dense_checkpoint(root / "hf")
-    for source, model in (("dense", "bert-base"), ("hf", "hf")):
+    finished_run(root / DENSE)
+    folder = checkpoint_folder(str(dense_checkpoint(root / "hf")))
+    for source, model in ((DENSE, "bert-base"), ("hf", folder)):
         run = plan_of(f"prune_mode=absolute_threshold stage=hard task=mrpc restore={source}")
         assert (run.method, run.settings.prune.learned) == ("manual", False)
         assert str(run.directory) == f"outputs/{model}/mrpc/absolute_threshold/rate_0.004/hard/lr_2e-05/seed_0"
 
 
 def test_soft_from_a_checkpoint(root):
-    finished_run(root / "dense")
-    run = plan_of("task=mrpc prune=threshold stage=soft restore=dense")
+    finished_run(root / DENSE)
+    run = plan_of(f"task=mrpc prune=threshold stage=soft restore={DENSE}")
     assert (run.method, str(run.directory), run.missing) == ("learned", SOFT, None)
 
 
@@ -261,7 +339,7 @@ def test_a_checkpoint_s_prune_mode_is_taken_where_none_is_given(root):
     dense_checkpoint(root / "hf", prune_mode="topk", token_keep_rate=-0.1)
     run = plan_of("task=mrpc restore=hf")
     assert (run.method, run.settings.stage, run.settings.prune.token_keep_rate) == ("topk", "hard", -0.1)
-    assert str(run.directory) == "outputs/hf/mrpc/topk/rate_-0.1/lr_2e-05/seed_0"
+    assert str(run.directory) == f"outputs/{checkpoint_folder('hf')}/mrpc/topk/rate_-0.1/lr_2e-05/seed_0"
     assert plan_of("task=mrpc restore=hf prune.token_keep_rate=0.4").settings.prune.token_keep_rate == 0.4
 
 
@@ -281,7 +359,7 @@ def test_no_value_is_left_open():
     for command in ("stage=finetune", "stage=soft", "stage=hard", "prune=manual", "prune=topk"):
         settings = plan_of(f"task=mrpc {command}").settings
         open_keys = {key for key, value in vars(settings).items() if value is None}
-        assert open_keys == {"data_dir", "flops_budget", "budgets"}
+        assert open_keys == {"data_dir", "flops_budget", "budgets", "plan"}
 
 
 @pytest.mark.parametrize(
@@ -317,7 +395,7 @@ def test_keys_of_custom_tasks_on_another(word):
 
 def test_a_custom_task_under_its_own_name():
     run = plan_of("task=custom task.name=reviews task.train_file=a.csv task.validation_file=b.csv task.size=large")
-    assert str(run.directory) == "outputs/bert-base/reviews/finetune/lr_2e-05/seed_0"
+    assert str(run.directory) == "outputs/bert-base/reviews/finetune/epochs_3/lr_2e-05/seed_0"
     assert (run.task.size, run.settings.epochs) == ("large", 3)
 
 
@@ -367,27 +445,27 @@ def test_an_unfinished_parent_is_missing(root):
     assert str(plan_of("task=mrpc prune=topk").missing.directory) == DENSE
 
 
-def test_the_only_parent_at_another_learning_rate_is_taken(root):
+def test_a_parent_at_another_learning_rate_is_taken_only_where_it_is_asked_for(root):
     other = DENSE.replace("3e-05", "5e-05")
-    finished_run(root / other)
-    assert str(plan_of("task=mrpc prune=topk").parent.run_dir) == other
-
-
-def test_of_several_parents_the_recipe_s_is_taken(root):
-    for lr in ("2e-05", "3e-05", "5e-05"):
-        finished_run(root / DENSE.replace("3e-05", lr))
-    assert str(plan_of("task=mrpc prune=topk").parent.run_dir) == DENSE
-
-
-def test_among_several_others_ltp_does_not_guess(root):
-    others = [DENSE.replace("3e-05", lr) for lr in ("2e-05", "5e-05")]
-    for other in others:
-        finished_run(root / other)
-    assert message("task=mrpc prune=topk") == (
-        f"restore=auto: several finetune runs could be the parent, none at the recipe's learning rate: "
-        f"{others[0]}, {others[1]}. Choose one with restore=…"
+    finished_run(root / other, run_id="cafe")
+    assert str(plan_of("task=mrpc prune=topk").missing.directory) == DENSE
+    run = plan_of("task=mrpc prune=topk finetune.lr=5e-5")
+    assert (str(run.parent.run_dir), str(run.directory)) == (
+        other,
+        "outputs/bert-base/mrpc/topk/rate_0.2/finetune_lr_5e-05/lr_2e-05/seed_0",
     )
-    assert str(plan_of(f"task=mrpc prune=topk restore={others[1]}").parent.run_dir) == others[1]
+    run = plan_of(f"task=mrpc prune=topk restore={other}")
+    assert (str(run.parent.run_dir), str(run.directory)) == (
+        other,
+        "outputs/bert-base/mrpc/topk/rate_0.2/restore_cafe/lr_2e-05/seed_0",
+    )
+
+
+def test_the_name_of_what_auto_takes_changes_nothing(root):
+    finished_run(root / DENSE)
+    automatic, named = plan_of("task=mrpc prune=topk"), plan_of(f"task=mrpc prune=topk restore={root}/{DENSE}")
+    assert automatic.directory == named.directory
+    assert named.parent_run.directory == automatic.parent_run.directory
 
 
 @pytest.mark.parametrize(
@@ -412,26 +490,8 @@ def test_among_several_others_ltp_does_not_guess(root):
 )
 def test_a_parent_s_command_line_leads_to_the_parent(command):
     run = plan_of(command)
-    parent = plan_of(train.parent_overrides(run))
-    assert parent.directory == run.missing.directory
-    assert parent.settings.stage == run.missing.stage
-    for key in ("task", "recipe", "trainer", "logger", "seed", "data_dir", "output_root"):
-        assert getattr(parent.settings, key) == getattr(run.settings, key)
-    assert parent.settings.model.name_or_path == run.settings.model.name_or_path
-    if run.missing.stage == "soft":
-        keys = (
-            "scoring_mode",
-            "score_length",
-            "final_token_threshold",
-            "temperature",
-            "lambda_threshold",
-            "target_flops",
-        )
-        for key in keys:
-            assert getattr(parent.settings.prune, key) == getattr(run.settings.prune, key)
-        assert parent.settings.budgets == run.settings.budgets
-        assert parent.settings.distill == run.settings.distill
-        assert parent.settings.lr == run.settings.recipe.stages["soft"].lr
+    parent = plan_of(planning.overrides_of(run.missing))
+    assert parent == run.missing
 
 
 # -- checkpoints that do not fit -----------------------------------------------------------------------------
@@ -505,13 +565,14 @@ def test_a_chosen_model_directory_is_compared_too(root):
 def test_a_chosen_model_that_fits_names_the_run(root):
     dense_checkpoint(root / "hf")
     run = plan_of("task=mrpc prune=topk restore=hf model=bert-base")
-    assert str(run.directory) == "outputs/bert-base/mrpc/topk/rate_0.2/lr_2e-05/seed_0"
+    place = f"restore_{checkpoint_fingerprint('hf')}"
+    assert str(run.directory) == f"outputs/bert-base/mrpc/topk/rate_0.2/{place}/lr_2e-05/seed_0"
 
 
 def test_planning_leaves_what_was_given_alone(root):
     given = settings_of("task=mrpc prune=topk")
     before = json.dumps(dataclasses.asdict(given))
-    train.plan(given)
+    planning.plan(given)
     assert json.dumps(dataclasses.asdict(given)) == before
     assert list(root.iterdir()) == []
 
