@@ -9,14 +9,14 @@ from ltp.command import cli
 from ltp.command.imports import fast_imports
 from ltp.command.planning import overrides_of, plan
 from ltp.errors import LTPError, RunError
-from ltp.runs.chain import print_chain
+from ltp.runs.chain import describe_chain
 from ltp.runs.checkpoints import is_finished, read_results
 from ltp.runs.identity import check_identity
 from ltp.runs.settings import TrainSettings
 from ltp.runs.summary import print_results
 from ltp.sweeps.gpus import gpus_wanted, lock_folder, reserve_gpus
 from ltp.sweeps.objective import objective
-from ltp.sweeps.processes import exit_with_parent, has_parent_process, is_first_task, start_run
+from ltp.sweeps.processes import exit_with_parent, is_first_task, start_run
 from ltp.sweeps.record import DONE, FAILED, SKIPPED, Job, SweepRecord
 
 log = logging.getLogger("ltp")
@@ -60,11 +60,11 @@ def train_run(settings: TrainSettings) -> float | None:
     splits = building.check_sources(run)  # reports mistakes before a parent trains for hours
     if is_main:
         check_identity(run)
-        if len(run.chain) > 1 or not has_parent_process():
-            print_chain(run, len(splits.train))
         if settings.plan is not None:
+            print(describe_chain(run, len(splits.train)))
             return None
         if run.missing is not None:
+            log.info("%s", describe_chain(run, len(splits.train)))
             log.info("parent missing, training it first: %s", run.missing.directory)
             try:
                 start_run([*cli.config_arguments(), *overrides_of(run.missing)])

@@ -49,7 +49,7 @@ def _published(task: str, model: str, folders: tuple[tuple[str, str], ...]) -> T
     """Return the settings of a task and a model without any other choice."""
     search_path = create_config_search_path(cli.config_dir())
     for provider, folder in folders:
-        search_path.append(provider, folder)
+        search_path.prepend(provider, folder, anchor="schema")  # which Hydra wants last
     loader = ConfigLoaderImpl(search_path)
     cfg = loader.load_configuration("train", [f"task={task}", f"model={model}"], RunMode.RUN)
     with open_dict(cfg):

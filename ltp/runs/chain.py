@@ -1,11 +1,6 @@
-"""The plan of a command: the runs that lead to the one that is asked for, printed before anything is trained."""
+"""The plan of a command: the runs that lead to the one that is asked for, told before anything is trained."""
 
 import math
-
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from ltp.errors import format_number
 from ltp.runs.checkpoints import is_finished
@@ -14,8 +9,8 @@ from ltp.runs.identity import Run
 from ltp.runs.settings import TrainSettings
 
 
-def print_chain(run: Run, rows: int) -> None:
-    """Print what a command trains: a run and the parents that lead to it, with their lengths.
+def describe_chain(run: Run, rows: int) -> str:
+    """Describe what a command trains: a run and the parents that lead to it, with their lengths and directories.
 
     Args:
         run: the run.
@@ -23,21 +18,23 @@ def print_chain(run: Run, rows: int) -> None:
     """
     from ltp.data.batching import steps_in_epoch
 
-    table = Table(box=box.SIMPLE_HEAD, title="plan", title_justify="left", pad_edge=False)
-    for name in ("stage", "lr", "epochs", "batch", "steps", "state"):
-        table.add_column(name, justify="left" if name in ("stage", "state") else "right")
-    table.add_column("run directory", overflow="fold")
+    lines = ["plan:"]
     oldest = run.chain[0]
     if oldest.parent is not None:
-        table.add_row("restored", "", "", "", "", "finished", escape(oldest.parent.source))
+        lines.append(f"  from      {oldest.parent.source}")
+    elif oldest.settings.model.name_or_path is not None:
+        lines.append(f"  from      {oldest.settings.model.name_or_path}")
     for one in run.chain:
         settings = one.settings
         assert settings.lr is not None and settings.epochs is not None and settings.batch_size is not None
-        row = (format_number(settings.lr), format_number(settings.epochs), str(settings.batch_size))
         parts = settings.trainer.accumulate_grad_batches  # and of one process
         steps = planned_steps(settings, steps_in_epoch(rows, settings.batch_size, parts))
-        table.add_row(one.stage, *row, f"{steps:,}", _state(one), escape(str(one.directory)))
-    Console().print(table)
+        values = (
+            f"lr {format_number(settings.lr)}, {format_number(settings.epochs)} epochs, {steps:,} steps of "
+            f"{settings.batch_size} examples"
+        )
+        lines += [f"  {one.stage:<8}  {_state(one)}: {values}", f"            {one.directory}"]
+    return "\n".join(lines)
 
 
 def planned_steps(settings: TrainSettings, steps_per_epoch: int) -> int:
@@ -51,7 +48,7 @@ def planned_steps(settings: TrainSettings, steps_per_epoch: int) -> int:
 def _state(run: Run) -> str:
     """Return what starting a run does."""
     if run.settings.overwrite:
-        return "afresh"
+        return "to train afresh"
     if is_finished(run.directory):
         return "finished"
-    return "resumes" if has_checkpoint(run.directory) else "new"
+    return "to resume" if has_checkpoint(run.directory) else "to train"

@@ -37,6 +37,11 @@ _TASK_DEFINITION = (
     *("data_dir", "task.train_file", "task.validation_file"),
     *("task.text_columns", "task.label_column"),
 )
+#: Keys whose values name a run, in words of their own or by a place in the path.
+_PLACED = frozenset(flatten(dataclasses.asdict(TrainSettings()))) - {
+    *("model.name", "model.name_or_path", "model.architecture", "distill.mode", "distill.teacher", "stage"),
+    *("prune.mode", "prune.learned", *_TASK_DEFINITION),
+}
 _LONGEST = 40  # characters of a value
 
 
@@ -60,6 +65,11 @@ def deviations(settings: TrainSettings, published: TrainSettings) -> dict[str, A
         # the checkpoint has an architecture of its own
         differing = {key: value for key, value in differing.items() if not key.startswith("model.architecture")}
     return differing
+
+
+def is_placed(key: str) -> bool:
+    """Whether runs that differ in a dotted key always have different directories."""
+    return key in _PLACED and not is_free(key)
 
 
 def run_directory(

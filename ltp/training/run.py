@@ -28,7 +28,7 @@ from ltp.errors import RunError, TerminatedError, UserError
 from ltp.model.classifier import LTPForSequenceClassification
 from ltp.pruning import RATE_MODES
 from ltp.pruning.flops import DEFINITION, lowest_relative_flops, mean_dense_flops
-from ltp.runs.chain import planned_steps
+from ltp.runs.chain import describe_chain, planned_steps
 from ltp.runs.checkpoints import is_finished, read_results
 from ltp.runs.directory import (
     BEST_CHECKPOINT,
@@ -93,6 +93,8 @@ def train(run: Run, splits: Splits) -> dict[str, Any]:
             check_identity(run)
             return read_results(run.directory)
         check_unchanged(run)
+        if is_main_process():
+            log.info("%s", describe_chain(run, len(splits.train)))
         saved = start_directory(run)
         for logger in trainer.loggers:
             logger.log_hyperparams(flatten(stored_config(run)))

@@ -214,7 +214,8 @@ def test_an_output_root_that_cannot_be_written(root):
     check_refused(
         root,
         "output_root=file/outputs task.max_train_samples=64",
-        "output_root=file/outputs: cannot write file/outputs/tiny/demo/finetune/lr_0.001/seed_0: Not a directory",
+        "output_root=file/outputs: cannot write "
+        "file/outputs/tiny/demo/finetune/max_train_samples_64/lr_0.001/seed_0: Not a directory",
     )
 
 
@@ -364,7 +365,12 @@ def test_cfg_job_shows_the_whole_run_and_starts_nothing(root):
         content = yaml.safe_load(shown.out)
         assert (content["lr"], content["batch_size"], content["epochs"]) == (1e-5, 64, 10)
         assert (content["stage"], content["prune"]["mode"]) == ("hard", "absolute_threshold")
-        assert [key for key, value in content.items() if value is None] == ["budgets", "data_dir", "flops_budget"]
+        assert [key for key, value in content.items() if value is None] == [
+            "budgets",
+            "data_dir",
+            "plan",
+            "flops_budget",
+        ]
         # of the pruning keys those stay null that have no meaning here
         empty = {key for key, value in content["prune"].items() if value is None}
         assert empty == {"token_keep_rate", "lr_threshold", "target_flops"}

@@ -134,7 +134,8 @@ def test_every_other_setting_has_a_place_in_the_path(words, places):
             "bert-base/rte/topk/rate_0.2/finetune_lr_5e-05/finetune_epochs_1/lr_2e-05/seed_0",
         ),
         (
-            "task=custom task.name=mine task.train_file=a.csv task.validation_file=b.csv task.metric=f1 task.size=large",
+            "task=custom task.name=mine task.train_file=a.csv task.validation_file=b.csv task.metric=f1"
+            " task.size=large",
             "bert-base/mine/finetune/metric_f1/epochs_3/lr_2e-05/seed_0",
         ),
         ("model.architecture.num_hidden_layers=2", "tiny/demo/finetune/num_hidden_layers_2/lr_0.001/seed_0"),

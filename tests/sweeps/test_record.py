@@ -7,21 +7,18 @@ from pathlib import Path
 
 import pytest
 from helpers import ltp_train, write_json
-from hydra import compose, initialize_config_dir
-from omegaconf import open_dict
 
 from ltp import train
-from ltp.command import cli
+from ltp.command import sweeping
 from ltp.errors import RunError, UserError, format_number
-from ltp.sweeps import record as sweep
-from ltp.sweeps.record import DONE, FAILED, SKIPPED, Job, SweepRecord, number_of_jobs
+from ltp.sweeps.record import DONE, FAILED, SKIPPED, Job, SweepRecord
 
 
 @pytest.fixture(autouse=True)
 def root(tmp_path, monkeypatch):
     """An empty current directory, and no sweep."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sweep.signal, "signal", lambda *args: None)  # pytest's own stay
+    monkeypatch.setattr(sweeping.signal, "signal", lambda *args: None)  # pytest's own stay
     yield tmp_path
     SweepRecord.forget()
 
@@ -93,37 +90,6 @@ def test_a_mistake_before_the_first_job_is_no_job_s(runs):
     assert finished.code == 2
     assert finished.err.splitlines()[-1].startswith("error: unknown key prune.token_keeprate")
     assert runs == []
-
-
-# -- counting ------------------------------------------------------------------------------------------------
-
-
-def sweeper(*overrides):
-    with initialize_config_dir(config_dir=cli.config_dir(), version_base="1.3"):
-        cfg = compose("train", overrides=list(overrides), return_hydra_config=True)
-    with open_dict(cfg):
-        return cfg.hydra.sweeper
-
-
-@pytest.mark.parametrize(
-    ("command", "jobs"),
-    [
-        ("lr=1e-5,2e-5 seed=range(3) task=mrpc", 6),
-        ("lr=1e-5", 1),
-        ("sweep=ltp task=mrpc", 75),
-        ("sweep=ltp task=mrpc,rte lr=1e-5", 50),
-        ("sweep=topk prune.token_keep_rate=0.1,0.2", 6),
-    ],
-)
-def test_number_of_jobs(command, jobs):
-    words = command.split()
-    plain = [word for word in words if "," not in word and "range" not in word]
-    assert number_of_jobs(sweeper(*plain), words) == jobs
-
-
-def test_number_of_jobs_of_other_sweepers():
-    assert number_of_jobs({"_target_": "hydra_plugins.optuna.Sweeper", "n_trials": 20}, ["lr=1e-5,2e-5"]) == 20
-    assert number_of_jobs({"_target_": "hydra_plugins.nevergrad.Sweeper"}, ["lr=1e-5,2e-5"]) is None
 
 
 # -- the record ----------------------------------------------------------------------------------------------
