@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from ltp.command.cli import config_dir
-from ltp.sweeps.record import number_of_jobs
+from ltp.command.sweeping import jobs_of_grid
 
 TRAIN = (sys.executable, "-m", "ltp.train")
 REPORT = (sys.executable, "-m", "ltp.report")
@@ -62,7 +62,9 @@ def run_directory(words: Sequence[str]) -> Path | None:
 def runs_folder(dense: list[str]) -> Path | None:
     """Return the folder of all runs of the task and model; None if ``ltp.train`` rejects the overrides."""
     directory = run_directory([word for word in dense if override_key(word).split(".")[0] in LOCATION_KEYS])
-    return directory.parents[2] if directory is not None else None
+    if directory is None:
+        return None
+    return next(folder.parent for folder in directory.parents if folder.name == "finetune")
 
 
 def run(*command: str) -> int:
@@ -84,7 +86,7 @@ def main(task: str, overrides: list[str], dry_run: bool) -> int:
     if folder is None:
         return 2
     for number, (words, grid) in enumerate(steps, 1):
-        jobs = number_of_jobs({"_target_": "BasicSweeper", "params": grid}, words)
+        jobs = len(jobs_of_grid({"_target_": "BasicSweeper", "params": grid}, words) or ())
         print(f"{number}. {jobs:3} {'job ' if jobs == 1 else 'jobs'}  python -m ltp.train -m {shlex.join(words)}")
     print(f"{len(steps) + 1}. the table  python -m ltp.report {folder}", flush=True)
     if dry_run:

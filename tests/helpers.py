@@ -80,6 +80,11 @@ def plan_of(command=""):
     return planning.plan(settings_of(command))
 
 
+def directory_of(command=""):
+    """The directory of that run."""
+    return plan_of(command).directory
+
+
 @dataclass
 class Finished:
     """What a command left behind."""

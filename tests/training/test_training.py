@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import SMALL, Finished, ltp_train, no_hub, plan_of, write_json
+from helpers import SMALL, Finished, directory_of, ltp_train, no_hub, plan_of, write_json
 from interrupting import trained_by_two
 from patience import limit
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -35,6 +35,7 @@ from ltp.errors import UserError
 from ltp.model.classifier import LTPForSequenceClassification
 from ltp.pruning.flops import dense_layer_flops, layer_flops
 from ltp.pruning.threshold import threshold_schedule
+from ltp.runs.layout import checkpoint_folder
 from ltp.runs.locks import LOCK_FILE
 from ltp.training import building
 from ltp.training.loggers import MetricsFile, build_loggers
@@ -108,9 +109,7 @@ COMMON = (
     "batch_size=32",
 )
 CHAIN = (*COMMON, "prune=threshold", "stage=hard", "prune.final_token_threshold=0.009", "lr=5e-4")
-DENSE = Path("outputs/tiny/demo/finetune/lr_0.002/seed_0")
-SOFT = Path("outputs/tiny/demo/absolute_threshold/rate_0.009/temperature_0.001/lambda_0.05/lr_0.0001/seed_0")
-HARD = SOFT / "hard" / "lr_0.0005"
+DENSE, SOFT, HARD = (run.directory for run in plan_of(CHAIN).chain)
 STAGES = {"dense": DENSE, "soft": SOFT, "hard": HARD}
 
 
@@ -144,6 +143,15 @@ def test_missing_parents_are_trained_first_and_the_log_says_so(chain_process):
     assert [path.name for path in folder.iterdir()] == ["outputs"]
     found = {path.parent.relative_to(folder) for path in folder.rglob("results.json")}
     assert found == {DENSE, SOFT, HARD}
+    plan = finished.err.split("plan:\n")[1].splitlines()[:6]
+    assert plan[::2] == [
+        "  finetune  to train: lr 0.002, 3 epochs, 192 steps of 16 examples",
+        "  soft      to train: lr 0.0001, 1 epochs, 16 steps of 64 examples",
+        "  hard      to train: lr 0.0005, 1 epochs, 32 steps of 32 examples",
+    ]
+    assert plan[1::2] == [f"            {directory}" for directory in (DENSE, SOFT, HARD)]
+    steps = [results_of(folder / directory)["train_steps"] for directory in (DENSE, SOFT, HARD)]
+    assert steps == [192, 16, 32]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -276,15 +284,32 @@ def test_a_finished_run_is_skipped(chain):
     assert {path: path.stat().st_mtime_ns for path in chain.rglob("*") if path.is_file()} == before
 
 
-def test_a_finished_run_of_another_configuration_is_refused(chain):
-    finished = ltp_train([*CHAIN, "batch_size=8", "epochs=2"])
+def test_a_finished_run_that_is_another_by_its_recipe_is_refused(chain):
+    config = HARD / "config.yaml"
+    written = config.read_text()
+    try:
+        config.write_text(written.replace("weight_decay: 0.0\n", "weight_decay: 0.5\n"))
+        finished = ltp_train(CHAIN)
+    finally:
+        config.write_text(written)
     assert finished.code == 2
     assert finished.err == (
         f"error: {HARD} holds a finished run with another configuration:\n"
-        "  batch_size: 32 there, 8 now\n"
-        "  epochs: 1.0 there, 2.0 now\n"
+        "  weight_decay: 0.5 there, 0.0 now\n"
         "Start it afresh with overwrite=true, or keep both with another output_root=…\n"
     )
+
+
+def test_the_plan_of_a_finished_chain(chain):
+    finished = ltp_train([*CHAIN, "plan=only"])
+    assert (finished.code, finished.err) == (0, "")
+    assert [line.split(":")[0] for line in finished.out.splitlines()[1::2]] == [
+        *("  finetune  finished", "  soft      finished", "  hard      finished"),
+    ]
+    other = ltp_train([*CHAIN, "plan=only", "soft.epochs=2", "seed=0"])
+    assert [line.split(":")[0] for line in other.out.splitlines()[1::2]] == [
+        *("  finetune  finished", "  soft      to train", "  hard      to train"),
+    ]
 
 
 def test_two_baselines(chain):
@@ -292,7 +317,11 @@ def test_two_baselines(chain):
     for rate in rates:
         finished = ltp_train([*COMMON, "prune=topk", f"prune.token_keep_rate={rate}", "lr=1e-4"])
         assert finished.code == 0, finished.err
-    runs = [results_of(Path(f"outputs/tiny/demo/topk/rate_{rate}/lr_0.0001/seed_0")) for rate in rates]
+    runs = [
+        results_of(path.parent)
+        for rate in rates
+        for path in Path(f"outputs/tiny/demo/topk/rate_{rate}").rglob("results.json")
+    ]
     assert [run["hyperparameters"]["token_keep_rate"] for run in runs] == [0.6, -0.4]
     assert all(run["parent"] == str(DENSE) and run["thresholds"] is None for run in runs)
     lengths = [len(demo_tokenizer()(row["sentence"])["input_ids"]) for row in demo_rows("validation", rows=101)]
@@ -306,8 +335,7 @@ def test_two_processes_give_what_one_gives(chain):
     trained_by_two(*command, "output_root=two", f"restore={DENSE}")
     one = ltp_train([*command, "output_root=one", f"restore={DENSE}"])
     assert one.code == 0, one.err
-    place = "tiny/demo/absolute_threshold/rate_0.005/temperature_0.001/lambda_0.05/lr_0.0001/seed_0"
-    two, one = chain / "two" / place, chain / "one" / place
+    two, one = (chain / directory_of([*command, f"output_root={root}", f"restore={DENSE}"]) for root in ("two", "one"))
     results = {name: results_of(directory) for name, directory in (("one", one), ("two", two))}
     assert (results["one"]["devices"], results["two"]["devices"]) == (1, 2)
     assert results["two"]["train_steps"] == results["one"]["train_steps"] == TRAIN_ROWS // 32
@@ -473,7 +501,7 @@ def test_a_loss_that_is_not_finite(monkeypatch):
         "error: the loss is nan at step 4: training stopped before this step's update, and the last checkpoint holds "
         "finite weights. Lower lr, or prune.lambda_threshold, or use trainer.precision=32-true."
     )
-    directory = Path("outputs/tiny/demo/finetune/lr_0.001/seed_0")
+    directory = directory_of(command)
     assert not (directory / "results.json").exists()
     assert not (directory / "model").exists()
     last = torch.load(directory / "checkpoints" / "last.ckpt", weights_only=True)
@@ -652,11 +680,11 @@ def test_a_custom_task_from_csv_files_to_a_pruned_model():
         *("task.text_columns=[review]", "task.label_column=verdict", "task.metric=matthews", "model=tiny"),
     ]
     dense = trained([*task, "lr=5e-3"])
-    assert str(dense) == "outputs/tiny/reviews/finetune/lr_0.005/seed_0"
+    assert dense.is_relative_to("outputs/tiny/reviews/finetune")
     config = json.loads((dense / "model" / "config.json").read_text())
     assert config["id2label"] == {"0": "bad, really", "1": "good", "2": "so so"}
     manual = trained([*task, "prune=manual", f"restore={dense}", "prune.final_token_threshold=0.01"])
-    assert str(manual) == "outputs/tiny/reviews/absolute_threshold/rate_0.01/hard/lr_2e-05/seed_0"
+    assert manual.is_relative_to("outputs/tiny/reviews/absolute_threshold/rate_0.01/hard")
     results = results_of(manual)
     assert results["thresholds"] == pytest.approx([0.0025, 0.005, 0.0075, 0.01])
     assert results["relative_flops"] < 1
@@ -701,7 +729,7 @@ def test_a_pretrained_encoder_gets_a_new_head():
     save_encoder(BertModel, "encoder")
     with no_hub():
         directory = trained(["model.name_or_path=encoder", "lr=1e-9"])  # so that it stays what it was
-    assert str(directory) == "outputs/encoder/demo/finetune/lr_1e-09/seed_0"
+    assert directory.is_relative_to(f"outputs/{checkpoint_folder('encoder')}/demo/finetune")
     before, after = load_file("encoder/model.safetensors"), weights_of(directory)
     for name in ("embeddings.word_embeddings.weight", "encoder.layer.3.output.dense.weight"):
         torch.testing.assert_close(after[f"dense.bert.{name}"], before[name], rtol=0, atol=1e-6)
