@@ -63,7 +63,6 @@ def plan_run(config: TrainSettings, *, published: TrainSettings | None = None, m
         raise UserError(_irrelevant_key_message("learned", settings, method))
     settings.prune.learned = method == "learned" if mode == "absolute_threshold" else None
     _fill_nulls(settings, task, method, inherited)
-    start = settings.model.name_or_path if restored is None and method == "dense" else restored and restored.path
     if settings.model.name is None:
         settings.model.name = checkpoint_folder(settings.model.name_or_path)
 
@@ -84,7 +83,9 @@ def plan_run(config: TrainSettings, *, published: TrainSettings | None = None, m
         places["distill.teacher"] = (teacher.results or {}).get("run_id") or teacher.source
     soft_run = None
     if is_nested:
-        soft_run = parent.run_dir if parent is not None else parent_run and parent_run.directory
+        soft_run = (
+            parent_run.directory if parent_run is not None else restored.run_dir if restored is not None else None
+        )
     if soft_run is None:
         places |= _start_places(restored, parent_run, model_is_chosen)
     return Run(
@@ -97,7 +98,7 @@ def plan_run(config: TrainSettings, *, published: TrainSettings | None = None, m
         teacher=teacher,
         deviations=deviating,
         data=data_fingerprints(settings, task),
-        checkpoint=checkpoint_fingerprint(start) if restored is None or restored.run_dir is None else None,
+        checkpoint=_start_fingerprint(settings, method, restored),
     )
 
 
@@ -371,6 +372,13 @@ def _finished(parent: Run, task: Task) -> Checkpoint | None:
     checkpoint = inspect_checkpoint(str(parent.directory))
     check_labels_if_known(checkpoint, task)
     return checkpoint
+
+
+def _start_fingerprint(settings: TrainSettings, method: str, restored: Checkpoint | None) -> str | None:
+    """Return the fingerprint of the Hugging Face directory that a run starts from; see :attr:`Run.checkpoint`."""
+    if restored is not None:
+        return checkpoint_fingerprint(restored.path) if restored.run_dir is None else None
+    return checkpoint_fingerprint(settings.model.name_or_path) if method == "dense" else None
 
 
 def _is_same(directory: Path, other: Path) -> bool:
