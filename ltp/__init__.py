@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from ltp.model.registration import register_auto_classes
 
 if TYPE_CHECKING:
+    from ltp.calibration.texts import calibrate
     from ltp.execution.output import LTPOutput
     from ltp.model.classifier import LTPForSequenceClassification, prune
     from ltp.model.configuration import LTPConfig
 
 __version__ = "0.1.0"
-__all__ = ["LTPConfig", "LTPForSequenceClassification", "LTPOutput", "__version__", "prune"]
+__all__ = ["LTPConfig", "LTPForSequenceClassification", "LTPOutput", "__version__", "calibrate", "prune"]
 
 _MODULES = {
     "LTPConfig": "ltp.model.configuration",
@@ -25,6 +26,8 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "calibrate":  # the command's module, which can be called: importing it takes this name anyway
+        return importlib.import_module("ltp.calibrate")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(_MODULES[name]), name)

@@ -1,16 +1,20 @@
-"""``python -m ltp.calibrate``: calibrate a finished run to another budget without training, as a new run.
+"""``python -m ltp.calibrate``: bring a classifier to a budget without training.
 
-The search is in :mod:`ltp.calibration.search`, the rest of the work in :mod:`ltp.calibration`.
+The search is in :mod:`ltp.calibration.search`, the rest of the work in :mod:`ltp.calibration`. ``ltp.calibrate`` can
+also be called; see :func:`ltp.calibration.texts.calibrate`.
 """
 
 import dataclasses
 import logging
 import math
 import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-from ltp.calibration.directory import check_directory, new_directory
-from ltp.calibration.request import BUDGETS, LATENCY_DEFAULTS, CalibrateSettings, Request
-from ltp.calibration.summary import print_summary
+from ltp.calibration.directory import check_directory, check_model_directory, new_directory
+from ltp.calibration.request import BUDGETS, LATENCY_DEFAULTS, CalibrateSettings, Request, is_dense
+from ltp.calibration.summary import print_record, print_summary
 from ltp.command.cli import Command
 from ltp.command.imports import fast_imports
 from ltp.command.output import progress
@@ -18,6 +22,7 @@ from ltp.errors import UserError, check_choice, check_range, format_value
 from ltp.pruning import RATE_MODES
 from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint, is_finished, read_results
 from ltp.runs.loading import stored_task
+from ltp.runs.plan import task_of
 from ltp.runs.settings import check_shares
 
 log = logging.getLogger("ltp")
@@ -28,6 +33,9 @@ DTYPES = ("float32", "bfloat16", "int8")
 
 def main(settings: CalibrateSettings) -> None:
     """Calibrate a run, or skip it if that is done already, and print a summary."""
+    if settings.texts is not None:
+        calibrate_texts(settings)
+        return
     request = resolve(settings)
     directory = request.directory
     if is_finished(directory) and not request.settings.overwrite:
@@ -41,8 +49,44 @@ def main(settings: CalibrateSettings) -> None:
     print_summary(results, directory)
 
 
+def calibrate_texts(settings: CalibrateSettings) -> None:
+    """Calibrate a classifier on a file of texts, and print what it costs and keeps."""
+    checkpoint, directory = resolve_texts(settings)
+    with fast_imports():
+        from ltp.calibration.on_texts import calibrate_on_texts
+
+    print_record(calibrate_on_texts(settings, checkpoint, directory, progress), directory)
+
+
+def resolve_texts(settings: CalibrateSettings) -> tuple[Checkpoint, Path]:
+    """Check the settings of a calibration on a file of texts, and fill their nulls.
+
+    Returns:
+        The checkpoint, and the directory of the new model.
+
+    Raises:
+        UserError: a value is out of range, keys contradict each other, the checkpoint does not exist, or the directory
+            is in use.
+    """
+    check(settings)
+    for key in ("target_latency_ms", "budgets", "data_dir", "task"):
+        if getattr(settings, key) is not None:
+            raise UserError(
+                f"{key} needs a task with its data, in place of texts={settings.texts}: leave one of them out"
+            )
+    checkpoint = inspect_checkpoint(settings.restore)
+    if settings.columns is None:
+        stored = stored_task(checkpoint)
+        settings.columns = list(task_of(stored.task).text_columns) if stored is not None else ["text"]
+    directory = new_directory(settings, checkpoint)
+    check_model_directory(settings, directory)
+    return checkpoint, directory
+
+
 def fill(settings: CalibrateSettings) -> CalibrateSettings:
     """Fill the nulls of the settings."""
+    if settings.texts is not None:
+        return dataclasses.replace(settings, to=str(resolve_texts(settings)[1]))
     request = resolve(settings)
     return dataclasses.replace(request.settings, to=str(request.directory))
 
@@ -89,6 +133,12 @@ def check(settings: CalibrateSettings) -> None:
         raise UserError(f"{problem}: give exactly one of {', '.join(BUDGETS.values())}")
     check_shares("target_flops", settings.target_flops)
     check_shares("budgets", settings.budgets)
+    check_range(
+        settings.agreement is None or 0 < settings.agreement <= 1,
+        *("agreement", settings.agreement, "in (0, 1] (of the dense model's predictions)"),
+    )
+    if settings.columns is not None and settings.texts is None:
+        raise UserError(f"columns={format_value(settings.columns)} goes with texts=FILE")
     latency = settings.target_latency_ms
     check_range(latency is None or 0 < latency < math.inf, "target_latency_ms", latency, "above 0 (milliseconds)")
     check_choice("execution", settings.execution, EXECUTIONS)
@@ -114,17 +164,17 @@ def check(settings: CalibrateSettings) -> None:
 
 
 def check_method(settings: CalibrateSettings, checkpoint: Checkpoint) -> None:
-    """Check that a checkpoint has thresholds or a keep rate to calibrate.
+    """Check that a checkpoint can be brought to the target.
 
     Raises:
-        UserError: it does not prune, or prunes by a keep rate but several budgets are requested.
+        UserError: it prunes by a keep rate but several budgets are requested, or it was trained to prune but is to
+            keep the predictions of a dense model.
     """
     mode = checkpoint.pruning.get("prune_mode", "none")
-    if mode == "none":
+    if settings.agreement is not None and not is_dense(checkpoint):
         raise UserError(
-            f"restore={settings.restore} is dense: it prunes no tokens, so there is nothing to calibrate. Train a run "
-            f"that does: python -m ltp.train prune=threshold restore={settings.restore} (learned thresholds; "
-            "prune=manual, prune=topk: the baselines)"
+            f"agreement={settings.agreement:g} keeps the predictions of a dense model, and "
+            f"restore={settings.restore} was trained to prune: give target_flops=…, or restore its dense parent"
         )
     if settings.budgets is not None and mode in RATE_MODES:
         raise UserError(
@@ -132,6 +182,17 @@ def check_method(settings: CalibrateSettings, checkpoint: Checkpoint) -> None:
             "and several budgets are several thresholds a layer. Use target_flops=…, once for each"
         )
 
+
+class _CallableModule(ModuleType):
+    """``ltp.calibrate(model, tokenizer, texts, …)``: importing this module puts it in the function's place."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        from ltp.calibration.texts import calibrate
+
+        return calibrate(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule
 
 COMMAND = Command(
     "calibrate",

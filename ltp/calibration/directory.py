@@ -10,8 +10,10 @@ import yaml
 
 from ltp.calibration.request import BUDGETS, LATENCY_DEFAULTS, CalibrateSettings, Request
 from ltp.errors import UserError, format_number
-from ltp.runs.checkpoints import CONFIG_FILE, MODEL_FOLDER, Checkpoint, is_finished, run_config
+from ltp.pruning import UNTRAINED
+from ltp.runs.checkpoints import CONFIG_FILE, MODEL_FOLDER, Checkpoint, is_finished, read_config, run_config
 from ltp.runs.directory import remove_run_files, write_atomically, write_results
+from ltp.runs.layout import checkpoint_folder
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import; configuration errors should be fast
     from transformers import PreTrainedTokenizerBase
@@ -29,8 +31,14 @@ def new_directory(settings: CalibrateSettings, checkpoint: Checkpoint) -> Path:
     """
     if settings.to is not None:
         return Path(settings.to).expanduser()
-    assert settings.task is not None
     leaf = Path(FOLDER) / _leaf(settings)
+    if settings.texts is not None:
+        leaf = leaf.with_name(f"texts_{leaf.name}")
+        if checkpoint.run_dir is None:
+            return Path(settings.output_root or "outputs").expanduser() / checkpoint_folder(checkpoint.path) / leaf
+    if settings.task is None:
+        assert checkpoint.run_dir is not None
+        return checkpoint.run_dir / leaf
     if settings.output_root is not None:
         root = Path(settings.output_root).expanduser() / checkpoint.name / settings.task.name
         parts = checkpoint.run_dir.resolve().parts if checkpoint.run_dir is not None else ()
@@ -50,6 +58,8 @@ def _leaf(settings: CalibrateSettings) -> str:
         return f"target_{format_number(settings.target_flops)}"
     if settings.budgets is not None:
         return "_".join(["budgets", *map(format_number, settings.budgets)])
+    if settings.agreement is not None:
+        return f"agreement_{format_number(settings.agreement)}"
     served = f"batch_{settings.batch_size}_{settings.execution}_{settings.dtype}"
     return f"latency_{format_number(settings.target_latency_ms)}ms_{served}"
 
@@ -91,6 +101,22 @@ def check_directory(request: Request) -> None:
         )
 
 
+def check_model_directory(settings: CalibrateSettings, directory: Path) -> None:
+    """Check that the new directory overwrites nothing but an earlier calibration, and that only where it is asked to.
+
+    Raises:
+        UserError: it would.
+    """
+    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+        return
+    what = f"to={settings.to}" if settings.to is not None else str(directory)
+    is_own = (directory / "config.json").is_file() and "calibration" in read_config(directory / "config.json", what)
+    if not is_own:
+        raise UserError(f"{what} holds something else than a calibrated model: name another directory with to=DIR")
+    if not settings.overwrite:
+        raise UserError(f"{what} holds a calibrated model already: overwrite=true replaces it, to=DIR keeps both")
+
+
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
     """Return the values that are equal in two runs of the same calibration."""
     nested = {f"{name}.{key}": value for name in ("task", "parent") for key, value in config[name].items()}
@@ -110,6 +136,7 @@ def new_config(request: Request) -> dict[str, Any]:
         **inherited,
         "task": dataclasses.asdict(settings.task),
         "data_dir": settings.data_dir,
+        **({"prune": UNTRAINED} if request.is_dense else {}),
         "method": request.method,
         "parent": {"name": request.parent_name, "run_id": results.get("run_id")},
         "calibrate": calibrate,

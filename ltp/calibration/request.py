@@ -15,6 +15,7 @@ BUDGETS = {
     "target_flops": "target_flops=0.4 (a share of the dense FLOPs)",
     "target_latency_ms": "target_latency_ms=12 (milliseconds a batch, measured on this machine)",
     "budgets": "budgets=[0.3,0.5,0.7] (several in one checkpoint)",
+    "agreement": "agreement=0.98 (share of the dense model's predictions to keep)",
 }
 #: The keys that need ``target_latency_ms``, with their defaults.
 LATENCY_DEFAULTS = {"batch_size": 1, "execution": "deployed", "dtype": "float32"}
@@ -28,6 +29,9 @@ class CalibrateSettings:
     target_flops: float | None = None
     target_latency_ms: float | None = None
     budgets: list[float] | None = None
+    agreement: float | None = None
+    texts: str | None = None
+    columns: list[str] | None = None
     batch_size: int | None = None
     execution: str | None = None
     dtype: str | None = None
@@ -39,6 +43,11 @@ class CalibrateSettings:
     output_root: str | None = None
     to: str | None = None
     overwrite: bool = MISSING
+
+
+def is_dense(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint prunes no tokens."""
+    return checkpoint.pruning.get("prune_mode", "none") == "none"
 
 
 @dataclass(frozen=True)
@@ -71,8 +80,15 @@ class Request:
         return [settings.target_flops] if settings.target_flops is not None else settings.budgets or []
 
     @property
+    def is_dense(self) -> bool:
+        """Whether the checkpoint does not prune, so that its pruning starts from :data:`UNTRAINED`."""
+        return is_dense(self.checkpoint)
+
+    @property
     def method(self) -> str:
         """The pruning method, as in ``results.json``."""
+        if self.is_dense:
+            return "manual"  # thresholds that no training has seen
         mode = self.checkpoint.pruning["prune_mode"]
         stored = (self.checkpoint.results or {}).get("method")
         learned = "learned" if self.checkpoint.holds_thresholds else "manual"

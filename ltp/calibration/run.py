@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ltp.calibration.agreement import keep_agreement, measure_against_dense
 from ltp.calibration.directory import check_can_write, check_directory, new_config, write_run
 from ltp.calibration.flops import Tick, calibrate_flops, flops_of, prepare_budgets
 from ltp.calibration.latency import ServedModel, Stopwatch, calibrate_latency
@@ -20,7 +21,7 @@ from ltp.errors import RunError, UserError, format_value
 from ltp.evaluation.run import Progress
 from ltp.evaluation.scoring import Engine, evaluate, summarise
 from ltp.model.classifier import LTPForSequenceClassification
-from ltp.pruning import RATE_MODES
+from ltp.pruning import RATE_MODES, UNTRAINED
 from ltp.pruning.flops import DEFINITION
 from ltp.runs.checkpoints import is_finished, read_results
 from ltp.runs.loading import load_model, load_tokenizer, select_device, set_threads, silence_libraries
@@ -50,6 +51,9 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
     set_threads(settings.threads)
     check_can_write(request)
     model, tokenizer = load_model(request.checkpoint), load_tokenizer(request.checkpoint)
+    if request.is_dense:
+        assert settings.task is not None
+        model.set_pruning(**UNTRAINED, score_length=settings.task.max_length)
     measured = measure(request, model, tokenizer, progress)
     results = {**run_facts(request, model), **measured, "duration_seconds": round(time.monotonic() - started, 1)}
     try:
@@ -91,11 +95,12 @@ def measure(
         calibrated |= {key: value[0] for key, value in calibrated.items() if isinstance(value, list)}
     if request.is_own_task:
         calibrated["before"] |= {key: results[key] for key in ("relative_flops", "metric") if key in results}
+    goal = "agreement_bound" if request.kind == "agreement" else request.kind
     if request.method == "manual":
         update_final_threshold(model)
     return {
         **measured,
-        "calibrated": {request.kind: getattr(settings, request.kind), **latency_settings, **calibrated},
+        "calibrated": {goal: getattr(settings, request.kind), **latency_settings, **calibrated},
         "flops_definition": DEFINITION,
         "train_examples": results.get("train_examples"),
         "validation_examples": len(data.splits.validation[data.validation_splits[0]]),
@@ -133,6 +138,8 @@ def run_facts(request: Request, model: LTPForSequenceClassification) -> dict[str
     if trained_for is not None and "calibrated" not in parent:
         hyperparameters["trained_for"] = trained_for
     hyperparameters |= {"target_flops": settings.target_flops, "budgets": settings.budgets}
+    if request.is_dense:
+        hyperparameters |= {**defaults, "agreement_bound": settings.agreement}
     hyperparameters["max_length"] = settings.task.max_length
     latency_settings = {"target_latency_ms": settings.target_latency_ms}
     latency_settings |= {f"latency_{key}": getattr(settings, key) for key in LATENCY_DEFAULTS}
@@ -205,7 +212,10 @@ def calibrate_to_goal(
         rough = None
         if len(sample) >= _SUBSAMPLE_FROM:
             rough = flops_of(model, sample.batches(EVALUATION_BATCH, every=_SUBSAMPLE_STEP), dtype, tick)
-        before = {"sample_relative_flops": cost()}
+        before = {"sample_relative_flops": 1.0 if request.is_dense else cost()}
+        against_dense = None
+        if request.is_dense:
+            against_dense = measure_against_dense(model, timed or sample.batches(EVALUATION_BATCH), dtype, tick)
         if has_thresholds:
             prepare_budgets(model, targets)
         for target in targets:
@@ -215,6 +225,16 @@ def calibrate_to_goal(
             result = calibrate_flops(model, cost, rough, target)
             costs = {"reached": result.cost, "relative_flops": result.cost}
             searches.append({**costs, "strength": result.strength, "trials": result.trials})
+            if against_dense is not None:
+                searches[-1]["agreement"] = against_dense().agreement
+            tick.begin(scoring)
+            scores.append(score(model, data, dtype, device, tick))
+        if settings.agreement is not None:
+            assert against_dense is not None  # only dense checkpoints have an agreement
+            tick.begin(searching)
+            kept = keep_agreement(model, against_dense, settings.agreement)
+            costs = {"reached": kept.agreement, "relative_flops": kept.relative_flops}
+            searches.append({**costs, "agreement": kept.agreement, "strength": kept.strength, "trials": kept.trials})
             tick.begin(scoring)
             scores.append(score(model, data, dtype, device, tick))
         if served is not None and settings.target_latency_ms is not None:
@@ -223,6 +243,8 @@ def calibrate_to_goal(
             latency = calibrate_latency(model, stopwatch, settings.target_latency_ms)
             costs = {"reached": latency.reached, "relative_flops": cost()}
             searches.append({**costs, "strength": latency.strength, "trials": latency.trials})
+            if against_dense is not None:
+                searches[-1]["agreement"] = against_dense().agreement
             before["latency_ms"] = latency.before
             facts = hardware(served.device)
             extra = {"dense_ms": latency.dense, "lowest_ms": latency.lowest, "processor": facts["device"]}

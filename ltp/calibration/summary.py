@@ -31,6 +31,14 @@ def print_summary(results: dict[str, Any], directory: Path) -> None:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
+def print_record(record: dict[str, Any], directory: Path) -> None:
+    """Print what a calibration on texts reached, and the new directory."""
+    print(f"relative FLOPs   {record['relative_flops']:.3f} on {record['texts']} texts")
+    if record["agreement"] is not None:
+        print(f"agreement        {record['agreement']:.3f} with the predictions of the unpruned model")
+    print(f"model directory: {directory}")
+
+
 def summary_table(results: dict[str, Any]) -> "Table":
     """Build the table: one column before the calibration, and one per budget after it."""
     from rich import box
@@ -49,6 +57,9 @@ def summary_table(results: dict[str, Any]) -> "Table":
 
     if "target_latency_ms" in calibrated:
         add_row("milliseconds a batch", ".3g", before["latency_ms"], calibrated["reached"])
+    if calibrated.get("agreement") is not None:
+        agreements = calibrated["agreement"]
+        add_row("agreement with dense, sample", ".3f", 1.0, *(agreements if has_budgets else [agreements]))
     costs = calibrated["relative_flops"]
     add_row("relative FLOPs, sample", ".3f", before["sample_relative_flops"], *(costs if has_budgets else [costs]))
     validation_costs = [result["relative_flops"] for result in after]
@@ -62,5 +73,7 @@ def summary_table(results: dict[str, Any]) -> "Table":
 def _goal_text(calibrated: dict[str, Any]) -> str:
     if "target_latency_ms" in calibrated:
         return f"calibrated to {calibrated['target_latency_ms']:g} ms"
+    if calibrated.get("agreement_bound") is not None:
+        return f"calibrated to {calibrated['agreement_bound']:g} of the dense model's predictions"
     targets = calibrated["budgets"] if "budgets" in calibrated else [calibrated["target_flops"]]
     return f"calibrated to {', '.join(f'{target:g}' for target in targets)} of the FLOPs"

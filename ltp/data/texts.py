@@ -27,18 +27,19 @@ class Texts:
     skipped: list[int]
 
 
-def read_texts(source: str, columns: Sequence[str]) -> Texts:
+def read_texts(source: str, columns: Sequence[str], key: str = "input") -> Texts:
     """Read texts from a file or standard input.
 
     Args:
         source: a path, or ``-`` for the lines of standard input.
         columns: names of the one or two text columns; ignored for ``.txt`` files and standard input.
+        key: the configuration key of the source, for messages.
 
     Raises:
         UserError: the file or a column does not exist, the file cannot be read, or it contains no text.
     """
     path = Path(source).expanduser()
-    key = f"input={source}"
+    key = f"{key}={source}"
     rows: list[tuple[str, ...]]
     if source == STANDARD_INPUT:
         rows = [(line,) for line in lines(sys.stdin.buffer.read(), "standard input")]

@@ -139,6 +139,8 @@ class LTPForSequenceClassification(PreTrainedModel):
         check_pruning(**after)
         for key, value in after.items():
             setattr(self.config, key, value)
+        if before != after:
+            vars(self.config).pop("calibration", None)  # the record of another pruning
         kept = all(before[key] == after[key] for key in ("prune_mode", "final_token_threshold"))
         if not kept:
             self.config.budgets = []

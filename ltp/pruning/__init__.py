@@ -25,6 +25,8 @@ SCORING_MODES = ("mean", "mean_norm")
 #: token as a key of attention, and as a query in the importance of other tokens. As the temperature goes to 0,
 #: ``survival`` converges to ``hard``; ``soft`` does not, because its pruned tokens still attend.
 MASKING_MODES = ("hard", "soft", "survival")
+#: Where the calibration of a dense classifier starts: without training, ``mean_norm`` loses less than ``mean``.
+UNTRAINED = {"prune_mode": "absolute_threshold", "scoring_mode": "mean_norm", "final_token_threshold": 0.01}
 
 #: Pruning keys of ``config.json``. The ``config.json`` of a dense checkpoint may contain them, too.
 PRUNING_KEYS = ("prune_mode", "scoring_mode", "score_length", "final_token_threshold", "token_keep_rate")

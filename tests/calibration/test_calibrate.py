@@ -843,7 +843,8 @@ def test_of_two_that_calibrate_the_same_the_second_takes_the_first_s(runs, tmp_p
 def test_another_root_has_the_same_tree(runs, tmp_path):
     run = runs["topk"]
     shown = yaml.safe_load(ltp_calibrate(f"--cfg job restore={run} target_flops=0.95 output_root={tmp_path}").out)
-    assert shown["to"] == str(tmp_path / "tiny/demo/topk/rate_-0.5/lr_0.0002/seed_0/calibrated/target_0.95")
+    place = Path(*run.parts[run.parts.index("tiny") :])
+    assert shown["to"] == str(tmp_path / place / "calibrated/target_0.95")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -872,7 +873,8 @@ def test_a_run_in_mixed_precision_is_counted_in_it(runs, tmp_path, monkeypatch):
 
 BUDGETS = (
     "target_flops=0.4 (a share of the dense FLOPs), target_latency_ms=12 (milliseconds a batch, measured on this "
-    "machine), budgets=[0.3,0.5,0.7] (several in one checkpoint)"
+    "machine), budgets=[0.3,0.5,0.7] (several in one checkpoint), agreement=0.98 (share of the dense model's predictions "
+    "to keep)"
 )
 
 
@@ -922,14 +924,13 @@ def test_bad_input_is_one_message(tmp_path, monkeypatch, command, message):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_prunes_nothing_or_by_one_rate(runs):
-    dense, topk = runs["dense"], runs["topk"]
-    finished = ltp_calibrate(f"restore={dense} target_flops=0.5")
+def test_what_prunes_by_one_rate_or_was_trained_to(runs):
+    manual, topk = runs["manual"], runs["topk"]
+    finished = ltp_calibrate(f"restore={manual} agreement=0.98")
     assert (finished.code, finished.err) == (
         2,
-        f"error: restore={dense} is dense: it prunes no tokens, so there is nothing to calibrate. Train a run that "
-        f"does: python -m ltp.train prune=threshold restore={dense} (learned thresholds; prune=manual, prune=topk: the "
-        "baselines)\n",
+        f"error: agreement=0.98 keeps the predictions of a dense model, and restore={manual} was trained to prune: "
+        "give target_flops=…, or restore its dense parent\n",
     )
     finished = ltp_calibrate(f"restore={topk} budgets=[0.5,0.7]")
     assert finished.err == (
