@@ -21,6 +21,7 @@ from ltp.errors import UserError, check_choice, check_range
 from ltp.evaluation.samples import Sequences, validation_sequences
 from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint
 from ltp.runs.loading import check_budget, load_model, load_tokenizer, silence_libraries, stored_task
+from ltp.runs.plan import task_of
 from ltp.runs.settings import TaskSettings
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import; report mistakes before that
@@ -318,9 +319,8 @@ def read_sequences(
         source = f"synthetic, like {options.lengths} (log-normal, mean {mean:g}, 4 to 128 tokens)"
         return Sequences(source, random_sequences(lengths, model.config.vocab_size, settings.seed))
     assert checkpoint is not None  # checked by resolve()
-    return validation_sequences(
-        settings.task, settings.data_dir, load_tokenizer(checkpoint), model, options.sequences, settings.seed
-    )
+    tokenizer = load_tokenizer(checkpoint, pairs=len(task_of(settings.task).text_columns) == 2)
+    return validation_sequences(settings.task, settings.data_dir, tokenizer, options.sequences, settings.seed)
 
 
 def write_report(path: Path, report: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from ltp.errors import UserError, check_range, install_hint, suggest
 from ltp.evaluation.samples import Sequences, validation_sequences
 from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint
 from ltp.runs.loading import check_budget, load_model, load_tokenizer, silence_libraries, stored_task
+from ltp.runs.plan import task_of
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import; report mistakes before that
     from ltp.model.classifier import LTPForSequenceClassification
@@ -148,7 +149,9 @@ def read_sequences(
         if stored is None:
             raise UserError("its config.yaml is missing")
         data_dir = settings.data_dir or stored.data_dir
-        return validation_sequences(stored.task, data_dir, load_tokenizer(checkpoint), model, settings.sequences)
+        pairs = len(task_of(stored.task).text_columns) == 2
+        tokenizer = load_tokenizer(checkpoint, pairs=pairs)
+        return validation_sequences(stored.task, data_dir, tokenizer, settings.sequences)
     except UserError as error:
         if settings.data_dir is not None:
             raise

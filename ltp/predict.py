@@ -188,7 +188,7 @@ def predict_texts(
     set_threads(settings.threads)
     device = select_device(settings.device)
     model = load_model(checkpoint, settings.budget)
-    tokenizer = load_tokenizer(checkpoint)
+    tokenizer = load_tokenizer(checkpoint, pairs=len(texts.texts[0]) == 2)
     if settings.max_length is not None:
         check_length("max_length", settings.max_length, model, tokenizer)
     model.to(device)

@@ -50,7 +50,7 @@ def calibrate_on_texts(
     texts: list[Any] = list(read_texts(settings.texts, settings.columns or ["text"], key="texts").texts)
     step = max(1, len(texts) // settings.examples)  # spread over the file, which may be sorted
     texts = texts[::step][: settings.examples]
-    model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
+    model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint, pairs=len(texts[0]) == 2)
     model.to(select_device(settings.device))
     with progress(_TYPICAL_TRIALS * len(texts)) as advance:
         try:

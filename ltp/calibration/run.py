@@ -26,6 +26,7 @@ from ltp.pruning.flops import DEFINITION
 from ltp.runs.checkpoints import is_finished, read_results
 from ltp.runs.loading import load_model, load_tokenizer, select_device, set_threads, silence_libraries
 from ltp.runs.locks import run_lock
+from ltp.runs.plan import task_of
 from ltp.runs.provenance import GIT_STATE, device_name, hardware, versions
 
 log = logging.getLogger("ltp")
@@ -50,9 +51,10 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
     settings, directory = request.settings, request.directory
     set_threads(settings.threads)
     check_can_write(request)
-    model, tokenizer = load_model(request.checkpoint), load_tokenizer(request.checkpoint)
+    assert settings.task is not None
+    pairs = len(task_of(settings.task).text_columns) == 2
+    model, tokenizer = load_model(request.checkpoint), load_tokenizer(request.checkpoint, pairs=pairs)
     if request.is_dense:
-        assert settings.task is not None
         model.set_pruning(**UNTRAINED, score_length=settings.task.max_length)
     measured = measure(request, model, tokenizer, progress)
     results = {**run_facts(request, model), **measured, "duration_seconds": round(time.monotonic() - started, 1)}
@@ -84,7 +86,7 @@ def measure(
     assert settings.task is not None
     device = select_device(settings.device)
     data = read_data(request.checkpoint, settings.task, settings.data_dir, tokenizer, model)
-    sample = Sample.from_data(data, settings.examples, model)
+    sample = Sample.from_data(data, settings.examples)
     latency_settings = {key: getattr(settings, key) for key in LATENCY_DEFAULTS if getattr(settings, key) is not None}
     try:
         measured = calibrate_to_goal(request, model, data, sample, device=device, progress=progress)
@@ -278,7 +280,7 @@ def score(
     engine = Engine.create(model, "packed", dtype, device)
     result: dict[str, Any] = {}
     for index, name in enumerate(data.validation_splits):
-        summary = summarise(evaluate(engine, data, model, tick, split=index), data.task, model)
+        summary = summarise(evaluate(engine, data, tick, split=index), data.task, model)
         if not result:
             result = {key: value for key, value in summary.items() if key not in ("examples", "input_tokens")}
         else:

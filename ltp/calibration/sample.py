@@ -13,7 +13,7 @@ from ltp.data.sequences import Batch, make_batches
 from ltp.errors import UserError
 from ltp.model.classifier import LTPForSequenceClassification
 from ltp.runs.checkpoints import Checkpoint
-from ltp.runs.loading import check_length, check_token_ids, read_splits
+from ltp.runs.loading import check_length, read_splits
 from ltp.runs.plan import check_labels
 from ltp.runs.settings import TaskSettings
 
@@ -58,20 +58,15 @@ class Sample:
     pad_token_id: int
 
     @classmethod
-    def from_data(cls, data: GLUEDataModule, examples: int, model: LTPForSequenceClassification) -> Sample:
+    def from_data(cls, data: GLUEDataModule, examples: int) -> Sample:
         """Take the sample on which training calibrates its budgets.
 
         Args:
             data: the data module, after ``setup("fit")``.
             examples: size of the sample; a smaller training split is used as a whole.
-            model: the classifier; its vocabulary is checked.
-
-        Raises:
-            UserError: the tokenizer does not belong to the model.
         """
         columns: dict[str, list[list[int]]] = {"input_ids": [], "token_type_ids": []}
         for batch in data.calibration_batches(examples):
-            check_token_ids(int(batch["input_ids"].max()), model)
             lengths = batch["attention_mask"].sum(dim=1).tolist()
             for name in columns.keys() & batch.keys():
                 columns[name] += [row[:length] for row, length in zip(batch[name].tolist(), lengths, strict=True)]

@@ -12,7 +12,6 @@ from ltp.data.sequences import make_batches
 from ltp.model.classifier import LTPForSequenceClassification
 from ltp.model.tracing import TokenTrace, readable_tokens, recording, traces
 from ltp.pruning.flops import relative_flops
-from ltp.runs.loading import check_token_ids
 
 
 @dataclass(frozen=True)
@@ -57,15 +56,11 @@ def predict(
 
     Returns:
         One prediction per text, in the order of ``texts``.
-
-    Raises:
-        UserError: the tokenizer does not belong to the model.
     """
     columns = [list(column) for column in zip(*texts, strict=True)]
     encoded = tokenizer(*columns, truncation=True, max_length=max_length)
     full_lengths = [len(row) for row in tokenizer(*columns, verbose=False)["input_ids"]]
     ids, types = encoded["input_ids"], encoded.get("token_type_ids")
-    check_token_ids(max(max(row) for row in ids), model)
     order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))  # similar lengths together: little padding
     sizes = (model.config.hidden_size, model.config.intermediate_size)
     predictions: dict[int, Prediction] = {}

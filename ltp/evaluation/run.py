@@ -61,7 +61,7 @@ def run(request: Request, command: str, progress: Progress) -> dict[str, Any]:
                 engine = Engine.create(scaled, settings.execution, settings.dtype, device)
             except RuntimeError as error:
                 raise UserError(f"dtype={settings.dtype}: {error}") from error
-            outcome = evaluate(engine, data, model, advance)
+            outcome = evaluate(engine, data, advance)
             result = {"threshold_scale": scale, **summarise(outcome, data.task, model)}
             result["thresholds"] = None if model.thresholds is None else model.thresholds.tolist()
             if settings.by_length is not None:
@@ -104,7 +104,7 @@ def read_data(request: Request, model: LTPForSequenceClassification) -> GLUEData
     available = {"validation": main_split, **splits.validation, "train": splits.train}
     if settings.split not in available:
         raise UserError(f"split={settings.split}: task={task.name} has no such split. Splits: {', '.join(available)}")
-    tokenizer = load_tokenizer(request.checkpoint)
+    tokenizer = load_tokenizer(request.checkpoint, pairs=len(splits.task.text_columns) == 2)
     check_length("task.max_length", task.max_length, model, tokenizer)
     data = GLUEDataModule(
         dataclasses.replace(splits, validation={settings.split: available[settings.split]}),

@@ -3,13 +3,10 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ltp.runs.loading import check_token_ids
 from ltp.runs.settings import TaskSettings
 
 if TYPE_CHECKING:  # transformers takes seconds to import; configuration errors should be fast
     from transformers import PreTrainedTokenizerBase
-
-    from ltp.model.classifier import LTPForSequenceClassification
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,6 @@ def validation_sequences(
     task: TaskSettings,
     data_dir: str | None,
     tokenizer: "PreTrainedTokenizerBase",
-    model: "LTPForSequenceClassification",
     count: int,
     seed: int = 0,
 ) -> Sequences:
@@ -41,12 +37,11 @@ def validation_sequences(
         task: the task's settings.
         data_dir: directory of the task's files; None for the default source.
         tokenizer: the model's tokenizer.
-        model: the classifier; its vocabulary is checked.
         count: number of sequences; a smaller split is used as a whole.
         seed: seed of the sample.
 
     Raises:
-        UserError: the data are missing, or the tokenizer does not belong to the model.
+        UserError: the data are missing.
     """
     import numpy as np
 
@@ -58,6 +53,5 @@ def validation_sequences(
     examples = split[rows.tolist()]
     texts = [list(examples[column]) for column in splits.task.text_columns]
     encoded = tokenizer(*texts, truncation=True, max_length=task.max_length)
-    check_token_ids(max(max(row) for row in encoded["input_ids"]), model)
     source = f"{task.name}, validation split, {len(rows)} of {len(split)} rows"
     return Sequences(source, encoded["input_ids"], encoded.get("token_type_ids"))

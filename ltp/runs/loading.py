@@ -1,6 +1,7 @@
 """Load a checkpoint's task, splits, tokenizer and model, and check inputs against the model's limits."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -128,16 +129,48 @@ def load_model(checkpoint: Checkpoint, budget: float | None = None) -> "LTPForSe
     return model
 
 
-def load_tokenizer(checkpoint: Checkpoint) -> "PreTrainedTokenizerBase":
-    """Load the checkpoint's tokenizer.
+def load_tokenizer(checkpoint: Checkpoint, *, pairs: bool = False) -> "PreTrainedTokenizerBase":
+    """Load the checkpoint's tokenizer; see :func:`read_tokenizer`."""
+    return read_tokenizer(checkpoint.path, checkpoint.dense_config, f"restore={checkpoint.source}", pairs=pairs)
+
+
+def read_tokenizer(
+    name_or_path: str, config: Mapping[str, Any], source: str, *, pairs: bool, remedy: str = _REMEDY
+) -> "PreTrainedTokenizerBase":
+    """Load a tokenizer, and check that it belongs to a model.
+
+    Args:
+        name_or_path: a directory or a hub id.
+        config: the dense model's ``config.json``.
+        source: the configuration key and its value, for messages.
+        pairs: whether it will tokenise pairs of texts.
+        remedy: the end of the message if it cannot be loaded.
 
     Raises:
-        UserError: it cannot be loaded.
+        UserError: it cannot be loaded, has no words, or makes token ids or types that the model does not know.
     """
     from transformers import AutoTokenizer
 
-    with loading_from_hub(f"the tokenizer of restore={checkpoint.source}", _REMEDY, source=checkpoint.path):
-        return AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
+    with loading_from_hub(f"the tokenizer of {source}", remedy, source=name_or_path):
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+    ids = set(tokenizer.get_vocab().values())
+    if not ids - set(tokenizer.all_special_ids):  # transformers makes up an empty one where the files are missing
+        raise UserError(
+            f"{source} holds no vocabulary: every word would be unknown. Copy the tokenizer's files "
+            "(tokenizer.json, or vocab.txt) beside its config.json."
+        )
+    if (known := config.get("vocab_size")) is not None and max(ids) >= known:
+        raise UserError(
+            f"{source}: its tokenizer makes token ids up to {max(ids)}, its model knows {known} tokens: they do not "
+            "belong together. Copy the model's own tokenizer, or resize the model's embeddings."
+        )
+    types = max(tokenizer("a", "a").get("token_type_ids") or [0]) if pairs else 0
+    if (known := config.get("type_vocab_size")) is not None and types >= known:
+        raise UserError(
+            f"{source}: its tokenizer numbers the second text of a pair {types}, its model knows {known} token "
+            "types: they do not belong together"
+        )
+    return tokenizer
 
 
 def max_input_tokens(model: "LTPForSequenceClassification", tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -161,23 +194,6 @@ def check_length(
     """
     if wanted > (limit := max_input_tokens(model, tokenizer)):
         raise UserError(f"{key}={wanted}: the model reads at most {limit} tokens")
-
-
-def check_token_ids(largest: int, model: "LTPForSequenceClassification") -> None:
-    """Check that the tokenizer's ids are in the model's vocabulary.
-
-    Args:
-        largest: the largest token id that the tokenizer returned.
-        model: the classifier.
-
-    Raises:
-        UserError: the id is not in the vocabulary.
-    """
-    if largest >= model.config.vocab_size:
-        raise UserError(
-            f"the tokenizer makes the token {largest}, the model knows {model.config.vocab_size} tokens: "
-            "they do not belong together"
-        )
 
 
 def silence_libraries() -> None:

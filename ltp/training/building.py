@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from ltp.data.demo import demo_tokenizer
 from ltp.data.hub import loading_from_hub
@@ -14,7 +14,7 @@ from ltp.encoders import FAMILIES, encoder_family
 from ltp.errors import UserError
 from ltp.model.classifier import LTPForSequenceClassification
 from ltp.runs.identity import Run
-from ltp.runs.loading import read_splits
+from ltp.runs.loading import load_tokenizer, read_splits, read_tokenizer
 
 
 def check_hardware(run: Run) -> None:
@@ -44,8 +44,6 @@ def check_sources(run: Run) -> Splits:
     check_hardware(run)
     splits = read_splits(run.settings.task, run.settings.data_dir)
     build_tokenizer(run)
-    if run.parent is None and run.settings.model.name_or_path is not None:
-        pretrained_config(run.settings.model.name_or_path)
     return splits
 
 
@@ -57,11 +55,15 @@ _MODEL_REMEDY = (
 
 def build_tokenizer(run: Run) -> PreTrainedTokenizerBase:
     """Load the tokenizer of the run's initial checkpoint; the demo tokenizer for an encoder from scratch."""
-    source = run.parent.path if run.parent is not None else run.settings.model.name_or_path
-    if source is None:
+    pairs = len(run.task.text_columns) == 2
+    if run.parent is not None:
+        return load_tokenizer(run.parent, pairs=pairs)
+    name_or_path = run.settings.model.name_or_path
+    if name_or_path is None:
         return demo_tokenizer()
-    with loading_from_hub(f"the tokenizer of {source}", _MODEL_REMEDY, source=source):
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    config = pretrained_config(name_or_path).to_dict()
+    source = f"model.name_or_path={name_or_path}"
+    return read_tokenizer(name_or_path, config, source, pairs=pairs, remedy=_MODEL_REMEDY)
 
 
 def build_model(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> LTPForSequenceClassification:

@@ -359,13 +359,13 @@ def small(make_dense):
 
 def test_the_sample_is_that_of_the_training(small):
     data = demo_data()
-    sample = Sample.from_data(data, 20, small)
+    sample = Sample.from_data(data, 20)
     assert len(sample) == 20
     assert [len(ids) for ids in sample.ids] == data.calibration_lengths(20).tolist()
     lengths = torch.cat([small(**batch).token_lengths[:, 0] for batch in sample.batches(7)])
     assert lengths.tolist() == [len(ids) for ids in sample.ids]
     assert set(sample.batches(7)[0]) == {"input_ids", "attention_mask", "token_type_ids"}  # no labels
-    assert len(Sample.from_data(data, 1000, small)) == 96
+    assert len(Sample.from_data(data, 1000)) == 96
 
 
 def test_labels_are_not_read(small):
@@ -374,7 +374,7 @@ def test_labels_are_not_read(small):
         data = demo_data(labels=labels)
         with torch.no_grad():
             small.thresholds.copy_(torch.arange(1, 7) * 0.002)
-        turn_to(small, flops_of(small, Sample.from_data(data, 40, small).batches(64), "float32"), 0.5)
+        turn_to(small, flops_of(small, Sample.from_data(data, 40).batches(64), "float32"), 0.5)
         found.append(small.thresholds.detach().clone())
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
@@ -383,7 +383,7 @@ def test_labels_are_not_read(small):
 @pytest.mark.slow
 def test_a_search_on_few_examples_first_ends_like_one_on_all(small):
     data = demo_data(rows=400)
-    sample = Sample.from_data(data, 300, small)
+    sample = Sample.from_data(data, 300)
     few = sample.batches(64, every=8)
     lengths = [int(length) for batch in few for length in batch["attention_mask"].sum(dim=1)]
     assert lengths == [len(ids) for ids in sample.ids[4::8]]
@@ -471,7 +471,7 @@ class Paced:
 def paced(small):
     def make(noise=lambda: 1.0):
         machine = Paced(small, noise)
-        sample = Sample.from_data(demo_data(), 24, small)
+        sample = Sample.from_data(demo_data(), 24)
         return Stopwatch(machine, sample.timed_batches(1), clock=machine.clock), machine
 
     return make
@@ -568,7 +568,7 @@ def test_a_run_meets_its_budget_on_its_own_sample(runs, method, target):
     directory, results = calibrated(f"restore={run} target_flops={target} overwrite=true")
     assert directory == run / "calibrated" / f"target_{target:g}"
     model = LTPForSequenceClassification.from_pretrained(directory)
-    sample = Sample.from_data(demo_data(), 512, model)
+    sample = Sample.from_data(demo_data(), 512)
     assert closed_form(model, sample.batches(10)) == pytest.approx(target, abs=0.01)
     details = results["calibrated"]
     assert details["target_flops"] == target
@@ -640,7 +640,7 @@ def test_several_budgets_are_stored_and_chosen(runs):
     for one in results["budgets"]:
         model = LTPForSequenceClassification.from_pretrained(directory, budget=one["budget"])
         assert model.thresholds.tolist() == one["thresholds"]
-        sample = Sample.from_data(demo_data(), 512, model)
+        sample = Sample.from_data(demo_data(), 512)
         assert closed_form(model, sample.batches(64)) == pytest.approx(one["budget"], abs=0.01)
     assert LTPForSequenceClassification.from_pretrained(directory).budget == 0.9
     assert len(results["calibrated"]["strength"]) == len(results["calibrated"]["trials"]) == 2
@@ -873,8 +873,8 @@ def test_a_run_in_mixed_precision_is_counted_in_it(runs, tmp_path, monkeypatch):
 
 BUDGETS = (
     "target_flops=0.4 (a share of the dense FLOPs), target_latency_ms=12 (milliseconds a batch, measured on this "
-    "machine), budgets=[0.3,0.5,0.7] (several in one checkpoint), agreement=0.98 (share of the dense model's predictions "
-    "to keep)"
+    "machine), budgets=[0.3,0.5,0.7] (several in one checkpoint), agreement=0.98 (share of the dense model's "
+    "predictions to keep)"
 )
 
 
