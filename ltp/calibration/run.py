@@ -234,7 +234,11 @@ def calibrate_to_goal(
         if settings.agreement is not None:
             assert against_dense is not None  # only dense checkpoints have an agreement
             tick.begin(searching)
-            kept = keep_agreement(model, against_dense, settings.agreement)
+            some = None
+            if len(sample) >= _SUBSAMPLE_FROM:
+                part = sample.batches(EVALUATION_BATCH, every=_SUBSAMPLE_STEP)
+                some = measure_against_dense(model, part, dtype, tick)
+            kept = keep_agreement(model, against_dense, settings.agreement, some)
             costs = {"reached": kept.agreement, "relative_flops": kept.relative_flops}
             searches.append({**costs, "agreement": kept.agreement, "strength": kept.strength, "trials": kept.trials})
             tick.begin(scoring)

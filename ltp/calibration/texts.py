@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ltp.calibration.agreement import keep_agreement, measure_against_dense
-from ltp.calibration.flops import calibrate_flops
+from ltp.calibration.flops import calibrate_flops, flops_of
 from ltp.calibration.search import AboveDenseError, UnreachableError
 from ltp.data.sequences import make_batches
 from ltp.model.classifier import LTPForSequenceClassification
@@ -81,17 +81,17 @@ def calibrate(
     encoded = tokenizer(*columns, truncation=True, max_length=min(max_length or limit, limit))
     batches = _batches(encoded, range(len(texts)), batch_size, tokenizer)
     measure = measure_against_dense(model, batches, "float32", tick)
+    some = None
+    if len(texts) >= _SUBSAMPLE_FROM:
+        some = _batches(encoded, range(_SUBSAMPLE_STEP // 2, len(texts), _SUBSAMPLE_STEP), batch_size, tokenizer)
     if agreement is not None:
-        measured: Any = keep_agreement(model, measure, agreement)
+        rough = None if some is None else measure_against_dense(model, some, "float32", tick)
+        measured: Any = keep_agreement(model, measure, agreement, rough)
     else:
         assert target_flops is not None
-        rough = None
-        if len(texts) >= _SUBSAMPLE_FROM:
-            some = _batches(encoded, range(_SUBSAMPLE_STEP // 2, len(texts), _SUBSAMPLE_STEP), batch_size, tokenizer)
-            rough_measure = measure_against_dense(model, some, "float32", tick)
-            rough = lambda: rough_measure().relative_flops  # noqa: E731
+        rough_cost = None if some is None else flops_of(model, some, "float32", tick)
         try:
-            calibrate_flops(model, lambda: measure().relative_flops, rough, target_flops)
+            calibrate_flops(model, flops_of(model, batches, "float32", tick), rough_cost, target_flops)
         except (UnreachableError, AboveDenseError) as error:
             raise ValueError(str(error)) from error
         measured = measure()

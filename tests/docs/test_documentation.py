@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, default_collate
 from ltp import LTPForSequenceClassification, __version__, bench, train
 from ltp.command import cli
 from ltp.command.overrides import quote_text
+from ltp.data.demo import demo_rows, demo_tokenizer
 from ltp.pruning.threshold import threshold_schedule
 from ltp.runs.settings import check_ranges
 
@@ -256,14 +257,18 @@ def test_the_library_s_examples_train(make_dense, tmp_path, monkeypatch):
     ids = torch.randint(5, 100, (8, 12))
     rows = [{"input_ids": row, "attention_mask": torch.ones_like(row), "labels": row[0] % 2} for row in ids]
     names = {"dataset": rows, "collate": default_collate, "loader": DataLoader(rows, batch_size=4)}
-    *training, loading = blocks("python", TEXTS["docs/library.md"])
-    before = None
+    pruning, calibrating, *training, loading = blocks("python", TEXTS["docs/library.md"])
+    names |= {"tokenizer": demo_tokenizer(), "texts": [row["sentence"] for row in demo_rows("train", rows=40)]}
+    exec(pruning, names)
+    assert names["output"].token_lengths.shape == (1, 7)
+    exec(calibrating, names)
+    assert names["model"].config.calibration["agreement"] >= 0.98
+    before = names["model"].dense.classifier.weight.detach().clone()
     for block in training:
         exec(block, names)
         weights = names["model"].dense.classifier.weight.detach().clone()
-        assert before is None or not torch.equal(weights, before), f"nothing was learned by {block}"
+        assert not torch.equal(weights, before), f"nothing was learned by {block}"
         before = weights
-    assert names["output"].token_lengths.shape == (1, 7)
     assert not torch.equal(names["model"].thresholds, threshold_schedule(0.01, 6))  # the first loop learned them
     trained = names["model"]
     exec(loading, names)
