@@ -327,7 +327,7 @@ def write_report(path: Path, report: dict[str, Any]) -> None:
     """Write the report atomically as JSON."""
     from ltp.runs.directory import write_atomically
 
-    write_atomically(path, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(path, json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 COMMAND = Command(

@@ -33,7 +33,7 @@ def main(settings: EvaluateSettings) -> None:
 
     report = run(request, command_line("evaluate"), progress)
     if output is not None:
-        text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         if output == "-":
             print(text, end="")
             return

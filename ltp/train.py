@@ -37,7 +37,7 @@ def train_run(settings: TrainSettings) -> float | None:
     """Train one run, or skip it if it is finished; trains a missing parent first.
 
     Returns:
-        The task's main metric on the validation split; None with ``plan=only``.
+        The task's main metric on the validation split; None if it is undefined, and with ``plan=only``.
 
     Raises:
         UserError: the settings are invalid.
@@ -56,7 +56,7 @@ def train_run(settings: TrainSettings) -> float | None:
             check_identity(run)
             log.info("finished already, skipped: %s (overwrite=true starts it afresh)", run.directory)
             print_results(results, run.directory)
-        return float(results["metric"]["value"])
+        return results["metric"]["value"]
     splits = building.check_sources(run)  # reports mistakes before a parent trains for hours
     if is_main:
         check_identity(run)
@@ -82,7 +82,7 @@ def train_run(settings: TrainSettings) -> float | None:
     results = training.train(run, splits)
     if is_main:
         print_results(results, run.directory)
-    return float(results["metric"]["value"])
+    return results["metric"]["value"]
 
 
 def sweep_job(settings: TrainSettings) -> float | None:

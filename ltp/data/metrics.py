@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torchmetrics import Metric, PearsonCorrCoef, SpearmanCorrCoef
@@ -56,3 +58,22 @@ def build_metric(name: str, num_labels: int) -> Metric:
             warnings.filterwarnings("ignore", message=".*will save all targets and predictions")
             return SpearmanCorrCoef()
     raise ValueError(f"no metric {name!r}")
+
+
+_UNDEFINED = {
+    "f1": "no example of the class, and none predicted",
+    "matthews": "the labels are all equal",
+    "pearson": "the predictions or the labels are all equal",
+    "spearman": "the predictions or the labels are all equal",
+}
+
+
+def undefined_metrics(metrics: Mapping[str, float | None]) -> dict[str, Any]:
+    """Return the part of a report that says why metrics have no value: `undefined`, a reason by metric, or nothing.
+
+    Args:
+        metrics: Values by name, None for a metric that is undefined on the examples.
+    """
+    names = [name for name, value in metrics.items() if value is None]
+    reasons = {name: _UNDEFINED.get(name.split("_", 1)[0], "not a number") for name in names}
+    return {"undefined": reasons} if reasons else {}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ltp.data.datamodule import Batch, GLUEDataModule
+from ltp.data.metrics import undefined_metrics
 from ltp.data.tasks import Task, build_metrics
 from ltp.evaluation.cost import CostMetric
 from ltp.model.classifier import LTPForSequenceClassification
@@ -131,6 +132,7 @@ def summarise(outcome: Outcome, task: Task, model: LTPForSequenceClassification)
         "input_tokens": [int(lengths.min()), int(lengths.max())],
         "metric": {"name": task.main_metric, "value": metrics[task.main_metric]},
         "metrics": metrics,
+        **undefined_metrics(metrics),
         **cost.compute(),
     }
 

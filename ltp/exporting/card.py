@@ -100,7 +100,8 @@ def _metadata(results: dict[str, Any], settings: dict[str, Any], base_model: str
     task, metric = results["task"], results.get("metric") or {}
     is_glue = task in TASKS and task != "demo"
     evaluations = None
-    if is_glue and metric and not _validation_limit(settings):  # results on a part of the split are not comparable
+    is_whole = not _validation_limit(settings)  # results on a part of the split are not comparable
+    if is_glue and is_whole and metric.get("value") is not None:
         evaluations = [
             EvalResult(
                 task_type="text-classification",
@@ -130,6 +131,10 @@ def _validation_limit(settings: dict[str, Any]) -> int | None:
     return (settings.get("task") or {}).get("max_validation_samples")
 
 
+def _or_dash(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
 def _hub_metric(name: str) -> str:
     return _HUB_METRICS.get(name, name)
 
@@ -137,7 +142,8 @@ def _hub_metric(name: str) -> str:
 def _results(results: dict[str, Any], settings: dict[str, Any], config: dict[str, Any], form: str) -> str:
     limit = _validation_limit(settings)
     split = f"validation split, first {limit} rows" if limit else "validation split"
-    rows = [(f"{name}, {split}", f"{value:.4f}") for name, value in (results.get("metrics") or {}).items()]
+    metrics = results.get("metrics") or {}
+    rows = [(f"{name}, {split}", _or_dash(value)) for name, value in metrics.items()]
     budgets = results.get("budgets") or []
     in_use = results.get("budget", budgets[-1]["budget"] if budgets else None)  # by default the last
     if in_use is not None:
@@ -165,7 +171,7 @@ def _budgets(budgets: Sequence[dict[str, Any]], in_use: float | None) -> str:
     """Write a table of the model's results at each budget, and how to select one."""
     other = next(item for item in budgets if item["budget"] != in_use)
     rows = [
-        (f"{item['budget']:g}", f"{item['metric']['value']:.4f}", f"{item['relative_flops']:.3f}") for item in budgets
+        (f"{item['budget']:g}", _or_dash(item["metric"]["value"]), f"{item['relative_flops']:.3f}") for item in budgets
     ]
     return (
         f"The model holds thresholds for several budgets; `model.use_budget({other['budget']:g})` prunes with those "

@@ -218,7 +218,8 @@ def _subfolders(children: Sequence[Path], is_run: bool) -> Iterator[Path]:
 
 def _read(folder: Path, collection: Collection) -> None:
     try:
-        results = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
+        text = (folder / RESULTS_FILE).read_text(encoding="utf-8")
+        results = json.loads(text, parse_constant=lambda name: None)  # NaN of earlier versions
     except OSError as error:
         collection.left_out.append(LeftOut(folder, UNREADABLE, error.strerror or ""))
         return
@@ -228,6 +229,8 @@ def _read(folder: Path, collection: Collection) -> None:
     if newer := _newer_version(results):
         why = f"written by a newer version of ltp than this one ({__version__})"
         collection.left_out.append(LeftOut(folder, why, newer))
+    elif undefined := _undefined(results):
+        collection.left_out.append(LeftOut(folder, "the metric is undefined", undefined))
     elif problem := _validation_error(results):
         collection.left_out.append(LeftOut(folder, f"{RESULTS_FILE} is not one of ltp's", problem))
     else:
@@ -242,6 +245,16 @@ def _newer_version(results: Any) -> str | None:
                 return version if Version(version).release[:2] > Version(__version__).release[:2] else None
             except InvalidVersion:
                 return None
+    return None
+
+
+def _undefined(results: Any) -> str | None:
+    """Return why the results' metric has no value; None if it has one, or is malformed."""
+    match results:
+        case {"metric": {"name": str() as name, "value": None}}:
+            reasons = results.get("undefined")
+            reason = reasons.get(name) if isinstance(reasons, dict) else None
+            return f"{name}: {reason}" if isinstance(reason, str) else name
     return None
 
 

@@ -160,7 +160,8 @@ def read_results(run_dir: Path, required: Collection[str] = ()) -> dict[str, Any
     """
     path = run_dir / RESULTS_FILE
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        # earlier versions wrote NaN for a metric that is undefined
+        results = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda name: None)
     except ValueError:
         results = None
     if not isinstance(results, dict) or not results or not set(required) <= results.keys():

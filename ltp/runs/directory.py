@@ -74,7 +74,9 @@ def write_results(directory: Path, results: dict[str, Any]) -> None:
     content = {**results, "run_id": uuid.uuid4().hex[:12]}
     for path in (directory / MODEL_FOLDER).glob("*"):
         _flush(path)  # results must not survive a power failure without their model
-    write_atomically(directory / RESULTS_FILE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(
+        directory / RESULTS_FILE, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    )
     for name in (BEST_CHECKPOINT, PREVIOUS_CHECKPOINT):
         (directory / CHECKPOINT_FOLDER / name).unlink(missing_ok=True)
 

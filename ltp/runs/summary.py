@@ -22,15 +22,16 @@ def print_results(results: dict[str, Any], directory: Path) -> None:
     table = Table(title=title, title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column()
-    for name, value in results["metrics"].items():
-        table.add_row(name, f"{value:.4f}")
+    for name in results["metrics"]:
+        table.add_row(name, _metric_text(name, results))
     budgets = results.get("budgets") or []
     target = budgets[-1]["budget"] if budgets else hyper.get("target_flops")
     several = ", the largest and the one in use" if len(budgets) > 1 else ""
     aim = f" (target {target:g}{several})" if target is not None else ""
     table.add_row("relative FLOPs", f"{results['relative_flops']:.3f}{aim}")
     for entry in budgets if several else ():
-        metric = f"{entry['metric']['name']} {entry['metric']['value']:.4f}"
+        name = entry["metric"]["name"]
+        metric = f"{name} {_metric_text(name, {'metrics': {name: entry['metric']['value']}})}"
         table.add_row(f"budget {entry['budget']:g}", f"{metric}, relative FLOPs {entry['relative_flops']:.3f}")
     table.add_row("GFLOPs an example", f"{results['gflops']:.4g} of {results['dense_gflops']:.4g} dense")
     if "measured_speedup" in results:
@@ -46,6 +47,15 @@ def print_results(results: dict[str, Any], directory: Path) -> None:
     table.add_row("time", f"{results['duration_seconds']:.0f} s on {results['device']}")
     console.print(table)
     console.print(f"run directory: {directory}", soft_wrap=True, highlight=False)
+
+
+def _metric_text(name: str, results: dict[str, Any]) -> str:
+    """Return a metric's value, or a dash and the reason why it has none."""
+    value = results["metrics"][name]
+    if value is not None:
+        return f"{value:.4f}"
+    reason = (results.get("undefined") or {}).get(name)
+    return "–" if reason is None else f"– ({reason})"
 
 
 def describe_method(run: dict[str, Any], budget: float | None = None) -> str:

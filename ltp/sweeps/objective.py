@@ -1,6 +1,5 @@
 """Objective of optimising sweepers: one number per run, to be maximised."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,10 +17,10 @@ def objective(results: Mapping[str, Any], flops_budget: float | None) -> float:
         flops_budget: largest allowed ``relative_flops``; None for no limit.
 
     Returns:
-        The metric, in [-1, 1] (-1 for NaN). For a run over the budget -1 minus the excess, in [-2, -1).
+        The metric, in [-1, 1] (-1 if undefined). For a run over the budget -1 minus the excess, in [-2, -1).
     """
     excess = 0.0 if flops_budget is None else results["relative_flops"] - flops_budget
     if excess > 0:
         return _WORST_METRIC - excess
-    metric = float(results["metric"]["value"])
-    return _WORST_METRIC if math.isnan(metric) else metric
+    metric = results["metric"]["value"]
+    return _WORST_METRIC if metric is None else float(metric)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,10 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Append one line."""
+        """Append one line; a value that is not a number, such as an undefined metric's, is null."""
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
+            file.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from ltp.benchmark.compare import measured_speedup
 from ltp.calibration.search import update_final_threshold
 from ltp.data.datamodule import GLUEDataModule
+from ltp.data.metrics import undefined_metrics
 from ltp.data.sources import Splits
 from ltp.data.tasks import Task
 from ltp.errors import RunError, TerminatedError, UserError
@@ -183,6 +184,7 @@ def silence_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", message="The variance of predictions or target")  # the results say it
     warnings.filterwarnings("ignore", message=".*srun. command is available.*")
 
 
@@ -252,9 +254,14 @@ def check_budgets(run: Run, model: LTPForSequenceClassification, datamodule: GLU
 
 def outcome(task: Task, evaluated: BudgetEvaluation) -> dict[str, Any]:
     """Return the part of ``results.json`` that describes an evaluation."""
-    value = evaluated.scores[task.main_metric]
-    metric = {"name": task.main_metric, "value": value}
-    return {"metric": metric, "metrics": evaluated.scores, **evaluated.cost, "thresholds": evaluated.thresholds}
+    metrics = {name: value if math.isfinite(value) else None for name, value in evaluated.scores.items()}
+    return {
+        "metric": {"name": task.main_metric, "value": metrics[task.main_metric]},
+        "metrics": metrics,
+        **undefined_metrics(metrics),
+        **evaluated.cost,
+        "thresholds": evaluated.thresholds,
+    }
 
 
 def build_trainer(run: Run, datamodule: GLUEDataModule) -> pl.Trainer:
@@ -359,7 +366,8 @@ def select_weights(run: Run, trainer: pl.Trainer, module: LTPModule, datamodule:
     def mean_score() -> float:
         trainer.validate(module, datamodule=datamodule, verbose=False)
         scores = [evaluated.scores[datamodule.task.main_metric] for evaluated in module.evaluated]
-        return sum(scores) / len(scores)
+        mean = sum(scores) / len(scores)
+        return -math.inf if math.isnan(mean) else mean  # an undefined metric is no reason to keep weights
 
     best = trainer.checkpoint_callback  # the first one: best.ckpt
     assert isinstance(best, ModelCheckpoint)

@@ -35,6 +35,7 @@ from ltp.errors import UserError
 from ltp.model.classifier import LTPForSequenceClassification
 from ltp.pruning.flops import dense_layer_flops, layer_flops
 from ltp.pruning.threshold import threshold_schedule
+from ltp.reporting.collect import collect
 from ltp.runs.layout import checkpoint_folder
 from ltp.runs.locks import LOCK_FILE
 from ltp.training import building
@@ -667,6 +668,32 @@ def test_stsb_is_a_regression():
     assert results["metrics"]["pearson"] == pytest.approx(correlation(predicted, wanted), abs=1e-4)
     assert results["metrics"]["spearman"] == pytest.approx(correlation(ranks(predicted), ranks(wanted)), abs=1e-4)
     assert json.loads((directory / "model" / "config.json").read_text())["problem_type"] == "regression"
+
+
+def test_a_metric_that_is_undefined_is_null_with_a_reason(root):
+    rows = [{"text": row["sentence"], "label": index % 7} for index, row in enumerate(demo_rows("train", rows=48))]
+    write_rows(root / "a.jsonl", rows)
+    write_rows(root / "b.jsonl", [row | {"label": 1.0} for row in rows])
+    words = "task=custom task.train_file=a.jsonl task.validation_file=b.jsonl task.metric=pearson model=tiny"
+    command = [*SMALL, *words.split(), "task.max_train_samples=null"]
+    finished = ltp_train(command)
+    assert finished.code == 0, finished.err
+    reason = "the predictions or the labels are all equal"
+    assert f"– ({reason})" in finished.out
+    directory = Path(finished.out.split("run directory: ")[1].strip())
+    text = (directory / "results.json").read_text()
+    results = json.loads(text, parse_constant=pytest.fail)
+    assert results["metric"] == {"name": "pearson", "value": None}
+    assert results["metrics"] == {"pearson": None, "spearman": None}
+    assert results["undefined"] == {"pearson": reason, "spearman": reason}
+    for line in (directory / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)
+    (left_out,) = collect([root / "outputs"]).left_out
+    assert (left_out.why, left_out.detail) == ("the metric is undefined", f"pearson: {reason}")
+    again = ltp_train(command)
+    assert (again.code, "finished already" in again.err) == (0, True)
+    (directory / "results.json").write_text(text.replace('"value": null', '"value": NaN'))  # an earlier version's
+    assert ltp_train(command).code == 0
 
 
 def test_a_custom_task_from_csv_files_to_a_pruned_model():
