@@ -14,6 +14,7 @@ from torchmetrics.classification import (
     MulticlassConfusionMatrix,
     MulticlassF1Score,
 )
+from torchmetrics.utilities import dim_zero_cat
 
 
 class MatthewsCorrelation(MulticlassConfusionMatrix):
@@ -32,6 +33,17 @@ class MatthewsCorrelation(MulticlassConfusionMatrix):
         variance = (total**2 - targets @ targets) * (total**2 - predictions @ predictions)
         correlation = covariance / variance.sqrt() if variance > 0 else torch.zeros(())
         return correlation.float().to(self.confmat.device)
+
+
+class SpearmanCorrelation(SpearmanCorrCoef):
+    """Spearman's rank correlation; NaN if predictions or targets are all equal, where torchmetrics returns 0."""
+
+    def compute(self) -> torch.Tensor:
+        """Return the correlation: float32, shape ()."""
+        values = [dim_zero_cat(state) for state in (self.preds, self.target)]
+        if any(bool((value == value[0]).all()) for value in values):
+            return torch.tensor(torch.nan, device=values[0].device)
+        return super().compute()
 
 
 def build_metric(name: str, num_labels: int) -> Metric:
@@ -56,7 +68,7 @@ def build_metric(name: str, num_labels: int) -> Metric:
     if name == "spearman":
         with warnings.catch_warnings():  # it warns about storing all predictions: a few thousand floats here
             warnings.filterwarnings("ignore", message=".*will save all targets and predictions")
-            return SpearmanCorrCoef()
+            return SpearmanCorrelation()
     raise ValueError(f"no metric {name!r}")
 
 
