@@ -8,7 +8,7 @@ import time
 from ltp.command import cli
 from ltp.command.imports import fast_imports
 from ltp.command.planning import overrides_of, plan
-from ltp.errors import LTPError, RunError
+from ltp.errors import LTPError, RunError, UserError
 from ltp.runs.chain import describe_chain
 from ltp.runs.checkpoints import is_finished, read_results
 from ltp.runs.identity import check_identity
@@ -50,7 +50,7 @@ def train_run(settings: TrainSettings) -> float | None:
         from ltp.training import run as training
 
     is_main = training.is_main_process()
-    if is_finished(run.directory) and not settings.overwrite and settings.plan is None:
+    if is_finished(run.directory) and not settings.overwrite and is_written(settings):
         results = read_results(run.directory)
         if is_main:
             check_identity(run)
@@ -63,6 +63,11 @@ def train_run(settings: TrainSettings) -> float | None:
         if settings.plan is not None:
             print(describe_chain(run, len(splits.train)))
             return None
+        if run.missing is not None and settings.trainer.fast_dev_run:
+            raise UserError(
+                f"trainer.fast_dev_run tries this run alone, and its parent {run.missing.directory} is missing: train "
+                "it first, or name a checkpoint with restore=…"
+            )
         if run.missing is not None:
             log.info("%s", describe_chain(run, len(splits.train)))
             log.info("parent missing, training it first: %s", run.missing.directory)
@@ -79,10 +84,18 @@ def train_run(settings: TrainSettings) -> float | None:
     while run.missing is not None:  # a rank that was started with the main process waits for the parent
         time.sleep(_POLL_SECONDS)
         run = plan(settings)
-    results = training.train(run, splits)
+    trained = training.train(run, splits)
+    if trained is None:
+        log.info("fast_dev_run: a batch of training and of validation went through; nothing is written")
+        return None
     if is_main:
-        print_results(results, run.directory)
-    return results["metric"]["value"]
+        print_results(trained, run.directory)
+    return trained["metric"]["value"]
+
+
+def is_written(settings: TrainSettings) -> bool:
+    """Whether a command writes its run, rather than only shows or tries it."""
+    return settings.plan is None and not settings.trainer.fast_dev_run
 
 
 def sweep_job(settings: TrainSettings) -> float | None:
@@ -100,17 +113,17 @@ def sweep_job(settings: TrainSettings) -> float | None:
         run = plan(settings)
         job = dataclasses.replace(job, directory=str(run.directory))
         check_identity(run)
-        if is_finished(run.directory) and not settings.overwrite and settings.plan is None:
+        if is_finished(run.directory) and not settings.overwrite and is_written(settings):
             job = dataclasses.replace(job, status=SKIPPED)
             log.info("finished already, skipped: %s", run.directory)
-        elif settings.plan is not None:
+        elif not is_written(settings):
             train_run(settings)
         else:
             gpu_count = gpus_wanted(settings.trainer) if cli.shares_machine() else 0
             with reserve_gpus(gpu_count, lock_folder()) as gpus:
                 start_run([*cli.config_arguments(), *cli.task_overrides()], gpus, as_rank=True)
         value = None
-        if settings.plan is None:
+        if is_written(settings):
             value = objective(read_results(plan(settings).directory), settings.flops_budget)
     except LTPError as error:
         job = dataclasses.replace(job, status=FAILED, message=str(error), exit_code=error.exit_code)

@@ -35,7 +35,8 @@ def plan(settings: TrainSettings, hydra: HydraConf | None = None) -> Run:
     published = _published(str(choices["task"]), str(choices["model"]), tuple(cli.config_folders(hydra)))
     if settings.model.name_or_path != published.model.name_or_path:
         # not the option's checkpoint, and so neither its architecture nor its name
-        name = settings.model.name if "model.name" in keys else None
+        is_named = "model.name" in keys or settings.model.name != published.model.name
+        name = settings.model.name if is_named else None
         settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, name=name, architecture={}))
     return plan_run(
         settings,

@@ -6,7 +6,7 @@ from ltp.errors import format_number
 from ltp.runs.checkpoints import is_finished
 from ltp.runs.directory import has_checkpoint
 from ltp.runs.identity import Run
-from ltp.runs.settings import TrainSettings
+from ltp.runs.settings import TrainerSettings, TrainSettings
 
 
 def describe_chain(run: Run, rows: int) -> str:
@@ -28,13 +28,20 @@ def describe_chain(run: Run, rows: int) -> str:
         settings = one.settings
         assert settings.lr is not None and settings.epochs is not None and settings.batch_size is not None
         parts = settings.trainer.accumulate_grad_batches  # and of one process
-        steps = planned_steps(settings, steps_in_epoch(rows, settings.batch_size, parts))
+        steps = planned_steps(settings, limited(steps_in_epoch(rows, settings.batch_size, parts), settings.trainer))
         values = (
             f"lr {format_number(settings.lr)}, {format_number(settings.epochs)} epochs, {steps:,} steps of "
             f"{settings.batch_size} examples"
         )
         lines += [f"  {one.stage:<8}  {_state(one)}: {values}", f"            {one.directory}"]
     return "\n".join(lines)
+
+
+def limited(steps_per_epoch: int, trainer: TrainerSettings) -> int:
+    """Return the optimiser steps of an epoch that ``trainer.limit_train_batches`` leaves."""
+    batches, limit = steps_per_epoch * trainer.accumulate_grad_batches, trainer.limit_train_batches
+    kept = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
+    return math.ceil(kept / trainer.accumulate_grad_batches)
 
 
 def planned_steps(settings: TrainSettings, steps_per_epoch: int) -> int:

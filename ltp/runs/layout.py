@@ -64,6 +64,10 @@ def deviations(settings: TrainSettings, published: TrainSettings) -> dict[str, A
     if settings.model.name_or_path is not None or not settings.model.architecture:
         # the checkpoint has an architecture of its own
         differing = {key: value for key, value in differing.items() if not key.startswith("model.architecture")}
+    callbacks = [key for key in differing if key.startswith("callbacks.")]
+    if callbacks:  # in one place: their names, and a digest of their arguments
+        arguments = repr(sorted((key, differing.pop(key)) for key in callbacks))
+        differing["callbacks"] = f"{'_'.join(sorted(settings.callbacks))}-{_digest(arguments)}"
     return differing
 
 
@@ -132,7 +136,11 @@ def _safe(text: str) -> str:
     name = re.sub(r"[^\w.-]", "_", text)
     if name == text and len(name) <= _LONGEST:
         return name
-    return f"{name[-_LONGEST:]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return f"{name[-_LONGEST:]}-{_digest(text)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _budget_folder(settings: TrainSettings) -> str:

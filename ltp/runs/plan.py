@@ -63,6 +63,7 @@ def plan_run(config: TrainSettings, *, published: TrainSettings | None = None, m
         raise UserError(_irrelevant_key_message("learned", settings, method))
     settings.prune.learned = method == "learned" if mode == "absolute_threshold" else None
     _fill_nulls(settings, task, method, inherited)
+    check_ranges(settings)  # what the recipe and the checkpoint gave
     if settings.model.name is None:
         settings.model.name = checkpoint_folder(settings.model.name_or_path)
 
@@ -314,6 +315,7 @@ def _deviations(
     _fill_nulls(reference, task, method, inherited)
     reference.task, reference.model = published.task, published.model
     reference.trainer, reference.distill = published.trainer, published.distill
+    reference.callbacks = published.callbacks
     default_lr = _stage_defaults(reference, task)["lr"]
     return ({"lr": settings.lr} if settings.lr != default_lr else {}) | deviations(settings, reference)
 
@@ -346,7 +348,8 @@ def _parent_settings(settings: TrainSettings, method: str) -> TrainSettings:
     for key in STAGE_KEYS:
         setattr(parent, key, None)
     parent.restore, parent.overwrite, parent.plan, parent.flops_budget = "auto", False, None, None
-    parent.trainer.max_steps = -1  # limits this run only
+    parent.callbacks = {}
+    parent.trainer.max_steps, parent.trainer.max_time = -1, None  # they limit this run only
     parent.trainer.num_nodes = 1  # only the main process's node trains the parent
     if method == "learned" and settings.stage == "hard":
         parent.stage = "soft"

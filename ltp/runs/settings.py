@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import math
 import operator
+import re
 import types
 import typing
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from ltp.pruning import METHODS, RATE_MODES
 
 STAGES = ("finetune", "soft", "hard")
 DISTILL_MODES = ("logits", "hidden")
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
@@ -164,8 +166,13 @@ class TrainerSettings:
     strategy: str = "auto"
     precision: str = "32-true"
     gradient_clip_val: float = 1.0
+    gradient_clip_algorithm: str = "norm"
     accumulate_grad_batches: int = 1
     max_steps: int = -1
+    max_time: str | None = None
+    limit_train_batches: Any = 1.0
+    fast_dev_run: bool = False
+    profiler: str | None = None
     log_every_n_steps: int = 10
     deterministic: bool = False
     detect_anomaly: bool = False
@@ -190,6 +197,7 @@ class TrainSettings:
     recipe: Recipe = field(default_factory=Recipe)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     logger: dict[str, Any] = field(default_factory=dict)
+    callbacks: dict[str, Any] = field(default_factory=dict)
     lr: float | None = None
     batch_size: int | None = None
     epochs: float | None = None
@@ -220,6 +228,7 @@ FREE_KEYS = (
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
     *("trainer.num_threads", "trainer.num_workers"),
     *("trainer.enable_progress_bar", "trainer.log_every_n_steps", "trainer.detect_anomaly", "trainer.eval_batch_size"),
+    *("trainer.fast_dev_run", "trainer.profiler"),
 )
 
 
@@ -384,11 +393,25 @@ _RANGES: tuple[_Range, ...] = (
         lambda value: value in PRECISIONS,
         f"one of {', '.join(PRECISIONS)} (weights and thresholds stay float32)",
     ),
+    ("trainer.accelerator", lambda value: value in ACCELERATORS, f"one of {', '.join(ACCELERATORS)}"),
+    ("trainer.gradient_clip_algorithm", lambda value: value in ("norm", "value"), "norm or value"),
+    ("trainer.max_steps", lambda value: value >= -1, "-1 (no limit) or more"),
+    (
+        "trainer.max_time",
+        lambda value: re.fullmatch(r"\d+:\d\d:\d\d:\d\d", value) is not None,
+        "days:hours:minutes:seconds, as in 00:12:00:00",
+    ),
+    (
+        "trainer.limit_train_batches",
+        lambda value: 0 < value <= 1 if isinstance(value, float) else isinstance(value, int) and value >= 1,
+        "a share of the batches in (0, 1], as in 0.1, or their number",
+    ),
+    ("trainer.profiler", lambda value: value in ("simple", "advanced"), "simple or advanced"),
     ("trainer.accumulate_grad_batches", lambda value: value >= 1, "1 or more"),
     ("trainer.eval_batch_size", lambda value: value >= 1, "1 or more"),
     ("trainer.gradient_clip_val", lambda value: value >= 0, "0 or more"),
-    ("trainer.num_threads", lambda value: value >= 1, "1 or more"),
-    ("trainer.num_workers", lambda value: value >= 0, "0 or more"),
+    ("trainer.num_threads", lambda value: 1 <= value <= 1024, "in [1, 1024]"),
+    ("trainer.num_workers", lambda value: 0 <= value <= 1024, "in [0, 1024]"),
 )
 
 

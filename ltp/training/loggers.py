@@ -69,15 +69,33 @@ def build_loggers(configs: dict[str, Any], directory: Path, output_root: Path) -
         "{run_name}": str(directory.relative_to(output_root) if directory.is_relative_to(output_root) else directory),
         "{run_id}": hashlib.sha256(str(directory.absolute()).encode()).hexdigest()[:16],
     }
+    loggers += build("logger", configs, placeholders)
+    return loggers
+
+
+def build(group: str, configs: dict[str, Any], placeholders: dict[str, str]) -> list[Any]:
+    """Instantiate the objects of a configuration group.
+
+    Args:
+        group: name of the group, for messages.
+        configs: by name, a ``_target_`` and its arguments.
+        placeholders: replacements for arguments.
+
+    Raises:
+        UserError: a package is not installed, or a constructor fails.
+    """
+    made = []
     for name, config in configs.items():
+        if not isinstance(config, dict) or "_target_" not in config:
+            raise UserError(f"{group}.{name} names no class: give {group}.{name}._target_=package.Class")
         arguments = {
             key: placeholders.get(value, value) if isinstance(value, str) else value for key, value in config.items()
         }
         try:
-            loggers.append(instantiate(arguments))
+            made.append(instantiate(arguments))
         except Exception as error:  # Hydra wraps every exception of a constructor
             cause = error.__cause__ or error
-            if isinstance(cause, ModuleNotFoundError):
-                raise UserError(f"logger={name} needs its package: {install_hint(name)}") from error
-            raise UserError(f"logger={name} cannot start: {cause}") from error
-    return loggers
+            if isinstance(cause, ModuleNotFoundError) and group == "logger":
+                raise UserError(f"{group}={name} needs its package: {install_hint(name)}") from error
+            raise UserError(f"{group}={name} cannot start: {' '.join(str(cause).split())}") from error
+    return made

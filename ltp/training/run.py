@@ -29,7 +29,7 @@ from ltp.errors import RunError, TerminatedError, UserError
 from ltp.model.classifier import LTPForSequenceClassification
 from ltp.pruning import RATE_MODES
 from ltp.pruning.flops import DEFINITION, lowest_relative_flops, mean_dense_flops
-from ltp.runs.chain import describe_chain, planned_steps
+from ltp.runs.chain import describe_chain, limited, planned_steps
 from ltp.runs.checkpoints import is_finished, read_results
 from ltp.runs.directory import (
     BEST_CHECKPOINT,
@@ -49,14 +49,14 @@ from ltp.runs.settings import PRUNE_VALUES, flatten
 from ltp.training.building import build_model, build_teacher, build_tokenizer
 from ltp.training.distillation import Distillation
 from ltp.training.interruption import LastCheckpoint, StoppedError
-from ltp.training.loggers import build_loggers
+from ltp.training.loggers import build, build_loggers
 from ltp.training.module import CALIBRATION_ROWS, BudgetEvaluation, LTPModule
 from ltp.training.resuming import RunCheckpointIO, SameCheckpointCheck, SavedCheckpoint, find_checkpoint, is_whole
 
 log = logging.getLogger(__name__)
 
 
-def train(run: Run, splits: Splits) -> dict[str, Any]:
+def train(run: Run, splits: Splits) -> dict[str, Any] | None:
     """Train one run whose parent is finished, or resume it, and write its results.
 
     Args:
@@ -64,7 +64,7 @@ def train(run: Run, splits: Splits) -> dict[str, Any]:
         splits: its data, as :func:`ltp.training.building.check_sources` returns them.
 
     Returns:
-        The content of ``results.json``.
+        The content of ``results.json``; None with ``trainer.fast_dev_run``, which writes nothing.
 
     Raises:
         UserError: data, checkpoint or hardware do not fit; nothing is written.
@@ -87,7 +87,10 @@ def train(run: Run, splits: Splits) -> dict[str, Any]:
         raise UserError(f"trainer: {error}") from error
     datamodule.setup("fit")  # checks that the processes can share a batch, before anything is written
     check_budgets(run, model, datamodule)
-    module = build_module(run, splits.task, model, datamodule, total_steps=trainer.max_steps)
+    module = build_module(run, splits.task, model, datamodule, total_steps=max(1, trainer.max_steps))
+    if settings.trainer.fast_dev_run:
+        fit(trainer, module, datamodule, None)
+        return None
     with locked_directory(run, trainer):
         if is_main_process() and is_finished(run.directory) and not settings.overwrite:
             log.info("another process has trained it meanwhile: %s", run.directory)
@@ -270,7 +273,8 @@ def build_trainer(run: Run, datamodule: GLUEDataModule) -> pl.Trainer:
     assert settings.epochs is not None and settings.save_step is not None
     # If an epoch is shorter than save_step, evaluate once per epoch: load_best needs evaluations to choose from.
     # With several processes an epoch may be one step shorter than known here; then both rules are equivalent.
-    by_step = 0 < settings.save_step < datamodule.steps_per_epoch
+    steps_per_epoch = limited(datamodule.steps_per_epoch, settings.trainer)
+    by_step = 0 < settings.save_step < steps_per_epoch
     folder = run.directory / CHECKPOINT_FOLDER
     common: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False, "save_on_train_epoch_end": False}
     callbacks: list[Callback] = [
@@ -283,6 +287,8 @@ def build_trainer(run: Run, datamodule: GLUEDataModule) -> pl.Trainer:
         ),
         LastCheckpoint(filename=Path(LAST_CHECKPOINT).stem, **common),
     ]
+    metric = {"{metric}": f"val/{datamodule.task.main_metric}"}
+    callbacks += build("callbacks", settings.callbacks, metric)
     options = settings.trainer
     if options.enable_progress_bar:
         callbacks.append(RichProgressBar(leave=False))
@@ -293,6 +299,11 @@ def build_trainer(run: Run, datamodule: GLUEDataModule) -> pl.Trainer:
         strategy=options.strategy,
         precision=options.precision,  # type: ignore[arg-type]  # checked in ltp.runs.settings
         gradient_clip_val=options.gradient_clip_val or None,
+        gradient_clip_algorithm=options.gradient_clip_algorithm,
+        max_time=options.max_time,
+        limit_train_batches=options.limit_train_batches,
+        fast_dev_run=options.fast_dev_run,
+        profiler=options.profiler,
         accumulate_grad_batches=options.accumulate_grad_batches,
         max_epochs=math.ceil(settings.epochs),
         val_check_interval=settings.save_step * options.accumulate_grad_batches if by_step else 1.0,
@@ -311,7 +322,9 @@ def build_trainer(run: Run, datamodule: GLUEDataModule) -> pl.Trainer:
     )
     datamodule.trainer = trainer
     # set here, because it needs the Trainer's number of processes
-    trainer.fit_loop.epoch_loop.max_steps = planned_steps(settings, datamodule.steps_per_epoch)
+    if not options.fast_dev_run:
+        steps_per_epoch = limited(datamodule.steps_per_epoch, settings.trainer)
+        trainer.fit_loop.epoch_loop.max_steps = planned_steps(settings, steps_per_epoch)
     return trainer
 
 

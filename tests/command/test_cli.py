@@ -341,7 +341,7 @@ def test_a_model_without_the_hub(root):
     check_refused(
         root,
         "task=mrpc data_dir=data model.name_or_path=nobody/nothing prune=topk",
-        f"Cannot load the tokenizer of nobody/nothing: {HUB} Give a local directory with model.name_or_path=DIR or "
+        f"Cannot load model.name_or_path=nobody/nothing: {HUB} Give a local directory with model.name_or_path=DIR or "
         "restore=DIR, take task=demo model=tiny, or connect to the hub.",
     )
 

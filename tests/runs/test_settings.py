@@ -31,7 +31,7 @@ def test_the_groups_are_those_of_the_design():
     groups = {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra"}
     assert groups == {
         *("task", "model", "prune", "prune_mode", "stage", "trainer", "logger", "sweep", "experiment", "recipe"),
-        *("launcher", "distill"),
+        *("launcher", "distill", "callbacks"),
     }
     assert {f"task={name}" for name in (*TASKS, "custom")} == {word for word in OPTIONS if word.startswith("task=")}
 
@@ -335,8 +335,8 @@ def test_a_key_without_a_value_is_asked_for():
         ("trainer.accumulate_grad_batches", [1], [0], "1 or more"),
         ("trainer.eval_batch_size", [1], [0], "1 or more"),
         ("trainer.gradient_clip_val", [0.0, 1.0], [-1.0, float("nan")], "0 or more"),
-        ("trainer.num_workers", [0, 4], [-1], "0 or more"),
-        ("trainer.num_threads", [1, None], [0], "1 or more"),
+        ("trainer.num_workers", [0, 4], [-1, 100000], "in [0, 1024]"),
+        ("trainer.num_threads", [1, None], [0, 100000], "in [1, 1024]"),
     ],
 )
 def test_ranges(key, good, bad, range_):
