@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from ltp.data.datamodule import GLUEDataModule
 from ltp.errors import UserError
 from ltp.evaluation.request import Request
-from ltp.evaluation.scoring import Engine, by_length, evaluate, summarise, write_predictions
+from ltp.evaluation.scoring import Engine, by_length, chance_warning, evaluate, summarise, write_predictions
 from ltp.model.classifier import LTPForSequenceClassification
 from ltp.pruning.flops import DEFINITION
 from ltp.runs.loading import (
@@ -25,6 +26,8 @@ from ltp.runs.loading import (
 )
 from ltp.runs.plan import check_labels
 from ltp.runs.summary import describe_method
+
+log = logging.getLogger("ltp")
 
 #: Makes a progress bar for a number of examples; yields a function to call with the number done since its last call.
 Progress = Callable[[int], contextlib.AbstractContextManager[Callable[[int], None]]]
@@ -63,6 +66,8 @@ def run(request: Request, command: str, progress: Progress) -> dict[str, Any]:
                 raise UserError(f"dtype={settings.dtype}: {error}") from error
             outcome = evaluate(engine, data, advance)
             result = {"threshold_scale": scale, **summarise(outcome, data.task, model)}
+            if (warning := chance_warning(result, data.task)) is not None:
+                log.warning("restore=%s: %s", checkpoint.source, warning)
             result["thresholds"] = None if model.thresholds is None else model.thresholds.tolist()
             if settings.by_length is not None:
                 groups = by_length(outcome, settings.by_length)

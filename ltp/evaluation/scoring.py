@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,6 +147,20 @@ def is_defined(metric: str, predictions: Tensor, labels: Tensor) -> bool:
     if metric == "f1":
         return bool(labels.any() or predictions.any())  # binary F1 is the F1 of class 1
     return True
+
+
+def chance_warning(summary: dict[str, Any], task: Task) -> str | None:
+    """Return a warning if a classifier's accuracy is three standard errors below chance; else None."""
+    accuracy, count = summary["metrics"].get("accuracy"), summary["examples"]
+    if accuracy is None or task.is_regression:
+        return None
+    chance = 1 / task.num_labels
+    if accuracy >= chance - 3 * math.sqrt(chance * (1 - chance) / count):
+        return None
+    return (
+        f"accuracy {accuracy:.4f} is below chance ({chance:.4f}): the classifier numbers its labels in another order "
+        f"than task={task.name} ({', '.join(task.labels or ())}), or was trained for another task"
+    )
 
 
 def by_length(outcome: Outcome, groups: int) -> list[Outcome]:

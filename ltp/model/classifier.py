@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -120,6 +121,13 @@ class LTPForSequenceClassification(PreTrainedModel):
 
         dense = AutoModelForSequenceClassification.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         return cls.from_dense(dense, **pruning)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Save as Hugging Face does; the weights get the permissions of ``config.json``, which safetensors ignores."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        config = Path(save_directory) / CONFIG_NAME
+        for weights in Path(save_directory).glob("*.safetensors"):
+            weights.chmod(config.stat().st_mode)
 
     def set_pruning(self, **pruning: Any) -> None:
         """Change how the model prunes, in place.

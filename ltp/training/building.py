@@ -47,6 +47,7 @@ def check_sources(run: Run) -> Splits:
     return splits
 
 
+_LARGEST = 5e9  # parameters of an encoder from scratch
 _MODEL_REMEDY = (
     "Give a local directory with model.name_or_path=DIR or restore=DIR, take task=demo model=tiny, "
     "or connect to the hub."
@@ -134,8 +135,11 @@ def build_dense(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> Any
                 pad_token_id=tokenizer.pad_token_id,
                 num_labels=task.num_labels,
             )
+            layer = 4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size
+            if (parameters := config.num_hidden_layers * layer + config.vocab_size * config.hidden_size) > _LARGEST:
+                raise ValueError(f"{parameters:.3g} parameters are too many")
             return family.classifier_class(config)
-        except (StrictDataclassError, TypeError, ValueError) as error:  # inconsistent sizes
+        except (StrictDataclassError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:  # bad sizes
             raise UserError(f"model.architecture: {' '.join(str(error).split())}") from error
     pretrained_config(settings.name_or_path)
     with loading_from_hub(f"model.name_or_path={settings.name_or_path}", _MODEL_REMEDY, source=settings.name_or_path):

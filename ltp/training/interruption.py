@@ -1,8 +1,10 @@
 """Interrupted training: handle signals and errors so that the saved checkpoint can be resumed exactly."""
 
+import logging
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,6 +13,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.optim import Optimizer
 
 from ltp.errors import RunError
+
+log = logging.getLogger("ltp")
 
 
 class StoppedError(Exception):
@@ -28,8 +32,8 @@ class LastCheckpoint(ModelCheckpoint):
     at different batches deadlock. Therefore signals are deferred to the start of the next batch, where all processes
     agree on them, and an error saves a checkpoint only between two updates.
 
-    SIGINT and SIGTERM raise :class:`StoppedError`. A second SIGINT is not deferred. SIGUSR1 keeps its earlier
-    handler: under SLURM, Lightning saves and requeues the job.
+    SIGINT and SIGTERM raise :class:`StoppedError`. A second SIGINT is not deferred. SIGUSR1 saves, and the training
+    goes on; under SLURM it keeps Lightning's handler, which saves and requeues the job.
 
     Args:
         arguments: arguments of ModelCheckpoint.
@@ -48,8 +52,7 @@ class LastCheckpoint(ModelCheckpoint):
             return  # Python delivers signals to the main thread only
         self._handlers = {signal.SIGINT: _raise_stopped, signal.SIGTERM: _raise_stopped}
         requeue = signal.getsignal(signal.SIGUSR1)
-        if callable(requeue):
-            self._handlers[signal.SIGUSR1] = requeue
+        self._handlers[signal.SIGUSR1] = requeue if callable(requeue) else lambda number, frame: self._save_now(trainer)
         for number in self._handlers:
             signal.signal(number, self._defer)
 
@@ -76,6 +79,12 @@ class LastCheckpoint(ModelCheckpoint):
         in_all_processes = trainer.world_size == 1 or isinstance(exception, StoppedError | RunError)
         if self._between_updates and in_all_processes:
             super().on_exception(trainer, pl_module, exception)
+
+    def _save_now(self, trainer: pl.Trainer) -> None:
+        trainer.save_checkpoint(Path(str(self.dirpath)) / f"{self.filename}{self.FILE_EXTENSION}")
+        signal.signal(signal.SIGUSR1, self._defer)
+        if trainer.is_global_zero:
+            log.info("saved at step %d", trainer.global_step)
 
     def _defer(self, number: int, frame: Any) -> None:
         """Record a signal for the next batch; a second SIGINT acts at once."""

@@ -166,10 +166,10 @@ class LTPModule(pl.LightningModule):
         if self.trainer.world_size > 1:  # all ranks must stop together, or the others deadlock
             non_finite = self.trainer.strategy.reduce(non_finite, reduce_op="sum")
         if non_finite.item():
+            saved = "" if self.trainer.fast_dev_run else ", and the last checkpoint holds finite weights"  # type: ignore[attr-defined]
             raise RunError(
-                f"the loss is {loss.item()} at step {self.global_step}: training stopped before this step's update, "
-                "and the last checkpoint holds finite weights. Lower lr, or prune.lambda_threshold, or use "
-                "trainer.precision=32-true."
+                f"the loss is {loss.item()} at step {self.global_step}: training stopped before this step's "
+                f"update{saved}. Lower lr, or prune.lambda_threshold, or use trainer.precision=32-true."
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -129,8 +129,18 @@ def train(run: Run, splits: Splits) -> dict[str, Any] | None:
             model.save_pretrained(run.directory / MODEL_FOLDER)
             tokenizer.save_pretrained(run.directory / MODEL_FOLDER)
             write_results(run.directory, results)
+            log_final(trainer, results)
         trainer.strategy.barrier()
     return results
+
+
+def log_final(trainer: pl.Trainer, results: dict[str, Any]) -> None:
+    """Tell the chosen loggers the results, as ``final/accuracy``; an evaluation's values are those of its step."""
+    values = {**results["metrics"], "relative_flops": results["relative_flops"], "gflops": results["gflops"]}
+    final = {f"final/{name}": value for name, value in values.items() if value is not None}
+    for logger in trainer.loggers[1:]:  # the first is metrics.jsonl, beside results.json
+        logger.log_metrics(final, step=trainer.global_step)
+        logger.finalize("success")
 
 
 def check_unchanged(run: Run) -> None:

@@ -1,5 +1,6 @@
 """The evaluation: equal to what training found, by length, along the trade-off, and its file of predictions."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -15,7 +16,7 @@ from helpers import SMALL, in_process, ltp_train, write_json
 from ltp import evaluate
 from ltp.data.tasks import TASKS
 from ltp.evaluation.report import report_table
-from ltp.evaluation.scoring import Outcome, by_length, is_defined, summarise, write_predictions
+from ltp.evaluation.scoring import Outcome, by_length, chance_warning, is_defined, summarise, write_predictions
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*quantized tensor creation functions.*:UserWarning")
 
@@ -450,3 +451,18 @@ def test_a_key_of_a_task_that_is_not_chosen(tmp_path):
         2,
         "error: task.max_length=64 goes with task=…; without it, the run's own task is used as it was trained\n",
     )
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "examples", "labels", "warns"),
+    [
+        *((0.017, 872, 2, True), (0.48, 872, 2, False), (0.4, 20, 2, False), (0.2, 400, 3, True)),
+        *((0.9, 872, 2, False), (None, 872, 2, False)),
+    ],
+)
+def test_a_classifier_below_chance_is_told(accuracy, examples, labels, warns):
+    task = dataclasses.replace(TASKS["sst2"], labels=("a", "b", "c")[:labels])
+    warning = chance_warning({"metrics": {"accuracy": accuracy}, "examples": examples}, task)
+    assert (warning is not None) == warns
+    if warns:
+        assert warning.startswith(f"accuracy {accuracy:.4f} is below chance ({1 / labels:.4f}): ")

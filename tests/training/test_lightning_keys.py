@@ -148,3 +148,48 @@ def test_values_that_mean_nothing(root, word, message):
     assert finished.code == 2, finished.err
     assert finished.err.splitlines()[-1].startswith(f"error: {message}")
     assert not (root / "outputs").exists()
+
+
+@pytest.mark.slow
+def test_sigusr1_saves_and_the_training_goes_on(monkeypatch):
+    words = ["epochs=2", "save_step=5"]
+    undisturbed, _ = trained(*words, "output_root=one")
+    saved = []
+    start = LTPModule.on_train_batch_start
+
+    def disturbed(self, batch, batch_idx):
+        last = Path(self.trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+        if self.global_step in (2, 7):
+            signal.raise_signal(signal.SIGUSR1)
+        if self.global_step in (3, 8):
+            saved.append(torch.load(last, weights_only=True)["global_step"])
+        start(self, batch, batch_idx)
+
+    monkeypatch.setattr(LTPModule, "on_train_batch_start", disturbed)
+    directory, results = trained(*words, "output_root=two")
+    assert saved == [3, 8]  # at the start of the batch that follows
+    assert results["train_steps"] == 12
+    one, two = (load_file(place / "model" / "model.safetensors") for place in (undisturbed, directory))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.slow
+def test_weights_have_the_permissions_of_their_neighbours():
+    directory, _ = trained()
+    modes = {path.stat().st_mode for path in (directory / "model").iterdir()}
+    assert len(modes) == 1
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("model.architecture.hidden_size=1000000000", "model.architecture: "),
+        ("model.architecture.num_hidden_layers=1000000", "model.architecture: "),
+        ("model.architecture.num_attention_heads=0", "model.architecture: "),
+    ],
+)
+def test_absurd_architectures(root, word, message):
+    finished = ltp_train([*SMALL, word])
+    assert finished.code == 2, finished.err
+    assert finished.err.splitlines()[-1].startswith(f"error: {message}")
+    assert not (root / "outputs").exists()

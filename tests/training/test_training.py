@@ -582,6 +582,7 @@ class Recorder(MetricsFile):
     """A logger that keeps the hyper-parameters it is told."""
 
     told: ClassVar[list] = []
+    logged: ClassVar[list] = []
 
     def __init__(self, directory):
         super().__init__(Path(directory))
@@ -589,12 +590,20 @@ class Recorder(MetricsFile):
     def log_hyperparams(self, params, *args, **kwargs):
         self.told.append(params)
 
+    def log_metrics(self, metrics, step=None):
+        self.logged.append((step, metrics))
+
 
 @pytest.mark.slow
 def test_loggers_are_told_the_resolved_settings(root):
     words = [f"+logger.mine._target_={__name__}.Recorder", "+logger.mine.directory='{run_dir}'"]
     finished = ltp_train([*SMALL, "lr=3e-4", *words])
     assert finished.code == 0, finished.err
+    step, final = Recorder.logged[-1]
+    results = results_of(directory_of([*SMALL, "lr=3e-4"]))
+    assert step == results["train_steps"]
+    assert final["final/accuracy"] == results["metrics"]["accuracy"]
+    assert final["final/relative_flops"] == results["relative_flops"]
     (told,) = Recorder.told
     assert (told["lr"], told["batch_size"], told["task.name"], told["method"]) == (3e-4, 16, "demo", "dense")
 
