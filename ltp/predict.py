@@ -1,6 +1,8 @@
 """``python -m ltp.predict``: classify new texts, and show which tokens were pruned in each layer."""
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +32,7 @@ from ltp.runs.loading import (
 if TYPE_CHECKING:  # transformers takes seconds to import; report mistakes before that
     from ltp.evaluation.prediction import Prediction
 
-SUFFIXES = (".csv", ".jsonl")
+SUFFIXES = (".csv", ".jsonl", ".parquet")
 
 
 @dataclass
@@ -59,13 +61,27 @@ def main(settings: PredictSettings) -> None:
     for key in ("output", "html"):
         if (path := getattr(settings, key)) is not None:
             check_writable(f"{key}={path}", Path(path))
-    predictions, thresholds = predict_texts(settings, checkpoint, texts)
+    with fast_imports():
+        from ltp.evaluation import prediction_output
 
-    from ltp.evaluation import prediction_output
-
-    prediction_output.print_notes(texts, predictions)
-    if settings.output is not None:
-        prediction_output.write_predictions(Path(settings.output), texts, predictions)
+    shown: list[Prediction] = []  # what is shown is kept; what is only written is not
+    notes = prediction_output.Notes(texts.skipped)
+    is_shown = settings.show or settings.html is not None or settings.output is None
+    with contextlib.ExitStack() as stack:
+        write = None
+        if settings.output is not None:
+            write = stack.enter_context(prediction_output.prediction_writer(Path(settings.output)))
+        chunks, thresholds = predict_texts(settings, checkpoint, texts)
+        for start, predictions in chunks:
+            rows = texts.rows[start : start + len(predictions)]
+            chunk = texts.texts[start : start + len(predictions)]
+            notes.add(rows, predictions)
+            if write is not None:
+                write(prediction_output.records(rows, chunk, predictions))
+            if is_shown:
+                shown += predictions
+    notes.print()
+    predictions = shown
     if settings.html is not None:
         prediction_output.write_page(Path(settings.html), _title(settings, checkpoint), texts, predictions, thresholds)
     if settings.show:
@@ -74,7 +90,7 @@ def main(settings: PredictSettings) -> None:
         prediction_output.print_table(texts, predictions)
     for path in (settings.output, settings.html):
         if path is not None:
-            print(f"{len(predictions)} texts: {path}")
+            print(f"{len(texts.texts)} texts: {path}")
 
 
 def fill(settings: PredictSettings) -> PredictSettings:
@@ -172,17 +188,18 @@ def read_inputs(settings: PredictSettings) -> Texts:
 
 def predict_texts(
     settings: PredictSettings, checkpoint: Checkpoint, texts: Texts
-) -> tuple[list["Prediction"], list[float] | None]:
-    """Load the model and classify the texts.
+) -> tuple[Iterator[tuple[int, list["Prediction"]]], list[float] | None]:
+    """Load the model, to classify the texts chunk by chunk.
 
     Returns:
-        One prediction per text, and the model's L thresholds, or None if it has none.
+        The index of the first text of each chunk with the chunk's predictions, and the model's L thresholds, or None
+        if it has none.
 
     Raises:
         UserError: model, tokenizer and device do not fit together.
     """
     with fast_imports():
-        from ltp.evaluation.prediction import predict
+        from ltp.evaluation.prediction import predict_in_chunks
 
     silence_libraries()
     set_threads(settings.threads)
@@ -192,17 +209,20 @@ def predict_texts(
     if settings.max_length is not None:
         check_length("max_length", settings.max_length, model, tokenizer)
     model.to(device)
-    with progress(len(texts.texts)) as advance:
-        predictions = predict(
-            model,
-            tokenizer,
-            texts.texts,
-            max_length=settings.max_length or max_input_tokens(model, tokenizer),
-            batch_size=settings.batch_size,
-            trace=settings.show or settings.html is not None,
-            advance=advance,
-        )
-    return predictions, None if model.thresholds is None else model.thresholds.tolist()
+
+    def chunks() -> Iterator[tuple[int, list["Prediction"]]]:
+        with progress(len(texts.texts)) as advance:
+            yield from predict_in_chunks(
+                model,
+                tokenizer,
+                texts.texts,
+                max_length=settings.max_length or max_input_tokens(model, tokenizer),
+                batch_size=settings.batch_size,
+                trace=settings.show or settings.html is not None,
+                advance=advance,
+            )
+
+    return chunks(), None if model.thresholds is None else model.thresholds.tolist()
 
 
 def _title(settings: PredictSettings, checkpoint: Checkpoint) -> str:

@@ -1,29 +1,54 @@
 """Progress bars, and a check before the work starts that an output file can be written."""
 
 import contextlib
+import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ltp.errors import UserError
 
+log = logging.getLogger("ltp")
+
+_SECONDS_A_LINE = 30.0
+
 
 @contextlib.contextmanager
 def progress(total: int) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar on standard error if that is a terminal, and remove it at the end.
+    """Show a progress bar on standard error, and remove it at the end; without a terminal, a line now and then.
 
     Yields:
         A function to call with the number of examples done since its last call.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     console = Console(stderr=True)
-    columns = (BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    if not console.is_terminal:
+        yield _logged(total)
+        return
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
         bar = bars.add_task("", total=total)
         yield lambda count: bars.advance(bar, count)
+
+
+def _logged(total: int) -> Callable[[int], None]:
+    """Return a function that counts examples, and logs every half minute how many are done and what time is left."""
+    started = last = time.monotonic()
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal last, done
+        done += count
+        if (now := time.monotonic()) - last >= _SECONDS_A_LINE and 0 < done < total:
+            last = now
+            left = (now - started) / done * (total - done)
+            log.info("%s of %s, about %.0f min left", f"{done:,}", f"{total:,}", max(1, left / 60))
+
+    return advance
 
 
 @contextlib.contextmanager

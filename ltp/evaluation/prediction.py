@@ -1,7 +1,10 @@
 """Prediction: classify texts, and optionally trace each token through the layers."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +36,35 @@ class Prediction:
     traces: list[TokenTrace]
 
 
+#: Texts that are tokenised and sorted by length together: what a prediction needs beside its text is kept for these.
+CHUNK = 8192
+_CUT_WORDS = 4  # words a token that are read of a text far beyond the limit
+_CUT_CHARACTERS = 64  # characters a token from which a text is cut
+_LONGEST_COUNTED = 100_000  # characters up to which the tokens of a truncated text are counted
+_CHUNK_CHARACTERS = 4_000_000  # tokenising takes some 150 bytes a character
+
+
+def predict_in_chunks(
+    model: LTPForSequenceClassification, tokenizer: Any, texts: Sequence[tuple[str, ...]], **arguments: Any
+) -> Iterator[tuple[int, list[Prediction]]]:
+    """Classify texts chunk by chunk, so that memory does not grow with their number.
+
+    Args:
+        model, tokenizer, texts, arguments: see :func:`predict`.
+
+    Yields:
+        The index of a chunk's first text, and its predictions.
+    """
+    start = characters = 0
+    for end, row in enumerate(texts):
+        length = sum(map(len, row))
+        if end > start and (end - start == CHUNK or characters + length > _CHUNK_CHARACTERS):
+            yield start, predict(model, tokenizer, texts[start:end], **arguments)
+            start, characters = end, 0
+        characters += length
+    yield start, predict(model, tokenizer, texts[start:], **arguments)
+
+
 def predict(
     model: LTPForSequenceClassification,
     tokenizer: Any,
@@ -57,9 +89,7 @@ def predict(
     Returns:
         One prediction per text, in the order of ``texts``.
     """
-    columns = [list(column) for column in zip(*texts, strict=True)]
-    encoded = tokenizer(*columns, truncation=True, max_length=max_length)
-    full_lengths = [len(row) for row in tokenizer(*columns, verbose=False)["input_ids"]]
+    encoded, full_lengths = encode(tokenizer, texts, max_length)
     ids, types = encoded["input_ids"], encoded.get("token_type_ids")
     order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))  # similar lengths together: little padding
     sizes = (model.config.hidden_size, model.config.intermediate_size)
@@ -83,12 +113,55 @@ def predict(
                     tokens = readable_tokens(tokenizer, encoded.encodings[row], texts[row])
                     token_traces = traces(recorder, index, tokens)
                 label, value = label_and_score(logits[index], model)
-                note = reading_note(ids[row], full_lengths[row], max_length, tokenizer)
+                note = reading_note(ids[row], full_lengths.get(row, len(ids[row])), max_length, tokenizer)
                 predictions[row] = Prediction(label, value, note, costs[index], token_traces)
             if recorder is not None:
                 recorder.layers.clear()
             advance(len(rows))
     return [predictions[row] for row in range(len(texts))]
+
+
+def encode(tokenizer: Any, texts: Sequence[tuple[str, ...]], max_length: int) -> tuple[Any, dict[int, float]]:
+    """Tokenise texts, truncated. Of a text far beyond the limit only the beginning is read: the tokens are the same.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        texts: tuples of one or two texts, all of the same length.
+        max_length: truncation length in tokens.
+
+    Returns:
+        The tokenizer's output, and the length of each truncated text without truncation by its row, in tokens;
+        infinity for a text whose end was not read.
+    """
+    cut = [tuple(beginning(text, max_length) for text in row) for row in texts]
+    encoded = tokenizer(*map(list, zip(*cut, strict=True)), truncation=True, max_length=max_length)
+    is_cut = [one != whole for one, whole in zip(cut, texts, strict=True)]
+    ids = encoded["input_ids"]
+    if any(cut_ and len(row) < max_length for cut_, row in zip(is_cut, ids, strict=True)):  # words without tokens
+        encoded = tokenizer(*map(list, zip(*texts, strict=True)), truncation=True, max_length=max_length)
+        ids, is_cut = encoded["input_ids"], [False] * len(texts)
+    full = [row for row in range(len(ids)) if len(ids[row]) == max_length or is_cut[row]]
+    lengths: dict[int, float] = dict.fromkeys(full, math.inf)
+    full = [row for row in full if sum(map(len, texts[row])) <= _LONGEST_COUNTED]
+    if full:
+        whole = tokenizer(*map(list, zip(*(texts[row] for row in full), strict=True)), verbose=False)["input_ids"]
+        lengths |= {row: len(one) for row, one in zip(full, whole, strict=True)}
+    return encoded, lengths
+
+
+def beginning(text: str, max_length: int) -> str:
+    """Return the beginning of a long text, with more than ``max_length`` tokens, cut between two words.
+
+    Truncating a pair of texts takes memory that grows with the product of their lengths (tokenizers builds every
+    combination of what is left over). A shorter text, and one without spaces, is returned as it is.
+    """
+    if len(text) <= _CUT_CHARACTERS * max_length:
+        return text
+    words = itertools.islice(re.finditer(r"\S+", text), _CUT_WORDS * max_length)
+    end = 0
+    for word in words:
+        end = word.end()
+    return text[:end]
 
 
 def label_and_score(logits: Tensor, model: LTPForSequenceClassification) -> tuple[str | None, float]:
@@ -105,16 +178,17 @@ def label_and_score(logits: Tensor, model: LTPForSequenceClassification) -> tupl
     return str(names[label]), logits.softmax(dim=0)[label].item()
 
 
-def reading_note(ids: Sequence[int], length: int, max_length: int, tokenizer: Any) -> str:
+def reading_note(ids: Sequence[int], length: float, max_length: int, tokenizer: Any) -> str:
     """Return a remark about a tokenised text (truncated, or only special tokens); empty if there is none.
 
     Args:
         ids: token ids after truncation.
-        length: number of tokens without truncation.
+        length: number of tokens without truncation; infinity if it was not counted.
         max_length: truncation length in tokens.
         tokenizer: the tokenizer that made ``ids``.
     """
     if length > len(ids):
-        return f"truncated: the first {max_length} of {length} tokens were read"
+        total = "many" if math.isinf(length) else f"{length:.0f}"
+        return f"truncated: the first {max_length} of {total} tokens were read"
     words = set(ids) - (set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})
     return "" if words else "nothing but special tokens"

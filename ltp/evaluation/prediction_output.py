@@ -1,12 +1,14 @@
 """Output of predictions: in the terminal, as CSV or JSONL, and as an HTML page."""
 
+import contextlib
 import csv
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from rich import box
 from rich.console import Console
@@ -17,31 +19,47 @@ from ltp.data.texts import Texts
 from ltp.evaluation.page import Example, render_page
 from ltp.evaluation.prediction import Prediction
 from ltp.model.tracing import format_layers, printable
-from ltp.runs.directory import write_atomically
+from ltp.runs.directory import open_atomically, write_atomically
 
 _MAX_LISTED_ROWS = 5  # the most row numbers listed with one note
 _MAX_CHARACTERS = 200
 
 
-def print_notes(texts: Texts, predictions: Sequence[Prediction]) -> None:
-    """List on standard error the rows that were skipped or truncated, or that have no words."""
-    rows_by_note: dict[str, list[str]] = {}
-    for row in texts.skipped:
-        rows_by_note.setdefault("skipped, no text", []).append(str(row))
-    for row, prediction in zip(texts.rows, predictions, strict=True):
-        if prediction.note:
-            kind, _, detail = prediction.note.partition(": ")
-            rows_by_note.setdefault(kind, []).append(f"{row} ({detail})" if detail else str(row))
-    for kind, rows in rows_by_note.items():
-        more = f" and {len(rows) - _MAX_LISTED_ROWS} more" if len(rows) > _MAX_LISTED_ROWS else ""
-        word = "row" if len(rows) == 1 else "rows"
-        print(f"{kind}: {word} {', '.join(rows[:_MAX_LISTED_ROWS])}{more}", file=sys.stderr)
+class Notes:
+    """Rows that were skipped or truncated, or that have no words: their numbers, and the first ones by name."""
+
+    def __init__(self, skipped: Sequence[int]) -> None:
+        self._counts: Counter[str] = Counter()
+        self._first: dict[str, list[str]] = {}
+        for row in skipped:
+            self._add("skipped, no text", str(row))
+
+    def add(self, rows: Sequence[int], predictions: Sequence[Prediction]) -> None:
+        """Add the notes of predictions."""
+        for row, prediction in zip(rows, predictions, strict=True):
+            if prediction.note:
+                kind, _, detail = prediction.note.partition(": ")
+                self._add(kind, f"{row} ({detail})" if detail else str(row))
+
+    def _add(self, kind: str, row: str) -> None:
+        self._counts[kind] += 1
+        if self._counts[kind] <= _MAX_LISTED_ROWS:
+            self._first.setdefault(kind, []).append(row)
+
+    def print(self) -> None:
+        """Print the notes on standard error, a line a kind."""
+        for kind, rows in self._first.items():
+            count = self._counts[kind]
+            more = f" and {count - len(rows)} more" if count > len(rows) else ""
+            print(f"{kind}: {'row' if count == 1 else 'rows'} {', '.join(rows)}{more}", file=sys.stderr)
 
 
-def records(texts: Texts, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+def records(
+    rows: Sequence[int], texts: Sequence[tuple[str, ...]], predictions: Sequence[Prediction]
+) -> list[dict[str, Any]]:
     """The output record of each text: row in the input, text (and pair), and label and probability, or score."""
     result = []
-    for row, row_texts, prediction in zip(texts.rows, texts.texts, predictions, strict=True):
+    for row, row_texts, prediction in zip(rows, texts, predictions, strict=True):
         record: dict[str, Any] = {"row": row, **dict(zip(("text", "text_pair"), row_texts, strict=False))}
         if prediction.label is None:
             result.append(record | {"score": prediction.value})
@@ -50,17 +68,48 @@ def records(texts: Texts, predictions: Sequence[Prediction]) -> list[dict[str, A
     return result
 
 
-def write_predictions(path: Path, texts: Texts, predictions: Sequence[Prediction]) -> None:
-    """Write the predictions atomically as CSV or JSONL, by the file's suffix."""
-    rows = records(texts, predictions)
-    content = io.StringIO()
-    if path.suffix == ".csv":
-        writer = csv.DictWriter(content, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    else:
-        content.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in rows)
-    write_atomically(path, content.getvalue())
+@contextlib.contextmanager
+def prediction_writer(path: Path) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
+    """Write records as CSV, JSONL or parquet, by the file's suffix, chunk by chunk; the file appears when it is whole.
+
+    Yields:
+        A function that appends records.
+    """
+    with open_atomically(path) as file, contextlib.ExitStack() as stack:
+        if path.suffix == ".parquet":
+            yield _parquet_writer(file, stack)
+            return
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        stack.callback(text.detach)
+        columns: list[str] = []
+
+        def write(rows: list[dict[str, Any]]) -> None:
+            if path.suffix == ".csv":
+                writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+                if not columns:
+                    columns.extend(rows[0])
+                    writer.writeheader()
+                writer.writerows(rows)
+            else:
+                text.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in rows)
+            text.flush()
+
+        yield write
+
+
+def _parquet_writer(file: BinaryIO, stack: contextlib.ExitStack) -> Callable[[list[dict[str, Any]]], None]:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    opened: list[pyarrow.parquet.ParquetWriter] = []
+
+    def write(rows: list[dict[str, Any]]) -> None:
+        table = pa.Table.from_pylist(rows)
+        if not opened:
+            opened.append(stack.enter_context(pyarrow.parquet.ParquetWriter(file, table.schema)))
+        opened[0].write_table(table)
+
+    return write
 
 
 def write_page(

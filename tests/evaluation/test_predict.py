@@ -3,10 +3,15 @@
 import csv
 import html
 import json
+import math
+import random
 import re
 import shutil
 import subprocess
+import sys
+import tracemalloc
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -15,9 +20,12 @@ from patience import limit
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from ltp import LTPForSequenceClassification, predict
+from ltp.command import output
 from ltp.data.demo import demo_rows, demo_tokenizer
 from ltp.data.texts import keep_nonempty, lines, read_texts
+from ltp.evaluation import prediction
 from ltp.evaluation.page import Example, render_page, script_json
+from ltp.evaluation.prediction import beginning, encode, predict_in_chunks
 from ltp.model.tracing import RecordingPruner, TokenTrace, format_layers, printable, readable_tokens, recording
 
 SENTENCES = [row["sentence"] for row in demo_rows("validation") if len(row["sentence"].split()) < 28][:12]
@@ -96,6 +104,111 @@ def test_predictions_are_the_models(run, here):
         assert record["label"] == label
         assert record["probability"] == pytest.approx(probability, abs=1e-5)
     assert len({round(record["probability"], 4) for record in records}) > 6
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_chunks_make_one_file_in_the_order_of_the_input(run, here, monkeypatch, suffix):
+    texts = [f"{text} {text}"[: 5 + 7 * number] for number, text in enumerate(SENTENCES * 3)]
+    (here / "texts.txt").write_text("\n".join(["", *texts]), encoding="utf-8")
+    whole = ltp_predict(f"restore={run} input=texts.txt output=whole.jsonl batch_size=4")
+    monkeypatch.setattr(prediction, "CHUNK", 7)
+    chunked = ltp_predict(f"restore={run} input=texts.txt output=out.{suffix} batch_size=4")
+    assert (chunked.code, chunked.err) == (0, whole.err)
+    assert chunked.out == f"{len(texts)} texts: out.{suffix}\n"
+    wanted = [json.loads(line) for line in (here / "whole.jsonl").read_text(encoding="utf-8").splitlines()]
+    if suffix == "parquet":
+        found = pq.read_table(here / "out.parquet").to_pylist()
+    elif suffix == "csv":
+        with (here / "out.csv").open(encoding="utf-8", newline="") as file:
+            found = [
+                record | {"row": int(record["row"]), "probability": float(record["probability"])}
+                for record in csv.DictReader(file)
+            ]
+    else:
+        found = [json.loads(line) for line in (here / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [record["row"] for record in found] == list(range(2, len(texts) + 2))
+    for record, one in zip(found, wanted, strict=True):
+        assert record == one | {"probability": pytest.approx(one["probability"], abs=1e-5)}
+
+
+def test_what_is_stopped_in_the_middle_leaves_no_file(run, here, monkeypatch):
+    (here / "texts.txt").write_text("\n".join(SENTENCES), encoding="utf-8")
+    (here / "out.csv").write_text("before")
+    monkeypatch.setattr(prediction, "CHUNK", 5)
+    encode, calls = prediction.encode, []
+
+    def stopped(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return encode(*arguments)
+
+    monkeypatch.setattr(prediction, "encode", stopped)
+    assert ltp_predict(f"restore={run} input=texts.txt output=out.csv").code == 130
+    assert (here / "out.csv").read_text() == "before"
+    assert sorted(path.name for path in here.iterdir()) == ["out.csv", "texts.txt"]
+
+
+def test_memory_does_not_grow_with_the_number_of_texts(make_dense, monkeypatch):
+    tokenizer = demo_tokenizer()
+    model = LTPForSequenceClassification.from_dense(make_dense("bert", vocab_size=len(tokenizer), num_labels=2)).eval()
+    monkeypatch.setattr(prediction, "CHUNK", 50)
+
+    def peak(count):
+        texts = [(SENTENCES[index % len(SENTENCES)],) for index in range(count)]
+        tracemalloc.start()
+        arguments = {"max_length": 32, "batch_size": 10, "trace": False, "advance": lambda count: None}
+        assert sum(len(made) for _, made in predict_in_chunks(model, tokenizer, texts, **arguments)) == count
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found - sys.getsizeof(texts) - sum(map(sys.getsizeof, texts))
+
+    peak(50)  # what is made once
+    assert peak(500) < 1.5 * peak(100)
+
+
+WORDS = ("good", "bad", "boring", "zzzz", "\u200b", "unbelievable", "...", "你好")
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_long_text_that_is_cut_has_the_same_tokens(monkeypatch, count):
+    monkeypatch.setattr(prediction, "_CUT_CHARACTERS", 2)
+    tokenizer = demo_tokenizer()
+    generator = random.Random(7)
+    texts = [
+        tuple(" ".join(generator.choices(WORDS, k=generator.choice((1, 6, 40, 120)))) for _ in range(count))
+        for _ in range(60)
+    ]
+    texts.append(("\u200b " * 100 + "good bad",) * count)  # words without tokens
+    encoded, lengths = encode(tokenizer, texts, 16)
+    whole = tokenizer(*map(list, zip(*texts, strict=True)), truncation=True, max_length=16)
+    assert encoded["input_ids"] == whole["input_ids"]
+    full = tokenizer(*map(list, zip(*texts, strict=True)), verbose=False)["input_ids"]
+    for row, ids in enumerate(full):
+        if len(ids) > 16:
+            assert lengths[row] in (len(ids), math.inf)
+        else:
+            assert lengths.get(row, len(ids)) in (len(ids), math.inf)
+
+
+def test_a_text_far_beyond_the_limit_is_cut_before_it_is_tokenised():
+    text = "a good film " * 500_000
+    assert len(beginning(text, 128)) < 4096
+    assert text.startswith(beginning(text, 128))
+    assert beginning("x" * 10**6, 128) == "x" * 10**6  # no place to cut
+    assert beginning(SENTENCES[0], 128) == SENTENCES[0]
+
+
+def test_progress_without_a_terminal(monkeypatch, caplog):
+    now = [0.0]
+    monkeypatch.setattr(output.time, "monotonic", lambda: now[0])
+    caplog.set_level("INFO", logger="ltp")
+    with output.progress(1_000_000) as advance:
+        for _ in range(10):
+            now[0] += 20
+            advance(20_000)
+    assert caplog.messages[0] == "40,000 of 1,000,000, about 16 min left"
+    assert len(caplog.messages) == 5
 
 
 def test_the_number_of_threads_is_as_wanted(run):
@@ -538,7 +651,7 @@ def test_numbers_and_missing_values_of_a_column(tmp_path):
         ("text=a text_pair=b", "restore=RUN reads one text: leave text_pair out"),
         ("text=", "text=… holds no text"),
         ("'text=  '", "text=… holds no text"),
-        ("text=a output=out.xlsx", "output=out.xlsx: unknown format; use one of .csv, .jsonl"),
+        ("text=a output=out.xlsx", "output=out.xlsx: unknown format; use one of .csv, .jsonl, .parquet"),
         ("text=a html=page", "html=page is a page: its name must end in .html"),
         ("text=a max_length=3", "max_length=3 is out of range: it must be 4 or more (tokens)"),
         ("text=a max_length=9999", "max_length=9999: the model reads at most 512 tokens"),
