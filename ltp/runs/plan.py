@@ -67,15 +67,8 @@ def plan_run(config: TrainSettings, *, published: TrainSettings | None = None, m
     if settings.model.name is None:
         settings.model.name = checkpoint_folder(settings.model.name_or_path)
 
-    parent, parent_run = restored, None
-    is_nested = method == "learned" and stage == "hard"
-    if restored is None and method != "dense":
-        parent_run = plan_run(_parent_settings(settings, method), published=published)
-        parent = _finished(parent_run, task)
-    elif restored is not None and restored.run_dir is not None and method != "dense" and not is_nested:
-        # a name for what restore=auto takes changes nothing
-        automatic = plan_run(_parent_settings(settings, method), published=published)
-        parent_run = automatic if _is_same(restored.run_dir, automatic.directory) else None
+    parent_run = _plan_parent(settings, published, method, restored)
+    parent = _finished(parent_run, task) if restored is None and parent_run is not None else restored
     teacher = _find_teacher(settings, task, parent, parent_run)
 
     deviating = _deviations(settings, published, task, method, inherited)
@@ -83,10 +76,10 @@ def plan_run(config: TrainSettings, *, published: TrainSettings | None = None, m
     if teacher is not None and "distill.teacher" in places:
         places["distill.teacher"] = (teacher.results or {}).get("run_id") or teacher.source
     soft_run = None
-    if is_nested:
-        soft_run = (
-            parent_run.directory if parent_run is not None else restored.run_dir if restored is not None else None
-        )
+    if _is_hard_of_learned(settings, method) and parent_run is not None:
+        soft_run = parent_run.directory
+    elif _is_hard_of_learned(settings, method) and restored is not None:
+        soft_run = restored.run_dir
     if soft_run is None:
         places |= _start_places(restored, parent_run, model_is_chosen)
     return Run(
@@ -338,6 +331,29 @@ def _irrelevant_key_message(key: str, settings: TrainSettings, method: str) -> s
     return f"{key_and_value} has no meaning for a {name} run; leave it out"
 
 
+def _is_hard_of_learned(settings: TrainSettings, method: str) -> bool:
+    """Whether a run is the hard stage of learned thresholds, which starts from a soft run and lies inside it."""
+    return method == "learned" and settings.stage == "hard"
+
+
+def _plan_parent(
+    settings: TrainSettings, published: TrainSettings, method: str, restored: Checkpoint | None
+) -> Run | None:
+    """Plan the parent that ``restore=auto`` takes.
+
+    Returns:
+        None if the run has no parent, or starts from another checkpoint that the user names.
+    """
+    if method == "dense":
+        return None
+    if restored is None:
+        return plan_run(_parent_settings(settings, method), published=published)
+    if restored.run_dir is None or _is_hard_of_learned(settings, method):
+        return None
+    automatic = plan_run(_parent_settings(settings, method), published=published)
+    return automatic if _is_same(restored.run_dir, automatic.directory) else None  # named, and taken anyway
+
+
 def _parent_settings(settings: TrainSettings, method: str) -> TrainSettings:
     """Return the settings of the parent that a run starts from; see :attr:`Run.parent_run`.
 
@@ -351,7 +367,7 @@ def _parent_settings(settings: TrainSettings, method: str) -> TrainSettings:
     parent.callbacks = {}
     parent.trainer.max_steps, parent.trainer.max_time = -1, None  # they limit this run only
     parent.trainer.num_nodes = 1  # only the main process's node trains the parent
-    if method == "learned" and settings.stage == "hard":
+    if _is_hard_of_learned(settings, method):
         parent.stage = "soft"
         return parent
     parent.stage, parent.budgets = "finetune", None

@@ -231,3 +231,18 @@ def test_a_damaged_configuration_is_no_licence_to_resume_anything(content):
     message = f"{run.directory / 'config.yaml'} is damaged: it cannot be compared with this configuration."
     assert refusal("task=mrpc").startswith(message)
     check_identity(plan_of("task=mrpc overwrite=true"))
+
+
+def test_a_run_of_an_earlier_version_is_the_same_run():
+    """Its configuration lacks what was stored later: what both have is compared."""
+    finished_run(DENSE)
+    run = start("task=mrpc prune=topk")
+    path = run.directory / "config.yaml"
+    stored = yaml.safe_load(path.read_text())
+    for key in ("data", "checkpoint", "teacher_run_id", "finetune", "soft", "hard", "callbacks", "plan"):
+        del stored[key]
+    del stored["parent"]["config"], stored["trainer"]["limit_train_batches"]
+    path.write_text(yaml.safe_dump(stored))
+    check_identity(plan_of("task=mrpc prune=topk"))
+    path.write_text(yaml.safe_dump(stored | {"weight_decay": 0.3}))
+    assert "\n  weight_decay: 0.3 there, 0.0 now\n" in refusal("task=mrpc prune=topk")
