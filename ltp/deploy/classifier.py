@@ -100,7 +100,7 @@ class DeployedClassifier:
         Raises:
             ValueError: an example without a real token at position 0 (padding on the left).
         """
-        alive = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else real_tokens(attention_mask)
+        alive = real_tokens(attention_mask, input_ids)
         indices = alive.flatten().nonzero().squeeze(1)
         hidden = self._family.embed_tokens(self._dense, input_ids, indices, token_type_ids, position_ids)
         class_token, token_lengths = self._encode(hidden.to(self._hidden_type), alive.sum(dim=1))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ltp.encoders.base import EncoderFamily
 from ltp.execution.attention import masked_attention
@@ -28,6 +29,7 @@ def masked_encoder(
     keep_states: bool = False,
     keep_attentions: bool = False,
     keep_class_states: bool = False,
+    recompute: bool = False,
 ) -> EncoderOutput:
     """Run the encoder's layers over padded sequences.
 
@@ -40,6 +42,7 @@ def masked_encoder(
         masking_mode: see :data:`~ltp.pruning.MASKING_MODES`.
         scoring_mode, score_length: see :func:`~ltp.pruning.importance`.
         keep_states, keep_attentions, keep_class_states: whether to return these outputs of every layer.
+        recompute: whether to compute activations again in the backward pass rather than keep them.
     """
     real_lengths = alive.sum(dim=1)
     token_lengths, gate_sums = [real_lengths], []
@@ -48,7 +51,12 @@ def masked_encoder(
     class_states: list[Tensor] = []
     states: list[Tensor] = [hidden]
     attentions: list[Tensor] = []
-    for number, layer in enumerate(layers, start=1):
+
+    def run_layer(
+        number: int, hidden: Tensor, alive: Tensor, survival: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Run a layer: its output, the tokens that are left, the gates, and the probabilities."""
+        layer = layers[number - 1]
         query, key, value = family.project(layer, hidden)
         weighted = survival if masking_mode == "survival" else None
         context, probs = masked_attention(query, key, value, alive, family.attention_dropout(layer), weighted)
@@ -59,16 +67,24 @@ def masked_encoder(
             if pruner.needs_scores
             else torch.zeros_like(alive, dtype=torch.float32)
         )
+        gate = None
         if masking_mode == "hard":
             alive = pruner.survivors(number, scores, alive, real_lengths)
         else:
             gate = pruner.gate(number, scores, alive)
+        hidden = family.attention_output(layer, context, hidden)
+        factor = gate if gate is not None and masking_mode == "soft" else alive
+        return family.feed_forward(layer, hidden) * factor[:, :, None], alive, gate, probs
+
+    for number in range(1, len(layers) + 1):
+        if recompute:
+            hidden, alive, gate, probs = checkpoint(run_layer, number, hidden, alive, survival, use_reentrant=False)
+        else:
+            hidden, alive, gate, probs = run_layer(number, hidden, alive, survival)
+        if gate is not None:
             gate_sums.append(gate.sum(dim=1))
             survival = survival * gate
             expected_lengths.append(survival.sum(dim=1))
-        hidden = family.attention_output(layer, context, hidden)
-        factor = gate if masking_mode == "soft" else alive
-        hidden = family.feed_forward(layer, hidden) * factor[:, :, None]
         token_lengths.append(alive.sum(dim=1))
         if keep_states:
             states.append(hidden)

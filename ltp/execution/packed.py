@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ltp.encoders.base import EncoderFamily
 from ltp.execution.attention import packed_attention
@@ -28,6 +29,7 @@ def packed_encoder(
     scoring_mode: str,
     score_length: int,
     keep_class_states: bool = False,
+    recompute: bool = False,
 ) -> EncoderOutput:
     """Run the encoder's layers over packed tokens.
 
@@ -42,14 +44,19 @@ def packed_encoder(
         masking_mode: see :data:`~ltp.pruning.MASKING_MODES`.
         scoring_mode, score_length: see :func:`~ltp.pruning.importance`.
         keep_class_states: whether to return the class states of every layer.
+        recompute: whether to compute activations again in the backward pass rather than keep them.
     """
     real_lengths = packing.to_example_order(packing.counts)
     token_lengths, gate_sums = [real_lengths], []
     survival = packing.alive.float()  # (B, N) in packing order; under a soft rule: the product of the gates so far
     expected_lengths = [real_lengths.float()]
     class_states: list[Tensor] = []
-    for number, layer in enumerate(layers, start=1):
-        last = number == len(layers)  # after its attention only the classification tokens are needed
+
+    def run_layer(
+        number: int, hidden: Tensor, packing: Packing, survival: Tensor
+    ) -> tuple[Tensor, Packing, Tensor | None]:
+        """Run a layer: its output, the tokens that are left, and the gates, (B, N) in packing order."""
+        layer = layers[number - 1]
         query, key, value = family.project(layer, hidden)
         weighted = masking_mode == "survival"
         context, received = packed_attention(
@@ -67,12 +74,9 @@ def packed_encoder(
             )
         else:
             scores = torch.zeros_like(packing.alive, dtype=torch.float32)
-        gate: Tensor | None = None
+        gates = gate = None
         if masking_mode != "hard":
             gates = pruner.gate(number, scores, packing.alive)
-            gate_sums.append(packing.to_example_order(gates.sum(dim=1)))
-            survival = survival * gates
-            expected_lengths.append(packing.to_example_order(survival.sum(dim=1)))
             gate = packing.pack(gates) if masking_mode == "soft" else None
         else:
             survivors = pruner.survivors(number, scores, packing.alive, real_lengths[packing.order])
@@ -81,15 +85,28 @@ def packed_encoder(
                 if kept.total < packing.total:
                     context, hidden = context[indices], hidden[indices]
                     packing = kept
-        token_lengths.append(packing.to_example_order(packing.counts))
-        if last:
+        if number == len(layers):  # after its attention only the classification tokens are needed
             context, hidden = context[packing.starts], hidden[packing.starts]
             gate = gate[packing.starts] if gate is not None else None
         hidden = family.feed_forward(layer, family.attention_output(layer, context, hidden))
         if gate is not None:
             hidden = hidden * gate[:, None]
+        return hidden, packing, gates
+
+    for number in range(1, len(layers) + 1):
+        before = packing
+        if recompute:
+            hidden, packing, gates = checkpoint(run_layer, number, hidden, packing, survival, use_reentrant=False)
+        else:
+            hidden, packing, gates = run_layer(number, hidden, packing, survival)
+        token_lengths.append(packing.to_example_order(packing.counts))
+        if gates is not None:
+            gate_sums.append(before.to_example_order(gates.sum(dim=1)))
+            survival = survival * gates
+            expected_lengths.append(before.to_example_order(survival.sum(dim=1)))
         if keep_class_states:
-            class_states.append(packing.to_example_order(hidden if last else hidden[packing.starts]))
+            states = hidden if number == len(layers) else hidden[packing.starts]
+            class_states.append(packing.to_example_order(states))
     return EncoderOutput(
         class_token=packing.to_example_order(hidden),
         token_lengths=torch.stack(token_lengths, dim=1),

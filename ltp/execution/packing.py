@@ -7,12 +7,29 @@ import torch
 from torch import Tensor
 
 
-def real_tokens(attention_mask: Tensor) -> Tensor:
-    """Convert an attention mask, (B, N) of any dtype, to bool.
+def real_tokens(attention_mask: Tensor | None, inputs: Tensor) -> Tensor:
+    """Convert an attention mask to the real tokens, (B, N) bool.
+
+    Args:
+        attention_mask: 1 for real tokens and 0 for padding, (B, N) of any dtype; None if every token is real.
+        inputs: token ids, (B, N), or embeddings, (B, N, D).
 
     Raises:
-        ValueError: an example has no real token at position 0 (padding on the left).
+        ValueError: the batch is empty; the mask has another shape or is additive; an example has no real token at
+            position 0 (padding on the left).
     """
+    shape = tuple(inputs.shape[:2])
+    if 0 in shape:
+        raise ValueError(f"the batch is empty: its shape is {shape}")
+    if attention_mask is None:
+        return torch.ones(shape, dtype=torch.bool, device=inputs.device)
+    if tuple(attention_mask.shape) != shape:
+        raise ValueError(
+            f"attention_mask has the shape {tuple(attention_mask.shape)}; "
+            f"give one of {shape}: 1 for real tokens, 0 for padding"
+        )
+    if attention_mask.is_floating_point() and not bool(((attention_mask == 0) | (attention_mask == 1)).all()):
+        raise ValueError("attention_mask holds other values than 0 and 1; give 1 for real tokens, 0 for padding")
     alive = attention_mask.bool()
     if not bool(alive[:, 0].all()):
         raise ValueError(

@@ -33,25 +33,53 @@ class LTPForSequenceClassification(PreTrainedModel):
     """A BERT or RoBERTa sequence classifier whose encoder prunes tokens.
 
     Attributes:
-        dense: the Hugging Face classifier with the weights.
+        dense_model: the Hugging Face classifier with the weights; ``dense`` is short for it.
         pruner: the pruning method with its parameters (learned thresholds).
         execution: ``packed`` removes pruned tokens; ``masked`` computes and masks them (the reference; always used
             to return hidden states or attentions).
+        gradient_checkpointing: whether training computes the activations of a layer again in the backward pass rather
+            than keep them; ``gradient_checkpointing_enable()`` sets it.
     """
 
     execution = "packed"
+    gradient_checkpointing = False
 
     config_class = LTPConfig
-    base_model_prefix = "dense"
-    supports_gradient_checkpointing = False
+    base_model_prefix = "dense_model"  # not "dense": PEFT's target module of that name would match it
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
 
     def __init__(self, config: LTPConfig) -> None:
         super().__init__(config)
         self.family = encoder_family(config.dense_model_type)
         self.num_labels = config.num_labels
-        self.dense = self.family.classifier_class(config.build_dense_config())
+        self.dense_model = self.family.classifier_class(config.build_dense_config())
         self.pruner = pruner_class(config.prune_mode).from_config(config)
         self.post_init()
+
+    @property
+    def dense(self) -> Any:
+        """The Hugging Face classifier with the weights."""
+        return self.dense_model
+
+    def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args: Any, **kwargs: Any) -> str:
+        if attn_implementation not in (None, "eager", "sdpa"):
+            raise ValueError(
+                f"attn_implementation={attn_implementation!r}: a pruned encoder needs attention that returns what each "
+                "token receives, which is built in; leave the argument out"
+            )
+        return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for key in [key for key in state_dict if key.startswith(f"{prefix}dense.")]:  # written by ltp 0.1
+            state_dict[f"{prefix}dense_model.{key.removeprefix(f'{prefix}dense.')}"] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Resize the embeddings as Hugging Face models do."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        self.dense.config.vocab_size = self.config.vocab_size
+        return embeddings
 
     def _init_weights(self, module: nn.Module) -> None:
         # from_pretrained builds on the meta device: parameters that the checkpoint lacks are uninitialised until here
@@ -77,7 +105,7 @@ class LTPForSequenceClassification(PreTrainedModel):
             raise ValueError(f"{type(dense).__name__} is not a {family.classifier_class.__name__}")
         with torch.device("meta"):  # allocates no memory: the dense part is replaced
             model = cls(config)
-        model.dense = dense
+        model.dense_model = dense
         model.pruner = pruner_class(config.prune_mode).from_config(config).to(dense.device)
         return model.train(dense.training)
 
@@ -110,6 +138,9 @@ class LTPForSequenceClassification(PreTrainedModel):
                 for key in (*PRUNING_KEYS, *SOFT_KEYS):
                     pruning.setdefault(key, getattr(given, key))
                     setattr(given, key, getattr(stored, key))
+            kwargs["key_mapping"] = {r"^dense\.": "dense_model."} | (
+                kwargs.get("key_mapping") or {}
+            )  # written by ltp 0.1
             model = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
             model.set_pruning(**pruning)
             if budget is not None:
@@ -226,6 +257,7 @@ class LTPForSequenceClassification(PreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         output_class_states: bool = False,
+        head_mask: Tensor | None = None,
     ) -> LTPOutput | tuple[Any, ...]:
         """Classify a batch.
 
@@ -237,27 +269,32 @@ class LTPForSequenceClassification(PreTrainedModel):
             output_attentions, output_hidden_states: whether to return these outputs of every layer.
             return_dict: whether to return an :class:`~ltp.execution.output.LTPOutput` (default) or a tuple.
             output_class_states: whether to return the class states of every layer.
+            head_mask: not supported, as in transformers 5; must be None.
 
         Raises:
-            ValueError: neither or both of ``input_ids`` and ``inputs_embeds``; an example without a real token
-                at position 0 (padding on the left).
+            ValueError: neither or both of ``input_ids`` and ``inputs_embeds``; an empty batch; a mask of another shape
+                or meaning; an example without a real token at position 0 (padding on the left), or with more tokens
+                than the encoder has positions; a head mask.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
-        shape = (input_ids if input_ids is not None else cast(Tensor, inputs_embeds)).shape[:2]
-        if attention_mask is None:
-            alive = torch.ones(shape, dtype=torch.bool, device=self.device)
-        else:
-            alive = real_tokens(attention_mask)
+        if head_mask is not None:
+            raise ValueError("head_mask is not supported; leave it out")
+        inputs = input_ids if input_ids is not None else cast(Tensor, inputs_embeds)
+        alive = real_tokens(attention_mask, inputs)
         common: dict[str, Any] = {
             "masking_mode": self.config.masking_mode if self.training else "hard",
             "scoring_mode": self.config.scoring_mode,
             "score_length": self.config.score_length,
             "keep_class_states": output_class_states,
+            "recompute": self.gradient_checkpointing and self.training,
         }
         layers = self.family.layers(self.dense)
         if self.execution == "packed" and not (output_attentions or output_hidden_states):
             packing, indices = Packing.from_mask(alive)
+            limit = self.family.max_input_tokens(self.dense.config)
+            if position_ids is None and packing.lengths[-1] > limit:
+                raise ValueError(f"an example has {packing.lengths[-1]} tokens; the encoder has {limit} positions")
             if input_ids is not None:
                 hidden = self.family.embed_tokens(self.dense, input_ids, indices, token_type_ids, position_ids)
             else:

@@ -18,13 +18,16 @@ _OUTER_KEYS = (
 
 
 def _dense_size(key: str) -> property:
-    """Create a property that returns a size of the dense classifier, an int."""
+    """Create a property for a size of the dense classifier, an int."""
 
     def size(self: "LTPConfig") -> int:
         default = encoder_family(self.dense_model_type).config_class
         return int(self.dense_config[key] if key in self.dense_config else getattr(default(), key))
 
-    return property(size)
+    def set_size(self: "LTPConfig", value: int) -> None:
+        self.dense_config[key] = value
+
+    return property(size, set_size)
 
 
 class LTPConfig(PreTrainedConfig):

@@ -69,7 +69,7 @@ def test_pickled_weights_are_not_unpickled(run, weights):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers(run, weights, value):
     tensors = load_file(weights)
-    tensors["dense.classifier.bias"][1] = value
+    tensors["dense_model.classifier.bias"][1] = value
     save_file(tensors, weights, {"format": "pt"})
     with pytest.raises(UserError, match=r"dense\.classifier\.bias holds weights that are not finite numbers\."):
         load(run)

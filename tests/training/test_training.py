@@ -768,8 +768,8 @@ def test_a_pretrained_encoder_gets_a_new_head():
     assert directory.is_relative_to(f"outputs/{checkpoint_folder('encoder')}/demo/finetune")
     before, after = load_file("encoder/model.safetensors"), weights_of(directory)
     for name in ("embeddings.word_embeddings.weight", "encoder.layer.3.output.dense.weight"):
-        torch.testing.assert_close(after[f"dense.bert.{name}"], before[name], rtol=0, atol=1e-6)
-    assert after["dense.classifier.weight"].shape == (2, 32)
+        torch.testing.assert_close(after[f"dense_model.bert.{name}"], before[name], rtol=0, atol=1e-6)
+    assert after["dense_model.classifier.weight"].shape == (2, 32)
     assert results_of(directory)["parent"] == "encoder"
 
 
