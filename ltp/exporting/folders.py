@@ -1,5 +1,6 @@
 """Atomic creation of export directories."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -15,6 +16,8 @@ from ltp.model import MODEL_TYPE
 def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Create a temporary folder that is renamed to ``target`` on exit, or deleted after an error.
 
+    What a killed process has left behind is removed.
+
     Args:
         target: the folder to create.
         overwrite: whether to replace an earlier export at ``target``.
@@ -23,24 +26,46 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         The temporary folder, in the same parent folder as ``target``.
 
     Raises:
-        UserError: see :func:`check_target`.
+        UserError: see :func:`check_target`; or another process writes to ``target``.
     """
-    check_target(target, overwrite=overwrite)
-    partial, previous = (target.with_name(f".{target.name}.{os.getpid()}.{word}") for word in ("partial", "former"))
+    partial, previous = (target.with_name(f".{target.name}.{word}") for word in ("partial", "former"))
     try:
-        partial.mkdir(parents=True)
+        partial.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"to={target}: cannot write {target.parent}: {error.strerror}") from error
-    try:
-        yield partial
-        if target.exists():
-            os.replace(target, previous)
-        os.replace(partial, target)
-    finally:
-        if previous.exists() and not target.exists():
+    with _locked(partial, target):
+        if previous.exists() and not target.exists():  # a killed process was about to replace it
             os.replace(previous, target)
-        for leftover in (partial, previous):
-            shutil.rmtree(leftover, ignore_errors=True)
+        try:
+            check_target(target, overwrite=overwrite)
+            _clear(partial)
+            yield partial
+            if target.exists():
+                os.replace(target, previous)
+            os.replace(partial, target)
+        finally:
+            if previous.exists() and not target.exists():
+                os.replace(previous, target)
+            for leftover in (partial, previous):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextmanager
+def _locked(partial: Path, target: Path) -> Iterator[None]:
+    """Lock a folder; the operating system releases the lock of a process that is killed."""
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UserError(f"to={target} is being written by another process; wait for it, or stop it") from None
+    finally:
+        os.close(descriptor)
+
+
+def _clear(folder: Path) -> None:
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def check_target(target: Path, *, overwrite: bool) -> None:

@@ -36,13 +36,21 @@ class GraphForm(nn.Module):
         """Classify a batch.
 
         Args:
-            input_ids, attention_mask, token_type_ids: (B, N) int64; position 0 of each example must be a real token.
+            input_ids, attention_mask, token_type_ids: (B, N) int64. Padding may be on either side. A row of padding
+                only is computed as if its first token were real: it changes no other row.
 
         Returns:
             Logits, (B, num_labels) float32; tokens alive entering each layer, and after the last, (B, L+1) int64.
         """
         model, family, config = self.model, self.model.family, self.model.config
-        alive = attention_mask.bool()
+        length = input_ids.shape[1]
+        # a graph cannot refuse a batch: it moves padding on the left to the right
+        first = attention_mask.bool().int().argmax(dim=1, keepdim=True)
+        columns = torch.arange(length, device=input_ids.device) + first
+        columns = torch.where(columns < length, columns, columns - length)
+        input_ids = input_ids.gather(1, columns)
+        token_type_ids = None if token_type_ids is None else token_type_ids.gather(1, columns)
+        alive = attention_mask.gather(1, columns).bool() | (columns == first)
         lengths = counts = alive.sum(dim=1)
         token_lengths = [counts]
         hidden = family.embed_tokens(model.dense, input_ids, _indices(alive), token_type_ids, None)  # (T, D)

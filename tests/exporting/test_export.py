@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -420,6 +421,34 @@ def test_after_an_error_nothing_is_left(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
+def test_what_a_killed_export_left_is_removed_and_a_live_ones_is_not(make_run, tmp_path):
+    run, target = make_run(), tmp_path / "exported"
+    export_huggingface(run, target)
+    program = """
+import os, sys, time
+from pathlib import Path
+from ltp.exporting.folders import new_folder
+with new_folder(Path(sys.argv[1]), overwrite=True) as folder:
+    (folder / "half").write_text("")
+    os.replace(sys.argv[1], folder.with_name(".exported.former"))
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+    process = subprocess.Popen([sys.executable, "-c", program, str(target)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    with pytest.raises(UserError, match=r"exported is being written by another process"):
+        export_huggingface(run, target)
+    process.kill()
+    process.communicate()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".exported.former", ".exported.partial", "run"]
+    with pytest.raises(UserError, match=r"exported is not empty"):  # the former export is back
+        export_huggingface(run, target)
+    export_huggingface(run, target, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["exported", "run"]
+    assert not (target / "half").exists()
+
+
 def test_an_export_replaces_an_export_only(make_run, tmp_path):
     run, target = make_run(), tmp_path / "exported"
     target.mkdir()  # an empty one is as good as none
@@ -461,6 +490,32 @@ def test_the_graph_form_equals_the_packed_form_and_removes_tokens(make_dense, ma
     assert of_graph[-1] == len(sentences)
 
 
+@pytest.mark.parametrize("pruning", [THRESHOLD, NORM, TOPK, {"prune_mode": "none"}])
+def test_padding_on_the_left_and_rows_of_padding_change_no_other_row(
+    make_dense, make_batch, sentences, family, pruning
+):
+    model = LTPForSequenceClassification.from_dense(make_dense(family), **pruning)
+    batch = make_batch(model, sentences, 20)
+    batch["token_type_ids"] = (torch.arange(20) > 4).long().expand(4, 20) * (family == "bert")
+    with torch.no_grad():
+        wanted = model(**batch)
+        lengths = batch["attention_mask"].sum(dim=1).tolist()
+        left = {
+            name: torch.stack([row.roll(20 - n) for row, n in zip(rows, lengths, strict=True)])
+            for name, rows in batch.items()
+        }
+        both = {
+            name: torch.cat([left[name][:2], torch.zeros(2, 20, dtype=torch.int64), left[name][2:]]) for name in left
+        }
+        logits, token_lengths = GraphForm(model)(**both)
+        one = model(both["input_ids"][2:4, :1]).logits
+    real = [0, 1, 4, 5]
+    torch.testing.assert_close(logits[real], wanted.logits, atol=1e-5, rtol=0)
+    assert torch.equal(token_lengths[real], wanted.token_lengths)
+    torch.testing.assert_close(logits[2:4], one, atol=1e-5, rtol=0)
+    assert (token_lengths[2:4] == 1).all()
+
+
 @needs_onnx
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "pruning"), [("bert", THRESHOLD), ("roberta", NORM)])
@@ -492,6 +547,13 @@ def check_graph(folder, run, batches, agreement):
     types = ["token_type_ids"] if model.config.dense_model_type == "bert" else []
     assert [item.name for item in session.get_inputs()] == ["input_ids", "attention_mask", *types]
     assert [item.name for item in session.get_outputs()] == ["logits", "token_lengths"]
+    ids, mask = batches[-1]["input_ids"][:2].numpy().copy(), batches[-1]["attention_mask"][:2].numpy().copy()
+    mask[1] = 0  # as servers fill up a batch
+    inputs = {"input_ids": ids, "attention_mask": mask, **dict.fromkeys(types, 0 * ids)}
+    with_padding, alone = (
+        session.run(["logits"], {name: rows[:count] for name, rows in inputs.items()})[0] for count in (2, 1)
+    )
+    np.testing.assert_allclose(with_padding[0], alone[0], atol=1e-5)
     card = (folder / "README.md").read_text()
     snippet = card.split("```python\n")[1].split("```")[0]
     scope = {"DIR": str(folder)}
