@@ -20,9 +20,9 @@ from ltp.command.output import check_writable, step_progress
 from ltp.errors import UserError, check_choice, check_range
 from ltp.evaluation.samples import Sequences, validation_sequences
 from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint
-from ltp.runs.loading import check_budget, load_model, load_tokenizer, silence_libraries, stored_task
+from ltp.runs.loading import check_budget, load_model, load_tokenizer, silence_libraries, stored_task, task_and_data
 from ltp.runs.plan import task_of
-from ltp.runs.settings import TaskSettings
+from ltp.runs.settings import TaskSettings, is_unset, override_of, unset_task
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import; report mistakes before that
     from ltp.model.classifier import LTPForSequenceClassification
@@ -57,7 +57,7 @@ class BenchSettings:
     """Settings of a benchmark."""
 
     bench: BenchOptions = field(default_factory=BenchOptions)
-    task: TaskSettings | None = None
+    task: TaskSettings | None = field(default_factory=unset_task)
     restore: str | None = None
     budget: float | None = None
     data_dir: str | None = None
@@ -93,6 +93,8 @@ def resolve(settings: BenchSettings) -> tuple[BenchSettings, Checkpoint | None]:
         UserError: a value is out of range, keys contradict each other, or the checkpoint does not exist.
     """
     options = settings.bench
+    if settings.task is not None and is_unset(settings.task):
+        settings.task = None
     for key in ("batch_size", "dtype", "engines"):  # a single value may be given without brackets
         value = getattr(options, key)
         if value is not None and not isinstance(value, list):
@@ -106,12 +108,12 @@ def resolve(settings: BenchSettings) -> tuple[BenchSettings, Checkpoint | None]:
         options.relative_flops = options.relative_flops if options.relative_flops is not None else 0.5
         if settings.task is not None:
             raise UserError(
-                f"task={settings.task.name} needs restore=…, whose tokenizer reads its texts; "
+                f"{override_of(settings.task)} needs restore=…, whose tokenizer reads its texts; "
                 "bench.lengths=mrpc, sst2 or rte needs none"
             )
-    elif settings.task is None and options.lengths is None and (stored := stored_task(checkpoint)) is not None:
-        settings.task = stored.task
-        settings.data_dir = settings.data_dir if settings.data_dir is not None else stored.data_dir
+    elif options.lengths is None and ((stored := stored_task(checkpoint)) is not None or settings.task is not None):
+        given = settings.task or unset_task()
+        settings.task, settings.data_dir = task_and_data(str(settings.restore), given, settings.data_dir, stored)
     if settings.task is None and options.lengths is None:
         options.lengths = "mrpc"
     return settings, checkpoint
@@ -173,7 +175,7 @@ def check(settings: BenchSettings) -> None:
         )
     if settings.task is not None and options.lengths is not None:
         raise UserError(
-            f"task={settings.task.name} and bench.lengths={options.lengths} contradict each other: give one of them"
+            f"{override_of(settings.task)} and bench.lengths={options.lengths} contradict each other: give one of them"
         )
     if settings.data_dir is not None and settings.task is None and settings.restore is None:
         raise UserError(f"data_dir={settings.data_dir} goes with task=…; synthetic lengths need no data")

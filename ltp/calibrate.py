@@ -21,9 +21,9 @@ from ltp.command.output import progress
 from ltp.errors import UserError, check_choice, check_range, format_value
 from ltp.pruning import RATE_MODES
 from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint, is_finished, read_results
-from ltp.runs.loading import stored_task
+from ltp.runs.loading import stored_task, task_and_data
 from ltp.runs.plan import task_of
-from ltp.runs.settings import check_shares
+from ltp.runs.settings import check_shares, is_unset
 
 log = logging.getLogger("ltp")
 
@@ -69,11 +69,9 @@ def resolve_texts(settings: CalibrateSettings) -> tuple[Checkpoint, Path]:
             is in use.
     """
     check(settings)
-    for key in ("target_latency_ms", "budgets", "data_dir", "task"):
-        if getattr(settings, key) is not None:
-            raise UserError(
-                f"{key} needs a task with its data, in place of texts={settings.texts}: leave one of them out"
-            )
+    given = [key for key in ("target_latency_ms", "budgets", "data_dir") if getattr(settings, key) is not None]
+    for key in [*given, *([] if is_unset(settings.task) else ["task"])]:
+        raise UserError(f"{key} needs a task with its data, in place of texts={settings.texts}: leave one of them out")
     checkpoint = inspect_checkpoint(settings.restore)
     if settings.columns is None:
         stored = stored_task(checkpoint)
@@ -108,14 +106,8 @@ def resolve(settings: CalibrateSettings) -> Request:
     checkpoint = inspect_checkpoint(settings.restore)
     check_method(settings, checkpoint)
     stored = stored_task(checkpoint)
-    is_own_task = settings.task is None and settings.data_dir is None and stored is not None
-    if settings.task is None:
-        if stored is None:
-            raise UserError(
-                f"restore={settings.restore} is not a run directory that names its task: give task=… (and data_dir=…)"
-            )
-        settings.task = stored.task
-        settings.data_dir = settings.data_dir or stored.data_dir
+    is_own_task = is_unset(settings.task) and settings.data_dir is None and stored is not None
+    settings.task, settings.data_dir = task_and_data(settings.restore, settings.task, settings.data_dir, stored)
     request = Request(settings, checkpoint, stored, is_own_task, new_directory(settings, checkpoint))
     check_directory(request)
     return request

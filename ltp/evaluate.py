@@ -13,7 +13,8 @@ from ltp.command.output import check_writable, progress
 from ltp.errors import UserError, check_choice, check_range, format_value
 from ltp.evaluation.request import DTYPES, EXECUTIONS, EvaluateSettings, Request
 from ltp.runs.checkpoints import PREDICTIONS_FILE, Checkpoint, inspect_checkpoint
-from ltp.runs.loading import StoredTask, check_budget, stored_task
+from ltp.runs.loading import StoredTask, check_budget, stored_task, task_and_data
+from ltp.runs.settings import is_unset
 
 
 def main(settings: EvaluateSettings) -> None:
@@ -61,14 +62,8 @@ def resolve(settings: EvaluateSettings) -> Request:
     checkpoint = inspect_checkpoint(settings.restore)
     check_budget(checkpoint, settings.budget)
     stored = stored_task(checkpoint)
-    is_own_task = settings.task is None and settings.data_dir is None
-    if settings.task is None:
-        if stored is None:
-            raise UserError(
-                f"restore={settings.restore} is not a run directory that names its task: give task=… (and data_dir=…)"
-            )
-        settings.task = stored.task
-        settings.data_dir = settings.data_dir or stored.data_dir
+    is_own_task = is_unset(settings.task) and settings.data_dir is None
+    settings.task, settings.data_dir = task_and_data(settings.restore, settings.task, settings.data_dir, stored)
     is_default = settings.split == "validation" and settings.execution == "packed"
     is_default = is_default and settings.dtype is None and settings.budget is None
     if settings.dtype is None:

@@ -36,7 +36,7 @@ def new_directory(settings: CalibrateSettings, checkpoint: Checkpoint) -> Path:
         leaf = leaf.with_name(f"texts_{leaf.name}")
         if checkpoint.run_dir is None:
             return Path(settings.output_root or "outputs").expanduser() / checkpoint_folder(checkpoint.path) / leaf
-    if settings.task is None:
+    if settings.texts is not None:
         assert checkpoint.run_dir is not None
         return checkpoint.run_dir / leaf
     if settings.output_root is not None:
@@ -126,7 +126,6 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
 def new_config(request: Request) -> dict[str, Any]:
     """Return the new run's ``config.yaml``: the calibrated run's, with new ``task``, ``parent`` and ``calibrate``."""
     settings, checkpoint = request.settings, request.checkpoint
-    assert settings.task is not None
     inherited = run_config(checkpoint.run_dir) if checkpoint.run_dir is not None else {}
     results = checkpoint.results or {}
     calibrate: dict[str, Any] = {key: getattr(settings, key) for key in (*BUDGETS, "examples")}

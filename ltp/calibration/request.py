@@ -1,6 +1,6 @@
 """Settings of a calibration, and the checked request."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from omegaconf import MISSING
@@ -8,7 +8,7 @@ from omegaconf import MISSING
 from ltp.pruning import RATE_MODES
 from ltp.runs.checkpoints import Checkpoint
 from ltp.runs.loading import StoredTask
-from ltp.runs.settings import TaskSettings
+from ltp.runs.settings import TaskSettings, unset_task
 
 #: The keys that set the target, with an example of each; exactly one must be given.
 BUDGETS = {
@@ -35,7 +35,7 @@ class CalibrateSettings:
     batch_size: int | None = None
     execution: str | None = None
     dtype: str | None = None
-    task: TaskSettings | None = None
+    task: TaskSettings = field(default_factory=unset_task)
     data_dir: str | None = None
     examples: int = MISSING
     threads: int | None = None

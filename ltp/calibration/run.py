@@ -51,7 +51,6 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
     settings, directory = request.settings, request.directory
     set_threads(settings.threads)
     check_can_write(request)
-    assert settings.task is not None
     pairs = len(task_of(settings.task).text_columns) == 2
     model, tokenizer = load_model(request.checkpoint), load_tokenizer(request.checkpoint, pairs=pairs)
     if request.is_dense:
@@ -83,7 +82,6 @@ def measure(
         UserError, RunError: see :func:`run`.
     """
     settings, results = request.settings, request.checkpoint.results or {}
-    assert settings.task is not None
     device = select_device(settings.device)
     data = read_data(request.checkpoint, settings.task, settings.data_dir, tokenizer, model)
     sample = Sample.from_data(data, settings.examples)
@@ -131,7 +129,6 @@ def _unreachable(settings: CalibrateSettings, error: UnreachableError, examples:
 def run_facts(request: Request, model: LTPForSequenceClassification) -> dict[str, Any]:
     """Return the part of ``results.json`` that describes the run's configuration, with the keys of a training."""
     settings, checkpoint = request.settings, request.checkpoint
-    assert settings.task is not None
     parent = checkpoint.results or {}
     rate = "token_keep_rate" if model.config.prune_mode in RATE_MODES else "final_token_threshold"
     defaults = {key: getattr(model.config, key) for key in ("scoring_mode", "score_length", rate)}

@@ -222,9 +222,6 @@ def explain(error: Exception, overrides: list[str], unknown: Callable[[str], str
     if match := re.search(r"Ambiguous value for argument '(.+)'", text):
         key, values = match[1].split("=", 1)
         return f"{match[1]}: several values make a sweep, which needs -m; a list is written {key}=[{values}]"
-    if "Unexpected type for root: NoneType" in text:  # a key of a group that is null
-        word = next((word for word in overrides if word.startswith("task.")), overrides[-1])
-        return f"{word} goes with task=…; without it, the run's own task is used as it was trained"
     if match := re.search(r"Could not append to config\. An item is already at '([^']+)'", text):
         return f"+{match[1]}: the key exists already; leave out the plus: {match[1]}=…"
     if match := re.search(r"Could not override '([^']+)'", text):

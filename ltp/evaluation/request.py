@@ -1,13 +1,13 @@
 """The settings of an evaluation, as given and as checked."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
 
 from ltp.runs.checkpoints import Checkpoint
-from ltp.runs.settings import TaskSettings
+from ltp.runs.settings import TaskSettings, unset_task
 
 EXECUTIONS = ("packed", "masked", "deployed")
 DTYPES = ("float32", "bfloat16", "int8")
@@ -22,7 +22,7 @@ class EvaluateSettings:
 
     restore: str = MISSING
     budget: float | None = None
-    task: TaskSettings | None = None
+    task: TaskSettings = field(default_factory=unset_task)
     data_dir: str | None = None
     split: str = MISSING
     by_length: int | None = None

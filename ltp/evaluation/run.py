@@ -51,7 +51,7 @@ def run(request: Request, command: str, progress: Progress) -> dict[str, Any]:
     """
     silence_libraries()
     settings, checkpoint = request.settings, request.checkpoint
-    assert settings.task is not None and settings.dtype is not None  # filled by resolve()
+    assert settings.dtype is not None  # filled by resolve()
     set_threads(settings.threads)
     device = select_device("cpu" if settings.execution == "deployed" else settings.device)
     model = load_model(checkpoint, settings.budget)
@@ -102,7 +102,6 @@ def read_data(request: Request, model: LTPForSequenceClassification) -> GLUEData
         UserError: there is no such split, or data, tokenizer and model do not fit together.
     """
     settings, task = request.settings, request.settings.task
-    assert task is not None
     splits = read_splits(task, settings.data_dir)
     check_labels(request.checkpoint, splits.task)
     main_split = next(iter(splits.validation.values()))

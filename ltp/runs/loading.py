@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import MISSING
+
 from ltp.data.hub import loading_from_hub
 from ltp.errors import UserError
 from ltp.runs.checkpoints import Checkpoint, run_config
-from ltp.runs.settings import TaskSettings, check_shares
+from ltp.runs.settings import TaskSettings, check_shares, fill_task
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and a mistake should not
     from transformers import PreTrainedTokenizerBase
@@ -49,6 +51,26 @@ def stored_task(checkpoint: Checkpoint) -> StoredTask | None:
         return StoredTask(TaskSettings(**stored["task"]), stored.get("data_dir"), precision)
     except (AttributeError, KeyError, TypeError, ValueError):
         return None  # another version or another program wrote it
+
+
+def task_and_data(
+    restore: str, task: TaskSettings, data_dir: str | None, stored: StoredTask | None
+) -> tuple[TaskSettings, str | None]:
+    """Fill a command's task and data with those of the restored run.
+
+    Args:
+        restore: the key's value, for the message.
+        task, data_dir: as given; see :func:`ltp.runs.settings.unset_task`.
+        stored: the run's.
+
+    Raises:
+        UserError: no task is named, and none is stored.
+    """
+    filled = fill_task(task, stored.task if stored is not None else None)
+    if filled is None:
+        raise UserError(f"restore={restore} is not a run directory that names its task: give task=… (and data_dir=…)")
+    is_stored = stored is not None and task.name == MISSING
+    return filled, data_dir or (stored.data_dir if stored is not None and is_stored else None)
 
 
 def read_splits(task: TaskSettings, data_dir: str | None) -> "Splits":

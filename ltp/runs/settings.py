@@ -4,6 +4,7 @@
 the recipe's; :mod:`ltp.runs.plan` resolves it.
 """
 
+import copy
 import dataclasses
 import difflib
 import math
@@ -42,6 +43,37 @@ class TaskSettings:
     label_column: str = "label"
     metric: str = "accuracy"
     size: str = "small"
+
+
+def unset_task() -> TaskSettings:
+    """Return settings without a value: those of a command whose task is its run's, unless it is given."""
+    return TaskSettings(**dict.fromkeys((item.name for item in dataclasses.fields(TaskSettings)), MISSING))
+
+
+def is_unset(task: TaskSettings) -> bool:
+    """Whether no key of a task is given."""
+    return not _given(task)
+
+
+def _given(task: TaskSettings) -> dict[str, Any]:
+    return {key: value for key, value in vars(task).items() if value != MISSING}
+
+
+def override_of(task: TaskSettings) -> str:
+    """Return the first key that is given, for messages: ``task=mrpc`` or ``task.max_length=64``."""
+    key, value = next(iter(_given(task).items()))
+    return f"task={value}" if key == "name" else f"task.{key}={value}"
+
+
+def fill_task(task: TaskSettings, stored: TaskSettings | None) -> TaskSettings | None:
+    """Fill the keys that are not given: from the run's task, or from the defaults if another task is named.
+
+    Returns:
+        The task; None if none is named and none is stored.
+    """
+    given = _given(task)
+    base = TaskSettings() if "name" in given else stored
+    return None if base is None else dataclasses.replace(base, **given)
 
 
 @dataclass
@@ -280,10 +312,16 @@ def typed_as(schema: type[Settings], cfg: DictConfig, unknown: Callable[[str], s
         UserError: the schema lacks an appended key (``+prune.foo=1``), or a value is missing.
     """
     missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise UserError(f"{missing[0]} has no value; give it on the command line: {missing[0]}=…")
-    settings = OmegaConf.to_object(cfg)
+    of_task = [key for key in missing if key.startswith("task.") and schema is not TrainSettings]  # for fill_task
+    if others := [key for key in missing if key not in of_task]:
+        raise UserError(f"{others[0]} has no value; give it on the command line: {others[0]}=…")
+    cfg = copy.deepcopy(cfg)
+    for key in of_task:  # OmegaConf converts no missing values
+        OmegaConf.update(cfg, key, getattr(TaskSettings(name=""), key.removeprefix("task.")))
+    settings: Any = OmegaConf.to_object(cfg)
     assert isinstance(settings, schema)
+    for key in of_task:
+        setattr(settings.task, key.removeprefix("task."), MISSING)  # type: ignore[attr-defined]
     _reject_appended(settings, "", unknown)
     return settings
 

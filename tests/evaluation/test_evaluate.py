@@ -445,12 +445,29 @@ def test_help_explains_every_key():
         assert f"\n  {key}" in text or f" {key} " in text or f", {key}" in text, key
 
 
-def test_a_key_of_a_task_that_is_not_chosen(tmp_path):
-    finished = ltp_evaluate(f"restore={tmp_path} task.max_length=64")
-    assert (finished.code, finished.err) == (
-        2,
-        "error: task.max_length=64 goes with task=…; without it, the run's own task is used as it was trained\n",
+def test_keys_of_the_task_change_the_runs_own(runs, tmp_path):
+    run = runs["topk"]
+    (whole,) = report_of(f"restore={run}")["results"]
+    before = (run / "predictions.parquet").read_bytes()
+    (cut,) = report_of(f"restore={run} task.max_length=6 task.max_validation_samples=20 to={tmp_path / 'p.parquet'}")[
+        "results"
+    ]
+    assert (whole["examples"], cut["examples"]) == (48, 20)
+    assert (
+        max(pq.read_table(tmp_path / "p.parquet")["token_lengths"].to_pylist())[0] == 6 < whole["tokens_per_layer"][0]
     )
+    (rows,) = report_of(f"restore={run} task.max_validation_samples=null")["results"]
+    assert rows["examples"] > 48
+    assert (run / "predictions.parquet").read_bytes() == before  # which holds those of the run's own split
+    finished = ltp_evaluate(f"restore={run} task.max_lenght=6")
+    assert finished.err == "error: unknown key task.max_lenght; did you mean task.max_length?\n"
+
+
+def test_a_key_of_a_task_that_is_not_known(runs, tmp_path):
+    os.symlink(runs["topk"] / "model", tmp_path / "model")
+    finished = ltp_evaluate(f"restore={tmp_path / 'model'} task.max_length=64")
+    assert finished.code == 2
+    assert finished.err.endswith("is not a run directory that names its task: give task=… (and data_dir=…)\n")
 
 
 @pytest.mark.parametrize(
