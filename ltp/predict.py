@@ -13,7 +13,7 @@ from ltp.command.cli import Command
 from ltp.command.imports import fast_imports
 from ltp.command.output import check_writable, progress
 from ltp.command.overrides import quote_text
-from ltp.data.texts import Texts, keep_nonempty, read_texts
+from ltp.data.texts import Overview, Texts, TextSource, given_texts, open_texts
 from ltp.errors import UserError, check_choice, check_range, format_value
 from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint
 from ltp.runs.loading import (
@@ -57,31 +57,39 @@ class PredictSettings:
 def main(settings: PredictSettings) -> None:
     """Classify the texts that the settings name; print or write the predictions."""
     settings, checkpoint = resolve(settings)
-    texts = read_inputs(settings)
+    with open_source(settings) as source:
+        predict_source(settings, checkpoint, source)
+
+
+def predict_source(settings: PredictSettings, checkpoint: Checkpoint, source: TextSource) -> None:
+    """Classify the texts of a source; print or write the predictions."""
     for key in ("output", "html"):
         if (path := getattr(settings, key)) is not None:
             check_writable(f"{key}={path}", Path(path))
     with fast_imports():
         from ltp.evaluation import prediction_output
 
-    shown: list[Prediction] = []  # what is shown is kept; what is only written is not
-    notes = prediction_output.Notes(texts.skipped)
-    is_shown = settings.show or settings.html is not None or settings.output is None
+    own = prediction_output.prediction_columns(checkpoint.num_labels == 1)
+    output = Path(settings.output) if settings.output is not None else None
+    columns = prediction_output.OutputColumns(own, typed=output is not None and output.suffix == ".parquet")
+    overview = source.check(columns.look)
+    texts, predictions = Texts(), list["Prediction"]()  # what is shown is kept; what is only written is not
+    notes = prediction_output.Notes(overview.skipped)
+    is_shown = settings.show or settings.html is not None or output is None
     with contextlib.ExitStack() as stack:
         write = None
-        if settings.output is not None:
-            write = stack.enter_context(prediction_output.prediction_writer(Path(settings.output)))
-        chunks, thresholds = predict_texts(settings, checkpoint, texts)
-        for start, predictions in chunks:
-            rows = texts.rows[start : start + len(predictions)]
-            chunk = texts.texts[start : start + len(predictions)]
-            notes.add(rows, predictions)
+        if output is not None:
+            write = stack.enter_context(prediction_output.prediction_writer(output, columns))
+        predicted, thresholds = predict_texts(settings, checkpoint, source, overview)
+        for chunk, of_chunk in predicted:
+            notes.add(chunk.rows, of_chunk)
             if write is not None:
-                write(prediction_output.records(rows, chunk, predictions))
+                write(columns.records(chunk, of_chunk))
             if is_shown:
-                shown += predictions
+                texts.rows += chunk.rows
+                texts.texts += chunk.texts
+                predictions += of_chunk
     notes.print()
-    predictions = shown
     if settings.html is not None:
         prediction_output.write_page(Path(settings.html), _title(settings, checkpoint), texts, predictions, thresholds)
     if settings.show:
@@ -90,7 +98,7 @@ def main(settings: PredictSettings) -> None:
         prediction_output.print_table(texts, predictions)
     for path in (settings.output, settings.html):
         if path is not None:
-            print(f"{len(texts.texts)} texts: {path}")
+            print(f"{overview.count} texts: {path}")
 
 
 def fill(settings: PredictSettings) -> PredictSettings:
@@ -173,56 +181,56 @@ def check(settings: PredictSettings) -> None:
     check_choice("device", settings.device, ("auto", "cpu", "cuda"))
 
 
-def read_inputs(settings: PredictSettings) -> Texts:
-    """Read the texts that the settings name.
+def open_source(settings: PredictSettings) -> TextSource:
+    """Open the texts that the settings name.
 
     Raises:
-        UserError: the texts cannot be read, or there are none.
+        UserError: they cannot be read.
     """
     if settings.text is None:
         assert settings.input is not None and settings.columns is not None
-        return read_texts(settings.input, settings.columns)
-    pair = () if settings.text_pair is None else (settings.text_pair,)
-    return keep_nonempty([(settings.text, *pair)], "text=…")
+        return open_texts(settings.input, settings.columns)
+    return given_texts(settings.text, *(() if settings.text_pair is None else (settings.text_pair,)))
 
 
 def predict_texts(
-    settings: PredictSettings, checkpoint: Checkpoint, texts: Texts
-) -> tuple[Iterator[tuple[int, list["Prediction"]]], list[float] | None]:
-    """Load the model, to classify the texts chunk by chunk.
+    settings: PredictSettings, checkpoint: Checkpoint, source: TextSource, overview: Overview
+) -> tuple[Iterator[tuple[Texts, list["Prediction"]]], list[float] | None]:
+    """Load the model, to classify the texts chunk by chunk: memory does not grow with their number.
 
     Returns:
-        The index of the first text of each chunk with the chunk's predictions, and the model's L thresholds, or None
-        if it has none.
+        The chunks with their predictions, and the model's L thresholds, or None if it has none.
 
     Raises:
         UserError: model, tokenizer and device do not fit together.
     """
     with fast_imports():
-        from ltp.evaluation.prediction import predict_in_chunks
+        from ltp.evaluation.prediction import predict
 
     silence_libraries()
     set_threads(settings.threads)
     device = select_device(settings.device)
     model = load_model(checkpoint, settings.budget)
-    tokenizer = load_tokenizer(checkpoint, pairs=len(texts.texts[0]) == 2)
+    tokenizer = load_tokenizer(checkpoint, pairs=len(source.columns) == 2)
     if settings.max_length is not None:
         check_length("max_length", settings.max_length, model, tokenizer)
     model.to(device)
 
-    def chunks() -> Iterator[tuple[int, list["Prediction"]]]:
-        with progress(len(texts.texts)) as advance:
-            yield from predict_in_chunks(
-                model,
-                tokenizer,
-                texts.texts,
-                max_length=settings.max_length or max_input_tokens(model, tokenizer),
-                batch_size=settings.batch_size,
-                trace=settings.show or settings.html is not None,
-                advance=advance,
-            )
+    def predicted() -> Iterator[tuple[Texts, list["Prediction"]]]:
+        with progress(overview.count) as advance:
+            for chunk in source.chunks():
+                yield (
+                    chunk,
+                    predict(
+                        *(model, tokenizer, chunk.texts),
+                        max_length=settings.max_length or max_input_tokens(model, tokenizer),
+                        batch_size=settings.batch_size,
+                        trace=settings.show or settings.html is not None,
+                        advance=advance,
+                    ),
+                )
 
-    return chunks(), None if model.thresholds is None else model.thresholds.tolist()
+    return predicted(), None if model.thresholds is None else model.thresholds.tolist()
 
 
 def _title(settings: PredictSettings, checkpoint: Checkpoint) -> str:

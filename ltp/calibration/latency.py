@@ -147,9 +147,10 @@ def calibrate_latency(model: LTPForSequenceClassification, stopwatch: Stopwatch,
         control.reset_to_start()
     setting = f"target_latency_ms={target:g}"
     if target > dense * (1 + ACCEPTED):
+        bound = f", down to {lowest:.3g}" if lowest < dense else ""  # a small model may gain nothing
         raise UserError(
             f"{setting} is more than the {dense:.3g} ms that a batch takes without pruning on this machine: nothing "
-            f"need be pruned. Give less than that, down to {lowest:.3g}."
+            f"need be pruned. Give less than that{bound}."
         )
     if target < lowest * (1 - ACCEPTED):
         raise UserError(

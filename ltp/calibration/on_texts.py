@@ -9,7 +9,7 @@ from typing import Any
 
 from ltp.calibration.request import CalibrateSettings
 from ltp.calibration.texts import calibrate
-from ltp.data.texts import read_texts
+from ltp.data.texts import open_texts
 from ltp.errors import RunError, UserError
 from ltp.evaluation.run import Progress
 from ltp.runs.checkpoints import Checkpoint
@@ -47,7 +47,8 @@ def calibrate_on_texts(
     set_threads(settings.threads)
     stored = stored_task(checkpoint)
     assert settings.texts is not None
-    texts: list[Any] = list(read_texts(settings.texts, settings.columns or ["text"], key="texts").texts)
+    with open_texts(settings.texts, settings.columns or ["text"], key="texts") as source:
+        texts: list[Any] = list(source.read().texts)
     step = max(1, len(texts) // settings.examples)  # spread over the file, which may be sorted
     texts = texts[::step][: settings.examples]
     model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint, pairs=len(texts[0]) == 2)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import csv
 import json
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
@@ -21,6 +23,10 @@ from ltp.data import TABLE_SUFFIXES
 from ltp.errors import UserError
 
 log = logging.getLogger(__name__)
+
+_SLICE = 128  # rows that are converted to Python at once: a small dictionary page can hold the same long text often
+_BLOCK = 1 << 25  # bytes of a CSV file that are parsed at once; a row must fit into one
+_ROW_BYTES = 16  # at least, of a value in memory
 
 
 def read_table(path: Path, columns: Sequence[str], *, remedy: str) -> pa.Table:
@@ -43,10 +49,52 @@ def read_table(path: Path, columns: Sequence[str], *, remedy: str) -> pa.Table:
         raise UserError(f"{path}: no such file.")
     if path.suffix == ".parquet":
         return _read_parquet(path, columns, remedy)
+    _check_memory(path, path.stat().st_size, "")
     if path.suffix == ".jsonl":
         return _read_jsonl(path, columns, remedy)
     require_columns(path, columns, header(path), remedy)
     return read_separated(path, columns)
+
+
+def read_records(path: Path, columns: Sequence[str], *, remedy: str) -> Iterator[dict[str, Any]]:
+    """Read the rows of a parquet, JSONL, CSV or TSV file with all their columns, part by part.
+
+    Args:
+        path, columns, remedy: See `read_table`; `columns` must be there.
+
+    Yields:
+        The values of a row by column; strings for CSV and TSV.
+
+    Raises:
+        UserError: See `read_table`; or a column name occurs twice.
+    """
+    if path.suffix == ".jsonl":
+        yield from _json_records(path, columns, remedy)
+        return
+    if path.suffix == ".parquet":
+        batches = _parquet_batches(path, columns, remedy)
+    else:
+        names = header(path)
+        require_columns(path, columns, names, remedy)
+        require_columns(path, names, names, remedy)
+        batches = _separated_batches(path, names)
+    for batch in batches:
+        for start in range(0, batch.num_rows, _SLICE):
+            yield from batch.slice(start, _SLICE).to_pylist()
+
+
+def _check_memory(path: Path, size: int, what: str) -> None:
+    """Check that a file's declared content fits into memory, before it is read.
+
+    Raises:
+        UserError: it would take more than half of it.
+    """
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory / 2:
+        raise UserError(
+            f"{path}: {what or 'it'} holds {size / 2**30:,.1f} GiB, more than half of this machine's memory "
+            f"({memory / 2**30:,.0f} GiB). Split the file."
+        )
 
 
 def header(path: Path) -> list[str]:
@@ -101,56 +149,143 @@ def read_separated(
     Raises:
         UserError: The file is not UTF-8 or cannot be parsed, or has broken rows that are not skipped.
     """
-    is_csv = path.suffix == ".csv"
     broken: list[pyarrow.csv.InvalidRow] = []
+    try:
+        table = pyarrow.csv.read_csv(path, **_separated_options(path, columns, names, broken))
+    except pa.ArrowInvalid as error:
+        raise _cannot_be_parsed(path, error) from None
+    if broken:
+        if not skip_broken or len(broken) * 100 > table.num_rows:
+            raise _broken_row(path, broken[0], header_lines=0 if names else 1)
+        log.warning(
+            "%s: %d broken rows left out, as in the hub's GLUE (%s)",
+            *(path, len(broken), _fields(broken[0], header_lines=0 if names else 1)),
+        )
+    return table
+
+
+def _separated_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    broken: list[pyarrow.csv.InvalidRow] = []
+    try:
+        with pyarrow.csv.open_csv(path, **_separated_options(path, columns, None, broken)) as reader:
+            for batch in reader:
+                if broken:
+                    break
+                yield batch
+    except pa.ArrowInvalid as error:
+        raise _cannot_be_parsed(path, error) from None
+    if broken:
+        raise _broken_row(path, broken[0], header_lines=1)
+
+
+def _separated_options(
+    path: Path, columns: Sequence[str], names: Sequence[str] | None, broken: list[pyarrow.csv.InvalidRow]
+) -> dict[str, Any]:
+    """Return the options of Arrow's reader; it appends the rows with too few or too many fields to a list."""
+    is_csv = path.suffix == ".csv"
 
     def on_invalid_row(row: pyarrow.csv.InvalidRow) -> str:
         broken.append(row)
         return "skip"
 
-    try:
-        table = pyarrow.csv.read_csv(
-            path,
-            # one thread: else invalid rows have no number; large blocks: a row must fit into one
-            read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=1 << 25, column_names=names),
-            parse_options=pyarrow.csv.ParseOptions(
-                delimiter="," if is_csv else "\t",
-                quote_char='"' if is_csv else False,
-                newlines_in_values=is_csv,
-                invalid_row_handler=on_invalid_row,
-            ),
-            convert_options=pyarrow.csv.ConvertOptions(
-                include_columns=list(columns),
-                column_types={column: pa.string() for column in columns},
-                strings_can_be_null=False,
-            ),
-        )
-    except pa.ArrowInvalid as error:
-        if "UTF8" in str(error):
-            raise _not_utf8(path) from None
-        raise UserError(f"{path}: cannot be parsed: {_one_line(error)}") from None
-    if broken:
-        first = broken[0]
-        row = f"row {first.number - (0 if names else 1)}" if first.number else "a row"
-        fields = f"{row} has {first.actual_columns} fields instead of {first.expected_columns}"
-        if not skip_broken or len(broken) * 100 > table.num_rows:
-            hint = "quote texts with commas" if is_csv else "texts in TSV files cannot hold tabs or line breaks"
-            raise UserError(f"{path}: {fields}; {hint}.")
-        log.warning("%s: %d broken rows left out, as in the hub's GLUE (%s)", path, len(broken), fields)
-    return table
+    return {
+        # one thread: else invalid rows have no number
+        "read_options": pyarrow.csv.ReadOptions(use_threads=False, block_size=_BLOCK, column_names=names),
+        "parse_options": pyarrow.csv.ParseOptions(
+            delimiter="," if is_csv else "\t",
+            quote_char='"' if is_csv else False,
+            newlines_in_values=is_csv,
+            invalid_row_handler=on_invalid_row,
+        ),
+        "convert_options": pyarrow.csv.ConvertOptions(
+            include_columns=list(columns),
+            column_types={column: pa.string() for column in columns},
+            strings_can_be_null=False,
+        ),
+    }
+
+
+def _cannot_be_parsed(path: Path, error: pa.ArrowInvalid) -> UserError:
+    return _not_utf8(path) if "UTF8" in str(error) else UserError(f"{path}: cannot be parsed: {_one_line(error)}")
+
+
+def _broken_row(path: Path, row: pyarrow.csv.InvalidRow, *, header_lines: int) -> UserError:
+    hint = "quote texts with commas" if path.suffix == ".csv" else "texts in TSV files cannot hold tabs or line breaks"
+    return UserError(f"{path}: {_fields(row, header_lines=header_lines)}; {hint}.")
+
+
+def _fields(row: pyarrow.csv.InvalidRow, *, header_lines: int) -> str:
+    name = f"row {row.number - header_lines}" if row.number else "a row"
+    return f"{name} has {row.actual_columns} fields instead of {row.expected_columns}"
 
 
 def _read_parquet(path: Path, columns: Sequence[str], remedy: str) -> pa.Table:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             require_columns(path, columns, file.schema_arrow.names, remedy)
-            return file.read(columns=list(columns)).replace_schema_metadata(None)
+            groups = range(file.num_row_groups)
+            declared = sum(_declared_bytes(file.metadata.row_group(group), columns) for group in groups)
+            _check_memory(path, declared, f"its {file.metadata.num_rows:,} rows:")
+        strings = [column for column in columns if _is_string(file.schema_arrow.field(column).type)]
+        with pyarrow.parquet.ParquetFile(path, read_dictionary=strings) as file:
+            table = file.read(columns=list(columns)).replace_schema_metadata(None)
+        _check_memory(path, sum(_decoded_bytes(table[column]) for column in strings), "its texts:")
+        return pa.table({column: pc.dictionary_decode(table[column]) for column in columns})
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: cannot be read as parquet: {_one_line(error)}") from None
 
 
+def _parquet_batches(path: Path, columns: Sequence[str], remedy: str) -> Iterator[pa.RecordBatch]:
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            require_columns(path, columns, schema.names, remedy)
+            require_columns(path, schema.names, schema.names, remedy)
+            for column in columns:
+                data_type = schema.field(column).type
+                if pa.types.is_nested(data_type) or pa.types.is_binary(data_type):
+                    raise UserError(f"{path}: column {column!r} holds {data_type} values, not text.")
+            for group in range(file.num_row_groups):
+                declared = _declared_bytes(file.metadata.row_group(group), schema.names)
+                _check_memory(path, declared, f"row group {group + 1}:")
+        strings = [name for name in schema.names if _is_string(schema.field(name).type)]
+        with pyarrow.parquet.ParquetFile(path, read_dictionary=strings) as file:
+            yield from file.iter_batches(batch_size=8 * _SLICE)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: cannot be read as parquet: {_one_line(error)}") from None
+
+
+def _is_string(data_type: pa.DataType) -> bool:
+    if pa.types.is_dictionary(data_type):  # pandas' categoricals
+        data_type = data_type.value_type
+    return pa.types.is_string(data_type) or pa.types.is_large_string(data_type)
+
+
+def _declared_bytes(group: Any, columns: Sequence[str]) -> int:
+    """Return what columns of a row group take in memory at least, by the file's own account."""
+    leaves = [group.column(index) for index in range(group.num_columns)]
+    sizes = [leaf.total_uncompressed_size for leaf in leaves if leaf.path_in_schema.split(".")[0] in columns]
+    return max(sum(sizes), group.num_rows * _ROW_BYTES * len(columns))
+
+
+def _decoded_bytes(column: pa.ChunkedArray) -> int:
+    """Return the size of the texts of a dictionary-coded column, each as often as it occurs."""
+    total = 0
+    for chunk in column.chunks:
+        lengths = pc.binary_length(chunk.dictionary)
+        total += pc.sum(pc.cast(pc.take(lengths, chunk.indices), pa.int64())).as_py() or 0
+    return total
+
+
 def _read_jsonl(path: Path, columns: Sequence[str], remedy: str) -> pa.Table:
     values: dict[str, list[Any]] = {column: [] for column in columns}
+    for record in _json_records(path, columns, remedy):
+        for column, column_values in values.items():
+            column_values.append(record[column])
+    return pa.table({column: _json_array(path, column, values[column]) for column in columns})
+
+
+def _json_records(path: Path, columns: Sequence[str], remedy: str) -> Iterator[dict[str, Any]]:
     row = 0
     try:
         with path.open(encoding="utf-8-sig") as lines:
@@ -161,15 +296,17 @@ def _read_jsonl(path: Path, columns: Sequence[str], remedy: str) -> pa.Table:
                 record = json.loads(line, parse_constant=_parse_constant)
                 if not isinstance(record, dict):
                     raise UserError(f"{path}: row {row} is not a JSON object, as every line must be.")
-                if not record.keys() >= values.keys():
+                if not record.keys() >= set(columns):
                     require_columns(f"{path}: row {row}", columns, list(record), remedy)
-                for column, column_values in values.items():
-                    column_values.append(record[column])
+                yield record
     except UnicodeDecodeError:
         raise _not_utf8(path) from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: row {row} is not valid JSON: {error.msg} (column {error.colno}).") from None
-    return pa.table({column: _json_array(path, column, values[column]) for column in columns})
+    except RecursionError:
+        raise UserError(f"{path}: row {row} is nested too deeply.") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise UserError(f"{path}: row {row} is not valid JSON: {_one_line(error)}") from None
 
 
 def _parse_constant(name: str) -> float | None:

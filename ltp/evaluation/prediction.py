@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,33 +36,9 @@ class Prediction:
     traces: list[TokenTrace]
 
 
-#: Texts that are tokenised and sorted by length together: what a prediction needs beside its text is kept for these.
-CHUNK = 8192
 _CUT_WORDS = 4  # words a token that are read of a text far beyond the limit
 _CUT_CHARACTERS = 64  # characters a token from which a text is cut
 _LONGEST_COUNTED = 100_000  # characters up to which the tokens of a truncated text are counted
-_CHUNK_CHARACTERS = 4_000_000  # tokenising takes some 150 bytes a character
-
-
-def predict_in_chunks(
-    model: LTPForSequenceClassification, tokenizer: Any, texts: Sequence[tuple[str, ...]], **arguments: Any
-) -> Iterator[tuple[int, list[Prediction]]]:
-    """Classify texts chunk by chunk, so that memory does not grow with their number.
-
-    Args:
-        model, tokenizer, texts, arguments: see :func:`predict`.
-
-    Yields:
-        The index of a chunk's first text, and its predictions.
-    """
-    start = characters = 0
-    for end, row in enumerate(texts):
-        length = sum(map(len, row))
-        if end > start and (end - start == CHUNK or characters + length > _CHUNK_CHARACTERS):
-            yield start, predict(model, tokenizer, texts[start:end], **arguments)
-            start, characters = end, 0
-        characters += length
-    yield start, predict(model, tokenizer, texts[start:], **arguments)
 
 
 def predict(

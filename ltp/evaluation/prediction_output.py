@@ -54,22 +54,85 @@ class Notes:
             print(f"{kind}: {'row' if count == 1 else 'rows'} {', '.join(rows)}{more}", file=sys.stderr)
 
 
-def records(
-    rows: Sequence[int], texts: Sequence[tuple[str, ...]], predictions: Sequence[Prediction]
-) -> list[dict[str, Any]]:
-    """The output record of each text: row in the input, text (and pair), and label and probability, or score."""
-    result = []
-    for row, row_texts, prediction in zip(rows, texts, predictions, strict=True):
-        record: dict[str, Any] = {"row": row, **dict(zip(("text", "text_pair"), row_texts, strict=False))}
-        if prediction.label is None:
-            result.append(record | {"score": prediction.value})
-        else:
-            result.append(record | {"label": prediction.label, "probability": prediction.value})
-    return result
+def prediction_columns(is_regression: bool) -> tuple[str, ...]:
+    """Return the names of the output's own columns: of the row's number in the input, and of what is predicted."""
+    return ("row", "score") if is_regression else ("row", "label", "probability")
+
+
+class OutputColumns:
+    """The columns of an output file: the row's number, the input's columns, and the prediction's.
+
+    A column of the input that has the name of one of the output's own is called ``input_…``.
+
+    Args:
+        own: the output's own columns, see :func:`prediction_columns`.
+        typed: whether to find the types of the columns, for parquet.
+    """
+
+    def __init__(self, own: Sequence[str], *, typed: bool) -> None:
+        self._own = own
+        self._typed = typed
+        self._inputs: dict[str, str] = {}  # names of the output by those of the input
+        self._types: dict[str, Any] = {}  # Arrow types by names of the input
+
+    def look(self, chunk: Texts) -> None:
+        """Take the columns of a chunk into account."""
+        names = dict.fromkeys(name for record in chunk.records for name in record)
+        for name in names:
+            if name not in self._inputs:
+                self._inputs[name] = f"input_{name}" if name in self._own else name
+            if self._typed:
+                self._types[name] = _joined_type(self._types.get(name), [record.get(name) for record in chunk.records])
+
+    @property
+    def names(self) -> list[str]:
+        """All column names, in order."""
+        return [self._own[0], *self._inputs.values(), *self._own[1:]]
+
+    def records(self, chunk: Texts, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+        """Return the output records of a chunk."""
+        result = []
+        for row, record, prediction in zip(chunk.rows, chunk.records, predictions, strict=True):
+            predicted = [prediction.value] if prediction.label is None else [prediction.label, prediction.value]
+            inputs = {self._inputs[name]: value for name, value in record.items()}
+            result.append({"row": row, **inputs, **dict(zip(self._own[1:], predicted, strict=True))})
+        return result
+
+    def table(self, rows: Sequence[dict[str, Any]]) -> Any:
+        """Convert output records to an Arrow table; columns of mixed types hold text."""
+        import pyarrow as pa
+
+        arrays = {}
+        types = {self._inputs[name]: data_type for name, data_type in self._types.items()}
+        for name in self.names:
+            values = [row.get(name) for row in rows]
+            if name in types and pa.types.is_string(types[name]):
+                values = [value if value is None or isinstance(value, str) else plain(value) for value in values]
+            arrays[name] = pa.array(values, types.get(name))
+        return pa.table(arrays)
+
+
+def _joined_type(known: Any, values: Sequence[Any]) -> Any:
+    """Return the Arrow type of earlier and further values; string if they have none in common."""
+    import pyarrow as pa
+
+    try:
+        further = pa.array(values).type
+        if known is None:
+            return further
+        schemas = [pa.schema({"": data_type}) for data_type in (known, further)]
+        return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+    except (pa.ArrowException, OverflowError):
+        return pa.string()
+
+
+def plain(value: Any) -> str:
+    """Return a value as text: JSON of a list or an object."""
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, dict | list) else str(value)
 
 
 @contextlib.contextmanager
-def prediction_writer(path: Path) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
+def prediction_writer(path: Path, columns: OutputColumns) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
     """Write records as CSV, JSONL or parquet, by the file's suffix, chunk by chunk; the file appears when it is whole.
 
     Yields:
@@ -77,34 +140,32 @@ def prediction_writer(path: Path) -> Iterator[Callable[[list[dict[str, Any]]], N
     """
     with open_atomically(path) as file, contextlib.ExitStack() as stack:
         if path.suffix == ".parquet":
-            yield _parquet_writer(file, stack)
+            yield _parquet_writer(file, stack, columns)
             return
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
         stack.callback(text.detach)
-        columns: list[str] = []
-
-        def write(rows: list[dict[str, Any]]) -> None:
-            if path.suffix == ".csv":
-                writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-                if not columns:
-                    columns.extend(rows[0])
-                    writer.writeheader()
-                writer.writerows(rows)
-            else:
-                text.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in rows)
-            text.flush()
-
-        yield write
+        stack.callback(text.flush)
+        if path.suffix == ".csv":
+            writer = csv.DictWriter(text, columns.names, lineterminator="\n")
+            writer.writeheader()
+            yield lambda rows: writer.writerows(
+                {name: plain(value) if value is not None else "" for name, value in row.items()} for row in rows
+            )
+            return
+        yield lambda rows: text.writelines(
+            json.dumps(record, ensure_ascii=False, default=str) + "\n" for record in rows
+        )
 
 
-def _parquet_writer(file: BinaryIO, stack: contextlib.ExitStack) -> Callable[[list[dict[str, Any]]], None]:
-    import pyarrow as pa
+def _parquet_writer(
+    file: BinaryIO, stack: contextlib.ExitStack, columns: OutputColumns
+) -> Callable[[list[dict[str, Any]]], None]:
     import pyarrow.parquet
 
     opened: list[pyarrow.parquet.ParquetWriter] = []
 
     def write(rows: list[dict[str, Any]]) -> None:
-        table = pa.Table.from_pylist(rows)
+        table = columns.table(rows)
         if not opened:
             opened.append(stack.enter_context(pyarrow.parquet.ParquetWriter(file, table.schema)))
         opened[0].write_table(table)

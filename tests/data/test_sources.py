@@ -8,10 +8,12 @@ import time
 from types import SimpleNamespace
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from patience import limit
 
-from ltp.data import hub, sources
+from ltp.data import hub, sources, tables
 from ltp.data.sources import load_splits
 from ltp.data.tasks import TASKS, custom_task
 from ltp.errors import UserError
@@ -627,3 +629,36 @@ def test_nan_in_jsonl_is_a_missing_value(tmp_path, record, message):
     (folder / "validation.jsonl").write_text('{"sentence": "a", "label": 0}\n')
     with pytest.raises(UserError, match=re.escape(message)):
         load_splits(TASKS["sst2"], data_dir=tmp_path)
+
+
+class TestBombs:
+    """Small files that hold more than fits into memory."""
+
+    @pytest.fixture(autouse=True)
+    def _memory(self, monkeypatch):
+        known = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 512}  # 2 MiB
+        monkeypatch.setattr(tables.os, "sysconf", known.__getitem__)
+
+    def test_a_parquet_file_of_many_rows(self, tmp_path):
+        table = pa.table({"text": pa.DictionaryArray.from_arrays(pa.array([0] * 100_000), ["a"])})
+        pq.write_table(table, tmp_path / "a.parquet")
+        assert (tmp_path / "a.parquet").stat().st_size < 10_000
+        for read in (tables.read_table, tables.read_records):
+            with pytest.raises(UserError, match=r"a\.parquet: .* more than half of this machine's memory"):
+                list(read(tmp_path / "a.parquet", ["text"], remedy=""))
+
+    def test_a_parquet_file_of_one_long_text_in_every_row(self, tmp_path):
+        table = pa.table({"text": pa.DictionaryArray.from_arrays(pa.array([0] * 100), ["good " * 20_000])})
+        pq.write_table(table, tmp_path / "a.parquet")
+        assert (tmp_path / "a.parquet").stat().st_size < 20_000
+        with pytest.raises(UserError, match=r"a\.parquet: its texts: holds .* more than half"):
+            tables.read_table(tmp_path / "a.parquet", ["text"], remedy="")
+        records = tables.read_records(tmp_path / "a.parquet", ["text"], remedy="")  # a few at a time
+        assert [len(record["text"]) for record in records] == [100_000] * 100
+
+    @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
+    def test_a_file_with_a_hole(self, tmp_path, suffix):
+        with (tmp_path / f"a.{suffix}").open("wb") as file:
+            file.truncate(1 << 40)
+        with pytest.raises(UserError, match=rf"a\.{suffix}: it holds 1,024\.0 GiB, more than half"):
+            tables.read_table(tmp_path / f"a.{suffix}", ["text"], remedy="")

@@ -1,16 +1,18 @@
 """Predictions for new texts: what comes out, what is recorded of it, the page, and bad input."""
 
 import csv
+import datetime
 import html
+import io
 import json
 import math
 import random
 import re
 import shutil
 import subprocess
-import sys
 import tracemalloc
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -21,11 +23,12 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 
 from ltp import LTPForSequenceClassification, predict
 from ltp.command import output
+from ltp.data import texts as texts_module
 from ltp.data.demo import demo_rows, demo_tokenizer
-from ltp.data.texts import keep_nonempty, lines, read_texts
+from ltp.data.texts import Overview, TextSource, lines, open_texts
 from ltp.evaluation import prediction
 from ltp.evaluation.page import Example, render_page, script_json
-from ltp.evaluation.prediction import beginning, encode, predict_in_chunks
+from ltp.evaluation.prediction import beginning, encode
 from ltp.model.tracing import RecordingPruner, TokenTrace, format_layers, printable, readable_tokens, recording
 
 SENTENCES = [row["sentence"] for row in demo_rows("validation") if len(row["sentence"].split()) < 28][:12]
@@ -111,7 +114,7 @@ def test_chunks_make_one_file_in_the_order_of_the_input(run, here, monkeypatch, 
     texts = [f"{text} {text}"[: 5 + 7 * number] for number, text in enumerate(SENTENCES * 3)]
     (here / "texts.txt").write_text("\n".join(["", *texts]), encoding="utf-8")
     whole = ltp_predict(f"restore={run} input=texts.txt output=whole.jsonl batch_size=4")
-    monkeypatch.setattr(prediction, "CHUNK", 7)
+    monkeypatch.setattr(texts_module, "CHUNK_ROWS", 7)
     chunked = ltp_predict(f"restore={run} input=texts.txt output=out.{suffix} batch_size=4")
     assert (chunked.code, chunked.err) == (0, whole.err)
     assert chunked.out == f"{len(texts)} texts: out.{suffix}\n"
@@ -134,7 +137,7 @@ def test_chunks_make_one_file_in_the_order_of_the_input(run, here, monkeypatch, 
 def test_what_is_stopped_in_the_middle_leaves_no_file(run, here, monkeypatch):
     (here / "texts.txt").write_text("\n".join(SENTENCES), encoding="utf-8")
     (here / "out.csv").write_text("before")
-    monkeypatch.setattr(prediction, "CHUNK", 5)
+    monkeypatch.setattr(texts_module, "CHUNK_ROWS", 5)
     encode, calls = prediction.encode, []
 
     def stopped(*arguments):
@@ -149,22 +152,69 @@ def test_what_is_stopped_in_the_middle_leaves_no_file(run, here, monkeypatch):
     assert sorted(path.name for path in here.iterdir()) == ["out.csv", "texts.txt"]
 
 
-def test_memory_does_not_grow_with_the_number_of_texts(make_dense, monkeypatch):
-    tokenizer = demo_tokenizer()
-    model = LTPForSequenceClassification.from_dense(make_dense("bert", vocab_size=len(tokenizer), num_labels=2)).eval()
-    monkeypatch.setattr(prediction, "CHUNK", 50)
+def test_memory_does_not_grow_with_the_number_of_rows(run, here, monkeypatch):
+    monkeypatch.setattr(texts_module, "CHUNK_ROWS", 50)
 
     def peak(count):
-        texts = [(SENTENCES[index % len(SENTENCES)],) for index in range(count)]
+        with (here / "rows.csv").open("w", encoding="utf-8") as file:
+            file.write("id,sentence\n")
+            file.writelines(f"{index},{SENTENCES[index % len(SENTENCES)]}\n" for index in range(count))
         tracemalloc.start()
-        arguments = {"max_length": 32, "batch_size": 10, "trace": False, "advance": lambda count: None}
-        assert sum(len(made) for _, made in predict_in_chunks(model, tokenizer, texts, **arguments)) == count
+        finished = ltp_predict(f"restore={run} input=rows.csv output=out.csv")
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        return found - sys.getsizeof(texts) - sum(map(sys.getsizeof, texts))
+        assert finished.out == f"{count} texts: out.csv\n", finished.err
+        return found
 
     peak(50)  # what is made once
-    assert peak(500) < 1.5 * peak(100)
+    assert peak(1500) < 1.5 * peak(150)
+
+
+ROWS = [
+    {"id": 7, "sentence": "a good film", "label": "old", "extra": None},
+    {"id": 8, "sentence": "a bad film", "label": "new", "extra": 1.5, "tags": ["x", "y"]},
+    {"id": 9, "sentence": "", "label": "none", "extra": None},
+    {"id": 10, "sentence": "boring", "label": 3, "extra": 2.5},
+]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_the_columns_of_the_input_are_kept(run, here, monkeypatch, suffix):
+    monkeypatch.setattr(texts_module, "CHUNK_ROWS", 1)  # so that types come together from several
+    (here / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    finished = ltp_predict(f"restore={run} input=rows.jsonl output=out.{suffix}")
+    assert (finished.code, finished.err, finished.out) == (0, "skipped, no text: row 3\n", f"3 texts: out.{suffix}\n")
+    if suffix == "parquet":
+        found = pq.read_table(here / "out.parquet").to_pylist()
+        tags, numbers, label = [None, ["x", "y"], None], ([7, 8, 10], [None, 1.5, 2.5]), "3"
+    elif suffix == "csv":
+        with (here / "out.csv").open(encoding="utf-8", newline="") as file:
+            found = list(csv.DictReader(file))
+        tags, numbers, label = ["", '["x", "y"]', ""], (["7", "8", "10"], ["", "1.5", "2.5"]), "3"
+    else:
+        found = [json.loads(line) for line in (here / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+        assert "tags" not in found[0]
+        tags, numbers, label = [None, ["x", "y"], None], ([7, 8, 10], [None, 1.5, 2.5]), 3
+    if suffix != "jsonl":
+        assert list(found[0]) == ["row", "id", "sentence", "input_label", "extra", "tags", "label", "probability"]
+    assert [str(record["row"]) for record in found] == ["1", "2", "4"]
+    assert [record.get("tags") for record in found] == tags
+    assert ([record["id"] for record in found], [record["extra"] for record in found]) == numbers
+    assert [record["input_label"] for record in found] == ["old", "new", label]
+    for record in found:
+        assert record["label"] == expected(run, record["sentence"])[0]
+
+
+def test_columns_of_a_parquet_file_keep_their_types(run, here):
+    day = datetime.date(2026, 1, 2)
+    table = pa.table({"sentence": ["good", "bad"], "day": [day, None], "vector": [[1, 2], [3]]})
+    pq.write_table(table, here / "in.parquet")
+    assert ltp_predict(f"restore={run} input=in.parquet output=out.parquet").code == 0
+    found = pq.read_table(here / "out.parquet")
+    assert found.column_names == ["row", "sentence", "day", "vector", "label", "probability"]
+    assert found.select(["sentence", "day", "vector"]).equals(table)
+    assert ltp_predict(f"restore={run} input=in.parquet output=out.jsonl").code == 0
+    assert json.loads((here / "out.jsonl").read_text().splitlines()[0])["day"] == "2026-01-02"
 
 
 WORDS = ("good", "bad", "boring", "zzzz", "\u200b", "unbelievable", "...", "你好")
@@ -233,8 +283,9 @@ def test_files_with_columns(run, here, name):
     assert ltp_predict(f"restore={run} input={name} output=out.csv").code == 0
     with (here / "out.csv").open(encoding="utf-8", newline="") as file:
         found = list(csv.DictReader(file))
-    assert list(found[0]) == ["row", "text", "label", "probability"]
-    assert [record["text"] for record in found] == SENTENCES
+    assert list(found[0]) == ["row", "id", "sentence", "label", "probability"]
+    assert [record["sentence"] for record in found] == SENTENCES
+    assert [record["id"] for record in found] == list(map(str, range(len(SENTENCES))))
     assert [record["label"] for record in found] == [expected(run, text)[0] for text in SENTENCES]
 
 
@@ -243,13 +294,14 @@ def test_pairs(pair_run, here):
     assert ltp_predict(f"restore={pair_run} input=pairs.csv output=out.jsonl").code == 0
     first, second = map(json.loads, (here / "out.jsonl").read_text(encoding="utf-8").splitlines())
     label, probability = expected(pair_run, SENTENCES[0], SENTENCES[1])
-    assert (first["text"], first["text_pair"], first["label"]) == (*SENTENCES[:2], label)
+    assert (first["first"], first["second"], first["label"]) == (*SENTENCES[:2], label)
     assert first["probability"] == pytest.approx(probability, abs=1e-5)
-    assert second["text"] == ""
+    assert second["first"] == ""
     again = ltp_predict(f"restore={pair_run}", f"text={SENTENCES[0]}", f"text_pair={SENTENCES[1]}", "output=o.jsonl")
     assert again.code == 0
     alone = json.loads((here / "o.jsonl").read_text(encoding="utf-8"))
-    assert alone == {**first, "probability": pytest.approx(first["probability"], abs=1e-5)}
+    assert (alone["text"], alone["text_pair"], alone["label"]) == (*SENTENCES[:2], label)
+    assert alone["probability"] == pytest.approx(probability, abs=1e-5)
 
 
 def test_a_regression_gives_scores(tmp_path, here):
@@ -619,24 +671,29 @@ def test_bytes_that_are_no_text(content, message):
     from ltp.errors import UserError
 
     with pytest.raises(UserError, match=re.escape(message)):
-        lines(content, "f")
+        list(lines(io.BytesIO(content), "f"))
 
 
 def test_lines():
-    assert lines(b"\xef\xbb\xbfa\r\nb\n\nc", "f") == ["a", "b", "", "c"]
-    assert lines("a\u2028b\x0bc\n".encode(), "f") == ["a\u2028b\x0bc"]
-    assert lines(b"", "f") == []
+    def read(content):
+        return list(lines(io.BytesIO(content), "f"))
+
+    assert read(b"\xef\xbb\xbfa\r\nb\n\nc") == ["a", "b", "", "c"]
+    assert read("a\u2028b\x0bc\n".encode()) == ["a\u2028b\x0bc"]
+    assert read(b"") == []
 
 
 def test_rows_keep_their_numbers():
-    texts = keep_nonempty([("",), ("a",), (" \t",), ("b",)], "x")
-    assert (texts.rows, texts.texts, texts.skipped) == ([2, 4], [("a",), ("b",)], [1, 3])
+    source = TextSource("x", ["text"], lambda: ({"text": text} for text in ("", "a", " \t", "b")))
+    texts = source.read()
+    assert (texts.rows, texts.texts) == ([2, 4], [("a",), ("b",)])
+    assert source.check() == Overview(2, [1, 3])
 
 
 def test_numbers_and_missing_values_of_a_column(tmp_path):
     path = tmp_path / "t.jsonl"
     path.write_text('{"text": 2012}\n{"text": null}\n{"text": "x"}\n', encoding="utf-8")
-    assert read_texts(str(path), ["text"]).texts == [("2012",), ("x",)]
+    assert open_texts(str(path), ["text"]).read().texts == [("2012",), ("x",)]
 
 
 @pytest.mark.parametrize(
@@ -674,7 +731,7 @@ def test_numbers_and_missing_values_of_a_column(tmp_path):
         ("input=a.csv columns=[first,second]", "restore=RUN reads one text: name one column, columns=[…]"),
         ("input=a.csv columns=[]", "columns=[] is out of range: it must be one or two column names"),
         ("input=broken.jsonl", "broken.jsonl: row 1 is not valid JSON: Expecting value (column 1)."),
-        ("input=half.jsonl", "half.jsonl: row 2: column 'sentence' holds half a character (a lone surrogate)."),
+        ("input=half.jsonl", "input=half.jsonl: row 2: column 'sentence' holds half a character (a lone surrogate)."),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_message(run, here, options, message):
@@ -717,7 +774,10 @@ def test_a_directory_that_is_no_run(here):
 
 def test_text_from_a_terminal_that_is_no_utf8(run):
     finished = ltp_predict(f"restore={run}", "text=caf\udce9")
-    assert (finished.code, finished.err) == (2, "error: text=…: the text of row 1 is not valid UTF-8\n")
+    assert (finished.code, finished.err) == (
+        2,
+        "error: text=…: row 1: column 'text' holds half a character (a lone surrogate).\n",
+    )
 
 
 def test_a_checkpoint_without_a_run_takes_any_number_of_texts(run, here):
