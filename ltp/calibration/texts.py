@@ -13,6 +13,7 @@ from ltp.calibration.agreement import keep_agreement, measure_against_dense
 from ltp.calibration.flops import calibrate_flops, flops_of
 from ltp.calibration.search import AboveDenseError, UnreachableError
 from ltp.data.sequences import make_batches
+from ltp.data.tokenising import tokenise
 from ltp.model.classifier import LTPForSequenceClassification
 from ltp.pruning import UNTRAINED
 
@@ -76,9 +77,11 @@ def calibrate(
         raise ValueError("agreement is a share of equal predictions, and a regression has none: give target_flops")
     if model.config.budgets:
         model.set_budgets([])
-    columns = [list(column) for column in zip(*texts, strict=True)] if not isinstance(texts[0], str) else [list(texts)]
+    columns: list[Any] = (
+        [list(column) for column in zip(*texts, strict=True)] if not isinstance(texts[0], str) else [list(texts)]
+    )
     limit = min(model.config.max_input_tokens, tokenizer.model_max_length)
-    encoded = tokenizer(*columns, truncation=True, max_length=min(max_length or limit, limit))
+    encoded, _ = tokenise(tokenizer, columns, min(max_length or limit, limit))
     batches = _batches(encoded, range(len(texts)), batch_size, tokenizer)
     measure = measure_against_dense(model, batches, "float32", tick)
     some = None

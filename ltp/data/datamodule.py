@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ltp.data.batching import TrainBatches, check_batch_size, evaluation_batches, matched_rows, steps_in_epoch
 from ltp.data.sources import Splits
+from ltp.data.tokenising import tokenise
 from ltp.errors import UserError
 
 Batch = dict[str, torch.Tensor]
@@ -227,8 +228,9 @@ class GLUEDataModule(pl.LightningDataModule):
             return
 
         def encode(rows: dict[str, list[str]]) -> dict[str, Any]:
-            texts = (list(rows[column]) for column in self.task.text_columns)
-            return dict(self.tokenizer(*texts, truncation=True, max_length=self.max_length))
+            return dict(
+                tokenise(self.tokenizer, [rows[column] for column in self.task.text_columns], self.max_length)[0]
+            )
 
         with _disabled_progress_bars():
             self._encoded[name] = split.map(

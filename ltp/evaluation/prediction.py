@@ -1,9 +1,7 @@
 """Prediction: classify texts, and optionally trace each token through the layers."""
 
 import contextlib
-import itertools
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ltp.data.sequences import make_batches
+from ltp.data.tokenising import tokenise
 from ltp.model.classifier import LTPForSequenceClassification
 from ltp.model.tracing import TokenTrace, readable_tokens, recording, traces
 from ltp.pruning.flops import relative_flops
@@ -36,8 +35,6 @@ class Prediction:
     traces: list[TokenTrace]
 
 
-_CUT_WORDS = 4  # words a token that are read of a text far beyond the limit
-_CUT_CHARACTERS = 64  # characters a token from which a text is cut
 _LONGEST_COUNTED = 100_000  # characters up to which the tokens of a truncated text are counted
 
 
@@ -109,13 +106,8 @@ def encode(tokenizer: Any, texts: Sequence[tuple[str, ...]], max_length: int) ->
         The tokenizer's output, and the length of each truncated text without truncation by its row, in tokens;
         infinity for a text whose end was not read.
     """
-    cut = [tuple(beginning(text, max_length) for text in row) for row in texts]
-    encoded = tokenizer(*map(list, zip(*cut, strict=True)), truncation=True, max_length=max_length)
-    is_cut = [one != whole for one, whole in zip(cut, texts, strict=True)]
+    encoded, is_cut = tokenise(tokenizer, list(map(list, zip(*texts, strict=True))), max_length)
     ids = encoded["input_ids"]
-    if any(cut_ and len(row) < max_length for cut_, row in zip(is_cut, ids, strict=True)):  # words without tokens
-        encoded = tokenizer(*map(list, zip(*texts, strict=True)), truncation=True, max_length=max_length)
-        ids, is_cut = encoded["input_ids"], [False] * len(texts)
     full = [row for row in range(len(ids)) if len(ids[row]) == max_length or is_cut[row]]
     lengths: dict[int, float] = dict.fromkeys(full, math.inf)
     full = [row for row in full if sum(map(len, texts[row])) <= _LONGEST_COUNTED]
@@ -123,21 +115,6 @@ def encode(tokenizer: Any, texts: Sequence[tuple[str, ...]], max_length: int) ->
         whole = tokenizer(*map(list, zip(*(texts[row] for row in full), strict=True)), verbose=False)["input_ids"]
         lengths |= {row: len(one) for row, one in zip(full, whole, strict=True)}
     return encoded, lengths
-
-
-def beginning(text: str, max_length: int) -> str:
-    """Return the beginning of a long text, with more than ``max_length`` tokens, cut between two words.
-
-    Truncating a pair of texts takes memory that grows with the product of their lengths (tokenizers builds every
-    combination of what is left over). A shorter text, and one without spaces, is returned as it is.
-    """
-    if len(text) <= _CUT_CHARACTERS * max_length:
-        return text
-    words = itertools.islice(re.finditer(r"\S+", text), _CUT_WORDS * max_length)
-    end = 0
-    for word in words:
-        end = word.end()
-    return text[:end]
 
 
 def label_and_score(logits: Tensor, model: LTPForSequenceClassification) -> tuple[str | None, float]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ltp.data.tokenising import tokenise
 from ltp.runs.settings import TaskSettings
 
 if TYPE_CHECKING:  # transformers takes seconds to import; configuration errors should be fast
@@ -52,6 +53,6 @@ def validation_sequences(
     rows = np.random.default_rng(seed).permutation(len(split))[:count]
     examples = split[rows.tolist()]
     texts = [list(examples[column]) for column in splits.task.text_columns]
-    encoded = tokenizer(*texts, truncation=True, max_length=task.max_length)
+    encoded, _ = tokenise(tokenizer, texts, task.max_length)
     source = f"{task.name}, validation split, {len(rows)} of {len(split)} rows"
     return Sequences(source, encoded["input_ids"], encoded.get("token_type_ids"))

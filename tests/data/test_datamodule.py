@@ -353,3 +353,26 @@ def test_a_resumed_run_sees_exactly_the_rows_that_were_left(tokenizer, tmp_path,
     for path in checkpoints if num_workers == 0 else checkpoints[2:5]:
         steps = int(path.stem.rpartition("-")[2])
         assert fit(checkpoint=path) == whole[steps * 2 :], path.stem
+
+
+def test_a_long_pair_is_cut_before_it_is_tokenised(tokenizer):
+    """Truncating a pair takes memory that grows with the product of their lengths."""
+    seen = []
+
+    class Watched:
+        pad_token_id, model_max_length = tokenizer.pad_token_id, tokenizer.model_max_length
+        num_special_tokens_to_add = staticmethod(tokenizer.num_special_tokens_to_add)
+
+        def __call__(self, *texts, **arguments):
+            if arguments.get("truncation"):
+                seen.append(max(len(text) for column in texts for text in column))
+            return tokenizer(*texts, **arguments)
+
+    pair = {"sentence1": "a good film " * 20_000, "sentence2": "bad " * 50_000, "label": 1}
+    split = datasets.Dataset.from_list([pair, {"sentence1": "good", "sentence2": "bad", "label": 0}])
+    module = GLUEDataModule(Splits(TASKS["mrpc"], split, {"validation": split}), Watched(), batch_size=2, max_length=32)
+    module.setup("validate")
+    (batch,) = module.val_dataloader()[0]
+    assert max(seen) < 3000
+    wanted = tokenizer("a good film " * 100, "bad " * 200, truncation=True, max_length=32)["input_ids"]
+    assert wanted in batch["input_ids"].tolist()

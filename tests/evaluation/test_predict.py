@@ -24,11 +24,13 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 from ltp import LTPForSequenceClassification, predict
 from ltp.command import output
 from ltp.data import texts as texts_module
+from ltp.data import tokenising
 from ltp.data.demo import demo_rows, demo_tokenizer
 from ltp.data.texts import Overview, TextSource, lines, open_texts
+from ltp.data.tokenising import beginning
 from ltp.evaluation import prediction
 from ltp.evaluation.page import Example, render_page, script_json
-from ltp.evaluation.prediction import beginning, encode
+from ltp.evaluation.prediction import encode
 from ltp.model.tracing import RecordingPruner, TokenTrace, format_layers, printable, readable_tokens, recording
 
 SENTENCES = [row["sentence"] for row in demo_rows("validation") if len(row["sentence"].split()) < 28][:12]
@@ -222,12 +224,12 @@ WORDS = ("good", "bad", "boring", "zzzz", "\u200b", "unbelievable", "...", "ф╜ах
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_long_text_that_is_cut_has_the_same_tokens(monkeypatch, count):
-    monkeypatch.setattr(prediction, "_CUT_CHARACTERS", 2)
+    monkeypatch.setattr(tokenising, "_CUT_CHARACTERS", 2)
     tokenizer = demo_tokenizer()
     generator = random.Random(7)
     texts = [
-        tuple(" ".join(generator.choices(WORDS, k=generator.choice((1, 6, 40, 120)))) for _ in range(count))
-        for _ in range(60)
+        tuple(" ".join(generator.choices(WORDS, k=generator.choice((1, 6, 40, 70, 120)))) for _ in range(count))
+        for _ in range(400)
     ]
     texts.append(("\u200b " * 100 + "good bad",) * count)  # words without tokens
     encoded, lengths = encode(tokenizer, texts, 16)
