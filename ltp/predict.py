@@ -3,7 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from ltp.command.cli import Command
 from ltp.command.imports import fast_imports
 from ltp.command.output import check_writable, progress
 from ltp.command.overrides import quote_text
+from ltp.data.files import CLASSIC_FOLDERS
 from ltp.data.texts import Overview, Texts, TextSource, given_texts, open_texts
 from ltp.errors import UserError, check_choice, check_range, format_value
 from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint
@@ -23,11 +24,16 @@ from ltp.runs.loading import (
     load_model,
     load_tokenizer,
     max_input_tokens,
+    read_splits,
+    read_test,
     select_device,
     set_threads,
     silence_libraries,
     stored_task,
+    task_and_data,
 )
+from ltp.runs.plan import check_labels, task_of
+from ltp.runs.settings import TaskSettings, is_unset, unset_task
 
 if TYPE_CHECKING:  # transformers takes seconds to import; report mistakes before that
     from ltp.evaluation.prediction import Prediction
@@ -44,6 +50,10 @@ class PredictSettings:
     text: str | None = None
     text_pair: str | None = None
     input: str | None = None
+    split: str | None = None
+    task: TaskSettings = field(default_factory=unset_task)
+    data_dir: str | None = None
+    submission: str | None = None
     columns: list[str] | None = None
     output: str | None = None
     show: bool = MISSING
@@ -66,6 +76,9 @@ def predict_source(settings: PredictSettings, checkpoint: Checkpoint, source: Te
     for key in ("output", "html"):
         if (path := getattr(settings, key)) is not None:
             check_writable(f"{key}={path}", Path(path))
+    submitted = submission_path(settings) if settings.submission is not None else None
+    if submitted is not None:
+        check_writable(f"submission={settings.submission}", submitted)
     with fast_imports():
         from ltp.evaluation import prediction_output
 
@@ -75,7 +88,7 @@ def predict_source(settings: PredictSettings, checkpoint: Checkpoint, source: Te
     overview = source.check(columns.look)
     texts, predictions = Texts(), list["Prediction"]()  # what is shown is kept; what is only written is not
     notes = prediction_output.Notes(overview.skipped)
-    is_shown = settings.show or settings.html is not None or output is None
+    is_written_only = output is not None and not settings.show and settings.html is None and submitted is None
     with contextlib.ExitStack() as stack:
         write = None
         if output is not None:
@@ -85,18 +98,23 @@ def predict_source(settings: PredictSettings, checkpoint: Checkpoint, source: Te
             notes.add(chunk.rows, of_chunk)
             if write is not None:
                 write(columns.records(chunk, of_chunk))
-            if is_shown:
+            if not is_written_only:
                 texts.rows += chunk.rows
                 texts.texts += chunk.texts
                 predictions += of_chunk
     notes.print()
     if settings.html is not None:
         prediction_output.write_page(Path(settings.html), _title(settings, checkpoint), texts, predictions, thresholds)
+    if submitted is not None:
+        from ltp.evaluation.submission import submission
+        from ltp.runs.directory import write_atomically
+
+        write_atomically(submitted, submission(task_of(settings.task), checkpoint.labels, predictions))
     if settings.show:
         prediction_output.print_layers(texts, predictions)
-    elif settings.output is None and settings.html is None:
+    elif settings.output is None and settings.html is None and submitted is None:
         prediction_output.print_table(texts, predictions)
-    for path in (settings.output, settings.html):
+    for path in (settings.output, settings.html, submitted):
         if path is not None:
             print(f"{overview.count} texts: {path}")
 
@@ -121,6 +139,12 @@ def resolve(settings: PredictSettings) -> tuple[PredictSettings, Checkpoint]:
     if checkpoint.config.get("problem_type") == "multi_label_classification":
         raise UserError(f"restore={settings.restore} is a multi-label classifier, which ltp.predict does not support")
     stored = stored_task(checkpoint)
+    if settings.split is not None:
+        settings.task, settings.data_dir = task_and_data(settings.restore, settings.task, settings.data_dir, stored)
+        check_split(settings, checkpoint)
+        if settings.max_length is None:
+            settings.max_length = settings.task.max_length
+        return settings, checkpoint
     expected = _text_columns(stored)
     if settings.columns is None and settings.input is not None:
         settings.columns = list(expected or ("text",))
@@ -131,10 +155,42 @@ def resolve(settings: PredictSettings) -> tuple[PredictSettings, Checkpoint]:
     return settings, checkpoint
 
 
+def check_split(settings: PredictSettings, checkpoint: Checkpoint) -> None:
+    """Check that a split can be labelled, and written as a submission.
+
+    Raises:
+        UserError: the head does not fit the task, there is no such split, or GLUE takes no submission for it.
+    """
+    task = task_of(settings.task)
+    if task.is_regression or task.labels is not None:
+        check_labels(checkpoint, task)
+    splits = ("train", "validation", *task.validation_splits, "test", *task.test_splits)
+    if settings.split not in splits:
+        names = ", ".join(dict.fromkeys(splits))
+        raise UserError(f"split={settings.split}: task={task.name} has no such split. Splits: {names}")
+    if settings.submission is None:
+        return
+    if task.name not in CLASSIC_FOLDERS:
+        raise UserError(f"submission={settings.submission}: GLUE has no task {task.name}; write output=FILE")
+    if settings.split not in ("test", *task.test_splits):
+        raise UserError(f"submission={settings.submission} is for split=test, not split={settings.split}")
+    if settings.task.max_validation_samples is not None:
+        raise UserError(
+            f"submission={settings.submission} needs the whole split: give task.max_validation_samples=null"
+        )
+
+
+def submission_path(settings: PredictSettings) -> Path:
+    """Return the path of the submission file."""
+    from ltp.evaluation.submission import submission_name
+
+    task = task_of(settings.task)
+    split = task.test_splits[0] if settings.split == "test" else str(settings.split)
+    return Path(str(settings.submission)).expanduser() / submission_name(task, split)
+
+
 def _text_columns(stored: StoredTask | None) -> tuple[str, ...] | None:
     """The text columns of a run's task; None if the task is unknown."""
-    from ltp.runs.plan import task_of
-
     return None if stored is None else task_of(stored.task).text_columns
 
 
@@ -161,8 +217,18 @@ def check(settings: PredictSettings) -> None:
     Raises:
         UserError: a check failed; names the key, its value and its range.
     """
-    if (settings.text is None) == (settings.input is None):
-        raise UserError("give what is to be classified: either text=… or input=FILE (input=- reads standard input)")
+    if sum(value is not None for value in (settings.text, settings.input, settings.split)) != 1:
+        raise UserError(
+            "give what is to be classified: either text=… or input=FILE (input=- reads standard input), or split=test"
+        )
+    if settings.split is None:
+        for key, is_given in {
+            "submission": settings.submission is not None,
+            "data_dir": settings.data_dir is not None,
+            "task": not is_unset(settings.task),
+        }.items():
+            if is_given:
+                raise UserError(f"{key} goes with split=…, a split of the run's task")
     if settings.text is None and settings.text_pair is not None:
         raise UserError("text_pair=… goes with text=…; of a file, name two columns: columns=[first,second]")
     if settings.columns is not None and settings.input is None:
@@ -187,10 +253,30 @@ def open_source(settings: PredictSettings) -> TextSource:
     Raises:
         UserError: they cannot be read.
     """
+    if settings.split is not None:
+        return split_texts(settings)
     if settings.text is None:
         assert settings.input is not None and settings.columns is not None
         return open_texts(settings.input, settings.columns)
     return given_texts(settings.text, *(() if settings.text_pair is None else (settings.text_pair,)))
+
+
+def split_texts(settings: PredictSettings) -> TextSource:
+    """Return the texts of a split of the task; none is left out, because a submission numbers them.
+
+    Raises:
+        UserError: the data are missing or invalid.
+    """
+    task = task_of(settings.task)
+    if settings.split in ("test", *task.test_splits):
+        rows = read_test(task, settings.task, str(settings.split), settings.data_dir)
+    else:
+        splits = read_splits(settings.task, settings.data_dir)
+        named = {"train": splits.train, "validation": next(iter(splits.validation.values())), **splits.validation}
+        rows = named[str(settings.split)]
+    columns = task.text_columns
+    records = rows.select_columns(list(columns))
+    return TextSource(f"split={settings.split}", columns, lambda: iter(records), skips_blank=False)
 
 
 def predict_texts(

@@ -35,12 +35,25 @@ def check_rows(table: pa.Table, task: Task, source: object, *, blank_is_missing:
     Raises:
         UserError: The split is empty, a text or label is missing, or a label is not in the task's set or range.
     """
-    _require_rows(table, source)
-    checked = {name: _check_texts(table[name], name, source, blank_is_missing) for name in task.text_columns}
+    checked = check_texts(table, task, source, blank_is_missing=blank_is_missing)
     labels = _check_labels(table[task.label_column], task.label_column, source)
     convert = _to_float32 if task.is_regression else _to_class_ids
-    checked["label"] = convert(labels, task, source)
-    return pa.table(checked)
+    return checked.append_column("label", convert(labels, task, source))
+
+
+def check_texts(table: pa.Table, task: Task, source: object, *, blank_is_missing: bool) -> pa.Table:
+    """Validate the text columns of a split without labels; see `check_rows`.
+
+    Returns:
+        The text columns (string).
+    """
+    _require_rows(table, source)
+    return pa.table({name: _check_texts(table[name], name, source, blank_is_missing) for name in task.text_columns})
+
+
+def is_unlabelled(table: pa.Table, task: Task) -> bool:
+    """Whether every label is -1, as in the hub's test splits of GLUE, or missing."""
+    return {str(value) for value in pc.unique(table[task.label_column]).to_pylist()} <= {"-1", "-1.0", "None"}
 
 
 def infer_labels(table: pa.Table, task: Task, source: object) -> tuple[str, ...]:

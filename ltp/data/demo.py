@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 TRAIN_ROWS = 8_000
 VALIDATION_ROWS = 1_000
+TEST_ROWS = 1_000
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -50,10 +51,10 @@ def demo_rows(split: str, seed: int = 0, rows: int | None = None) -> list[Row]:
     """Generate a split of the demo corpus.
 
     Args:
-        split: "train" or "validation"; the splits share no sentence.
+        split: "train", "validation" or "test"; the splits share no sentence.
         seed: Seed of the corpus.
-        rows: Number of rows, taken from the start of the split. Default: 8,000 (train) or 1,000 (validation). The
-            training split can be longer, the validation split cannot.
+        rows: Number of rows, taken from the start of the split. Default: 8,000 (train) or 1,000 (validation,
+            test). The training split can be longer, the others cannot.
 
     Returns:
         Rows `{"sentence": str, "label": 0 or 1}` (1: positive). The first n rows are balanced for every even n.
@@ -61,14 +62,15 @@ def demo_rows(split: str, seed: int = 0, rows: int | None = None) -> list[Row]:
     Raises:
         ValueError: The split does not exist, or has fewer rows.
     """
-    if split not in ("train", "validation"):
-        raise ValueError(f"split {split!r}: the demo corpus has train and validation")
+    sizes = {"validation": VALIDATION_ROWS, "train": TRAIN_ROWS, "test": TEST_ROWS}
+    if split not in sizes:
+        raise ValueError(f"split {split!r}: the demo corpus has train, validation and test")
     if rows is None:
-        rows = TRAIN_ROWS if split == "train" else VALIDATION_ROWS
-    if split == "validation" and rows > VALIDATION_ROWS:
-        raise ValueError(f"the demo corpus has {VALIDATION_ROWS} validation rows, not {rows}")
-    # a single stream of distinct sentences: the validation split first, then the training split
-    first = VALIDATION_ROWS if split == "train" else 0
+        rows = sizes[split]
+    if split != "train" and rows > sizes[split]:
+        raise ValueError(f"the demo corpus has {sizes[split]} {split} rows, not {rows}")
+    # a single stream of distinct sentences: the validation split first, then the training split, then the test split
+    first = {"validation": 0, "train": VALIDATION_ROWS, "test": VALIDATION_ROWS + TRAIN_ROWS}[split]
     rng = random.Random(seed)
     seen: dict[str, Row] = {}
     while len(seen) < first + rows:

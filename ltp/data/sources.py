@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ltp.data import TABLE_SUFFIXES, tables
-from ltp.data.columns import check_rows, infer_labels
+from ltp.data.columns import check_rows, check_texts, infer_labels, is_unlabelled
 from ltp.data.demo import demo_rows
 from ltp.data.files import (
     MRPC_DEV_IDS,
@@ -114,6 +114,82 @@ def load_splits(
         _to_dataset(splits.pop("train"), max_train_samples),
         {name: _to_dataset(table, max_validation_samples) for name, table in splits.items()},
     )
+
+
+def load_test(
+    task: Task, split: str, *, data_dir: str | Path | None = None, test_file: str | Path | None = None
+) -> datasets.Dataset:
+    """Read and check a task's test split.
+
+    Args:
+        task: A task of `ltp.data.tasks.TASKS`, or a custom task; its labels, if the split is to have any.
+        split: One of the task's test splits; "test" stands for the main one.
+        data_dir: See `load_splits`.
+        test_file: Test file of a custom task.
+
+    Returns:
+        The task's text columns (string), and `label` if the split is labelled and the task's labels are known.
+
+    Raises:
+        UserError: There is no such split, or a column, text or label is missing or invalid.
+    """
+    if split == "test":
+        split = task.test_splits[0]
+    if split not in task.test_splits:
+        raise UserError(
+            f"split={split}: task={task.name} has no such split. Test splits: {', '.join(task.test_splits)}"
+        )
+    blank_is_missing = False
+    if task.name == "demo":
+        table, source = pa.Table.from_pylist(demo_rows("test")), "task=demo"
+    elif task.name not in TASKS:
+        if test_file is None:
+            raise UserError(f"split={split}: task.test_file is missing: task={task.name} needs it")
+        path = Path(test_file).expanduser()
+        table, source = _read_unlabelled(path, task, _CUSTOM_COLUMNS), str(path)
+    elif data_dir is not None:
+        table, source = _local_test(task, split, Path(data_dir).expanduser())
+    else:
+        remedy = "Connect, or give a folder with data_dir=DIR."
+        with loading_from_hub(f"the dataset {HUB_DATASET} ({task.name})", remedy):
+            table = datasets.load_dataset(HUB_DATASET, task.name, split=split).with_format("arrow")[:]
+        source = f"{HUB_DATASET} ({task.name}), split {split}"
+    is_labelled = task.label_column in table.column_names and not is_unlabelled(table, task)
+    check = check_rows if is_labelled and (task.is_regression or task.labels is not None) else check_texts
+    return _to_dataset(check(table, task, source, blank_is_missing=blank_is_missing), None)
+
+
+def _local_test(task: Task, split: str, data_dir: Path) -> tuple[pa.Table, str]:
+    folders = task_folders(task, data_dir)
+    path = find_split(folders, split)
+    classic = _CLASSIC.get(task.name, _ClassicLayout())
+    if path is None and task.name == "mrpc" and (corpus := find_mrpc_corpus(folders)):
+        path = corpus / MRPC_TEST
+        if not path.is_file():
+            path = None
+    if path is None:
+        wanted = f"{split}.{{{','.join(suffix[1:] for suffix in TABLE_SUFFIXES)}}} or {classic_file(split)}"
+        raise UserError(f"data_dir={data_dir}: no {wanted} in {' or '.join(map(str, folders))}.")
+    if path.suffix not in (".tsv", ".txt"):
+        return _read_unlabelled(path, task, _HUB_COLUMNS), str(path)
+    names = tables.header(path)
+    columns = (*task.text_columns, task.label_column)
+    found = {column: name for column in columns if (name := _name_in(names, column, classic)) is not None}
+    tables.require_columns(path, task.text_columns, list(found), _HUB_COLUMNS)
+    # no row may be left out: a submission numbers them
+    table = tables.read_separated(path, list(found.values()))
+    return table.select(list(found.values())).rename_columns(list(found)), str(path)
+
+
+def _name_in(names: list[str], column: str, classic: _ClassicLayout) -> str | None:
+    """Return the name of a column in a file: the hub's or that of the classic download."""
+    return next((name for name in (column, classic.columns.get(column)) if name in names), None)
+
+
+def _read_unlabelled(path: Path, task: Task, remedy: str) -> pa.Table:
+    """Read the text columns of a file, and its labels if it has any."""
+    labels = [task.label_column] if path.is_file() and task.label_column in tables.column_names(path) else []
+    return tables.read_table(path, (*task.text_columns, *labels), remedy=remedy)
 
 
 def _check_sources(task: Task, data_dir: object, train_file: object, validation_file: object) -> None:

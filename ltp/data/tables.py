@@ -97,6 +97,23 @@ def _check_memory(path: Path, size: int, what: str) -> None:
         )
 
 
+def column_names(path: Path) -> list[str]:
+    """Return the names of a file's columns; of a JSONL file those of its first row.
+
+    Raises:
+        UserError: See `read_table`.
+    """
+    if path.suffix == ".parquet":
+        try:
+            with pyarrow.parquet.ParquetFile(path) as file:
+                return file.schema_arrow.names
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{path}: cannot be read as parquet: {_one_line(error)}") from None
+    if path.suffix == ".jsonl":
+        return list(next(_json_records(path, (), ""), {}))
+    return header(path)
+
+
 def header(path: Path) -> list[str]:
     """Return the fields of a CSV or TSV file's first line.
 

@@ -34,6 +34,7 @@ class Task:
         label_column: Name of the column with the label.
         label_range: Smallest and largest label of a regression task; None allows any finite number.
         validation_splits: Names of the validation splits, the main one first.
+        numbers_in_submissions: Whether GLUE's submission files hold class ids rather than label names.
     """
 
     name: str
@@ -45,6 +46,12 @@ class Task:
     label_column: str = "label"
     label_range: tuple[float, float] | None = None
     validation_splits: tuple[str, ...] = ("validation",)
+    numbers_in_submissions: bool = False
+
+    @property
+    def test_splits(self) -> tuple[str, ...]:
+        """Names of the test splits, the main one first."""
+        return tuple(split.replace("validation", "test") for split in self.validation_splits)
 
     @property
     def is_regression(self) -> bool:
@@ -76,12 +83,30 @@ _SENTENCE_PAIR = ("sentence1", "sentence2")
 _ENTAILMENT = ("entailment", "not_entailment")
 _ROWS = (
     Task("rte", _SENTENCE_PAIR, _ENTAILMENT, ("accuracy",), "small", 3e-5),
-    Task("mrpc", _SENTENCE_PAIR, ("not_equivalent", "equivalent"), ("accuracy", "f1"), "small", 3e-5),
+    Task(
+        "mrpc",
+        _SENTENCE_PAIR,
+        ("not_equivalent", "equivalent"),
+        ("accuracy", "f1"),
+        "small",
+        3e-5,
+        numbers_in_submissions=True,
+    ),
     Task("stsb", _SENTENCE_PAIR, None, ("pearson", "spearman"), "small", 3e-5, label_range=(0.0, 5.0)),
-    Task("cola", ("sentence",), ("unacceptable", "acceptable"), ("matthews",), "small", 2e-5),
-    Task("sst2", ("sentence",), ("negative", "positive"), ("accuracy",), "large", 2e-5),
+    Task(
+        "cola", ("sentence",), ("unacceptable", "acceptable"), ("matthews",), "small", 2e-5, numbers_in_submissions=True
+    ),
+    Task("sst2", ("sentence",), ("negative", "positive"), ("accuracy",), "large", 2e-5, numbers_in_submissions=True),
     Task("qnli", ("question", "sentence"), _ENTAILMENT, ("accuracy",), "large", 2e-5),
-    Task("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), ("accuracy", "f1"), "large", 3e-5),
+    Task(
+        "qqp",
+        ("question1", "question2"),
+        ("not_duplicate", "duplicate"),
+        ("accuracy", "f1"),
+        "large",
+        3e-5,
+        numbers_in_submissions=True,
+    ),
     Task(
         "mnli",
         ("premise", "hypothesis"),

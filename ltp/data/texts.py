@@ -61,6 +61,7 @@ class TextSource:
         columns: the columns with the one or two texts of a row.
         records: starts to read the rows.
         file: a temporary file that they are read from.
+        skips_blank: whether rows without text are left out.
     """
 
     def __init__(
@@ -69,11 +70,14 @@ class TextSource:
         columns: Sequence[str],
         records: Callable[[], Iterable[Record]],
         file: BinaryIO | None = None,
+        *,
+        skips_blank: bool = True,
     ) -> None:
         self.key = key
         self.columns = tuple(columns)
         self._records = records
         self._file = file
+        self._skips_blank = skips_blank
 
     def __enter__(self) -> "TextSource":
         return self
@@ -95,7 +99,7 @@ class TextSource:
         chunk, characters = Texts(), 0
         for row, record in enumerate(self._records(), start=1):
             texts = tuple(self._text(row, column, record[column]) for column in self.columns)
-            if not any(text.strip() for text in texts):
+            if self._skips_blank and not any(text.strip() for text in texts):
                 overview.skipped.append(row)
                 continue
             length = sum(map(len, texts))

@@ -20,6 +20,7 @@ from ltp.runs.loading import (
     load_model,
     load_tokenizer,
     read_splits,
+    read_test,
     select_device,
     set_threads,
     silence_libraries,
@@ -106,8 +107,18 @@ def read_data(request: Request, model: LTPForSequenceClassification) -> GLUEData
     check_labels(request.checkpoint, splits.task)
     main_split = next(iter(splits.validation.values()))
     available = {"validation": main_split, **splits.validation, "train": splits.train}
+    if settings.split in ("test", *splits.task.test_splits):
+        available[settings.split] = read_test(splits.task, task, settings.split, settings.data_dir)
+        if "label" not in available[settings.split].column_names:
+            raise UserError(
+                f"split={settings.split}: task={task.name} has no labels for it, so that it cannot be scored. "
+                f"python -m ltp.predict restore={settings.restore} split={settings.split} output=FILE labels it."
+            )
     if settings.split not in available:
-        raise UserError(f"split={settings.split}: task={task.name} has no such split. Splits: {', '.join(available)}")
+        names = (*available, "test", *splits.task.test_splits)
+        raise UserError(
+            f"split={settings.split}: task={task.name} has no such split. Splits: {', '.join(dict.fromkeys(names))}"
+        )
     tokenizer = load_tokenizer(request.checkpoint, pairs=len(splits.task.text_columns) == 2)
     check_length("task.max_length", task.max_length, model, tokenizer)
     data = GLUEDataModule(

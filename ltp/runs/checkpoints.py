@@ -51,8 +51,15 @@ class Checkpoint:
     @property
     def num_labels(self) -> int:
         """Width of the classification head."""
-        labels = self.config.get("id2label")
-        return len(labels) if labels else int(self.config.get("num_labels", 2))
+        return len(self.labels)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the labels, in the order of the head's rows."""
+        names = self.config.get("id2label")
+        if not names:
+            return tuple(f"LABEL_{index}" for index in range(int(self.config.get("num_labels", 2))))
+        return tuple(str(names[key]) for key in sorted(names, key=int))
 
     @property
     def pruning(self) -> dict[str, Any]:

@@ -13,9 +13,11 @@ from ltp.runs.checkpoints import Checkpoint, run_config
 from ltp.runs.settings import TaskSettings, check_shares, fill_task
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and a mistake should not
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
     from ltp.data.sources import Splits
+    from ltp.data.tasks import Task
     from ltp.model.classifier import LTPForSequenceClassification
 
 _REMEDY = "Give a run directory or a Hugging Face directory that exists."
@@ -90,6 +92,22 @@ def read_splits(task: TaskSettings, data_dir: str | None) -> "Splits":
         max_train_samples=task.max_train_samples,
         max_validation_samples=task.max_validation_samples,
     )
+
+
+def read_test(task: "Task", settings: TaskSettings, split: str, data_dir: str | None) -> "Dataset":
+    """Load and check a test split; see :func:`ltp.data.sources.load_test`.
+
+    Args:
+        task: the task of the settings; a custom task's labels are known once its training file was read.
+        settings: its settings.
+        split: name of the split.
+        data_dir: folder of the task's files.
+    """
+    from ltp.data.sources import load_test
+
+    rows = load_test(task, split, data_dir=data_dir, test_file=settings.test_file)
+    limit = settings.max_validation_samples
+    return rows if limit is None else rows.select(range(min(limit, len(rows))))
 
 
 def check_budget(checkpoint: Checkpoint, budget: float | None) -> None:

@@ -107,10 +107,9 @@ def check_labels(checkpoint: Checkpoint, task: Task) -> None:
             f"restore={checkpoint.source} has {checkpoint.num_labels} labels, task={task.name} has {task.num_labels}; "
             f"restore a checkpoint that was fine-tuned on {task.name}."
         )
-    names = checkpoint.config.get("id2label")
-    if not names or not task.labels:
+    if not checkpoint.config.get("id2label") or not task.labels:
         return
-    order = tuple(str(names[key]) for key in sorted(names, key=int))
+    order = checkpoint.labels
     given, expected = (tuple(map(_normalise_label, labels)) for labels in (order, task.labels))
     if sorted(given) != sorted(expected):
         log.warning(
@@ -136,7 +135,7 @@ def task_of(settings: TaskSettings) -> Task:
         UserError: there is no such task, or a key does not apply to it.
     """
     defaults = TaskSettings()
-    custom_keys = ("train_file", "validation_file", "text_columns", "label_column", "metric", "size")
+    custom_keys = ("train_file", "validation_file", "test_file", "text_columns", "label_column", "metric", "size")
     changed = [key for key in custom_keys if getattr(settings, key) != getattr(defaults, key)]
     name = settings.name
     if name in TASKS and changed:

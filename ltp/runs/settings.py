@@ -39,6 +39,7 @@ class TaskSettings:
     max_validation_samples: int | None = None
     train_file: str | None = None
     validation_file: str | None = None
+    test_file: str | None = None
     text_columns: list[str] = field(default_factory=lambda: ["text"])
     label_column: str = "label"
     metric: str = "accuracy"
@@ -256,7 +257,18 @@ class TrainSettings:
 
 #: Keys and groups that decide nothing about a run's result, or only through other keys.
 FREE_KEYS = (
-    *("output_root", "overwrite", "plan", "restore", "recipe", *STAGES, "logger", "flops_budget", "task.size"),
+    *(
+        "output_root",
+        "overwrite",
+        "plan",
+        "restore",
+        "recipe",
+        *STAGES,
+        "logger",
+        "flops_budget",
+        "task.size",
+        "task.test_file",
+    ),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
     *("trainer.num_threads", "trainer.num_workers"),
     *("trainer.enable_progress_bar", "trainer.log_every_n_steps", "trainer.detect_anomaly", "trainer.eval_batch_size"),

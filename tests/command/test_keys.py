@@ -42,6 +42,11 @@ TRIALS = {
         "text_pair": "restore=PAIRS text=good text_pair=bad",
         "input": "restore=RUN input=HERE/texts.jsonl",
         "columns": "restore=RUN input=HERE/texts.jsonl columns=[body]",
+        "split": "restore=RUN split=test",
+        "task": "restore=RUN split=validation task=sst2 data_dir=GLUE",
+        "data_dir": "restore=RUN split=validation task=sst2 data_dir=GLUE",
+        "task.max_length": "restore=RUN split=test task.max_length=16",
+        "submission": "restore=RUN split=test task=sst2 data_dir=GLUE submission=HERE",
         "output": "restore=RUN text=good output=HERE/labels.csv",
         "show": "restore=RUN text=good show=true",
         "html": "restore=RUN text=good html=HERE/page.html",
@@ -143,8 +148,16 @@ TRIALS = {
         "model.name_or_path": "model.name_or_path=PRETRAINED",
         **{item.partition("=")[0]: item for item in TASK_KEYS},
         **dict.fromkeys(
-            ("task.train_file", "task.validation_file", "task.text_columns", "task.label_column", "task.metric"),
+            (
+                "task.train_file",
+                "task.validation_file",
+                "task.test_file",
+                "task.text_columns",
+                "task.label_column",
+                "task.metric",
+            ),
             "task=custom model=tiny recipe=demo task.train_file=HERE/texts.jsonl task.validation_file=HERE/texts.jsonl "
+            "task.test_file=HERE/texts.jsonl "
             "task.text_columns=[body] task.label_column=sentiment task.metric=f1",
         ),
         "callbacks": "callbacks=[early_stopping]",
@@ -180,7 +193,7 @@ def places(tmp_path_factory, make_dense):
     budgets = f"restore={directories['manual']} budgets=[0.4,0.7] to={root}/budgets examples=32"
     assert (finished := in_process("ltp.calibrate", budgets, command_of("calibrate"))).code == 0, finished.err
     (glue / "sst2").mkdir()
-    for split in ("train", "validation"):
+    for split in ("train", "validation", "test"):
         rows = [
             f"{word} film number {number}\t{label}\n"
             for number in range(8)

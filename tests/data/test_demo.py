@@ -62,8 +62,8 @@ def test_first_rows():
 
 
 def test_wrong_arguments():
-    with pytest.raises(ValueError, match="split 'test': the demo corpus has train and validation"):
-        demo_rows("test")
+    with pytest.raises(ValueError, match="split 'dev': the demo corpus has train, validation and test"):
+        demo_rows("dev")
     with pytest.raises(ValueError, match="the demo corpus has 1000 validation rows, not 1001"):
         demo_rows("validation", rows=1_001)
 

@@ -229,7 +229,7 @@ def test_a_long_text_that_is_cut_has_the_same_tokens(monkeypatch, count):
     generator = random.Random(7)
     texts = [
         tuple(" ".join(generator.choices(WORDS, k=generator.choice((1, 6, 40, 70, 120)))) for _ in range(count))
-        for _ in range(400)
+        for _ in range(150)
     ]
     texts.append(("\u200b " * 100 + "good bad",) * count)  # words without tokens
     encoded, lengths = encode(tokenizer, texts, 16)
@@ -701,9 +701,10 @@ def test_numbers_and_missing_values_of_a_column(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("", "give what is to be classified: either text=… or input=FILE (input=- reads standard input)"),
+        ("", "give what is to be classified: either text=… or input=FILE (input=- reads standard input), or "
+         "split=test"),
         ("text=a input=b.txt", "give what is to be classified: either text=… or input=FILE (input=- reads standard "
-         "input)"),
+         "input), or split=test"),
         ("input=b.txt text_pair=a", "text_pair=… goes with text=…; of a file, name two columns: "
          "columns=[first,second]"),
         ("text=a columns=[b]", "columns=[b] goes with input=FILE"),
