@@ -13,6 +13,7 @@ COMMANDS = {
     "export": "export a run as a Hugging Face directory or an ONNX graph",
     "bench": "benchmark the speed of pruned and dense inference engines",
     "report": "tables and figures of all finished runs",
+    "list": "the runs of a folder: finished, under way, and how to go on with the others",
 }
 
 

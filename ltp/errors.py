@@ -32,6 +32,11 @@ class TerminatedError(SystemExit):
         super().__init__(143)
 
 
+def printable(text: str) -> str:
+    """Replace characters that are not printable by spaces: names in files may hold terminal escapes."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
 def format_number(value: float | None) -> str:
     """Format a number as in names of run directories: ``2e-05``, ``0.01``, ``-0.2``."""
     assert value is not None

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from ltp.command.cli import Command
 from ltp.command.overrides import folders_as_key
-from ltp.errors import UserError
+from ltp.errors import UserError, printable
 
 if TYPE_CHECKING:  # Matplotlib takes a second to import; report mistakes before that
     from ltp.reporting.collect import Collection, LeftOut
@@ -141,14 +141,15 @@ def print_report(groups: "Sequence[Group]", entries: "Sequence[LeftOut]") -> Non
     console.width = max(console.width, 130)  # in a narrower terminal lines wrap, which is better than truncated columns
 
     def print_line(line: str) -> None:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
     for group in groups:
         console.print(comparison(group))
         hidden = len(group.rows) - len(shown_rows(group))
         if hidden:
             print_line(f"{hidden} more rows, on no method's Pareto front: see summary.md")
-        print_line(f"{summary(group)}\n")
+        print_line(summary(group))
+        console.print()
     for line in (*DEFINITIONS, *left_out(entries)):
         print_line(line)
 

@@ -21,6 +21,7 @@ from omegaconf import open_dict
 from ltp import train
 from ltp.command import cli, planning
 from ltp.data import hub
+from ltp.runs.provenance import COMMAND_VARIABLE
 
 torch.set_num_threads(1)  # on models this small more of them get into each other's way
 
@@ -116,6 +117,8 @@ def in_process(program, command, run, *, stdin=b"", **environment):
         patch.setattr(sys, "argv", [program, *words(command)])
         patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         patch.setenv("HYDRA_FULL_ERROR", "1")  # the command sets it: here it is unset again
+        patch.setenv(COMMAND_VARIABLE, "")  # so that it is unset again
+        patch.delenv(COMMAND_VARIABLE)
         for name, value in environment.items():
             patch.setenv(name, value)
         GlobalHydra.instance().clear()

@@ -15,7 +15,7 @@ ROOMS = (
     *("errors", "pruning", "data", "encoders", "execution", "deploy", "model", "runs", "benchmark", "evaluation"),
     *("calibration", "sweeps", "training", "exporting", "reporting", "command"),
 )
-COMMANDS = ("train", "evaluate", "predict", "calibrate", "export", "bench", "report")
+COMMANDS = ("train", "evaluate", "predict", "calibrate", "export", "bench", "report", "list")
 
 
 def module_name(path):

@@ -7,6 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from ltp.errors import printable
 from ltp.runs.summary import format_tokens
 
 
@@ -16,13 +17,14 @@ def print_report(report: dict[str, Any]) -> None:
     console.width = max(console.width, 130)  # in a narrower terminal lines wrap, which is better than truncated columns
     hardware, tokens = report["hardware"], report["tokens"]
     console.print(
-        f"{report['model']['name']} · {report['lengths']} · {report['sequences']} sequences of {tokens['mean']:.1f} "
-        f"tokens ({tokens['min']}–{tokens['max']}), {report['settings']['bench']['order']} order\n"
+        f"{printable(report['model']['name'])} · {report['lengths']} · {report['sequences']} sequences of "
+        f"{tokens['mean']:.1f} tokens ({tokens['min']}–{tokens['max']}), {report['settings']['bench']['order']} order\n"
         f"{hardware['device']}, {hardware['instructions']}, {hardware['threads']} of {hardware['cores']} cores, "
         f"{report['plan']['clock']} time · "
         f"torch {report['versions']['torch']} · relative FLOPs {report['relative_flops']:.3f} "
         f"({format_tokens(report['tokens_per_layer'])})",
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )
     for size in report["settings"]["bench"]["batch_size"]:

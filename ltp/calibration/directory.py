@@ -13,7 +13,7 @@ from ltp.errors import UserError, format_number
 from ltp.pruning import UNTRAINED
 from ltp.runs.checkpoints import CONFIG_FILE, MODEL_FOLDER, Checkpoint, is_finished, read_config, run_config
 from ltp.runs.directory import remove_run_files, write_atomically, write_results
-from ltp.runs.layout import checkpoint_folder
+from ltp.runs.layout import checkpoint_folder, folder_name
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import; configuration errors should be fast
     from transformers import PreTrainedTokenizerBase
@@ -40,12 +40,13 @@ def new_directory(settings: CalibrateSettings, checkpoint: Checkpoint) -> Path:
         assert checkpoint.run_dir is not None
         return checkpoint.run_dir / leaf
     if settings.output_root is not None:
-        root = Path(settings.output_root).expanduser() / checkpoint.name / settings.task.name
+        model = folder_name(checkpoint.name)
+        root = Path(settings.output_root).expanduser() / model / folder_name(settings.task.name)
         parts = checkpoint.run_dir.resolve().parts if checkpoint.run_dir is not None else ()
         suffixes = [  # the run's path below <output_root>/<model>/<task>
             parts[start + 2 :]
             for start in range(len(parts) - 1)
-            if parts[start : start + 2] == (checkpoint.name, settings.task.name)
+            if parts[start : start + 2] == (model, settings.task.name)
         ]
         return root.joinpath(*(suffixes[-1] if suffixes else ())) / leaf
     if checkpoint.run_dir is None:

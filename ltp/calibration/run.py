@@ -104,6 +104,7 @@ def measure(
         "flops_definition": DEFINITION,
         "train_examples": results.get("train_examples"),
         "validation_examples": len(data.splits.validation[data.validation_splits[0]]),
+        "label_counts": data.label_counts,
         "train_steps": 0,
         "device": device_name(device),
         "devices": 1,

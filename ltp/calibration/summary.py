@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ltp.errors import printable
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -16,7 +18,7 @@ def print_summary(results: dict[str, Any], directory: Path) -> None:
     title = (
         f"{results['task']} · {results['model']} · {results['method']}, {results['stage']} · {_goal_text(calibrated)}"
     )
-    console.print(title, soft_wrap=True, highlight=False, markup=False, style="italic")
+    console.print(printable(title), soft_wrap=True, highlight=False, markup=False, style="italic")
     console.print(summary_table(results))
     lines = [
         f"sample: {calibrated['examples']} training examples; validation: {results['validation_examples']} examples",
@@ -28,7 +30,7 @@ def print_summary(results: dict[str, Any], directory: Path) -> None:
         span = f"{calibrated['dense_ms']:.3g} ms without pruning, {calibrated['lowest_ms']:.3g} ms with the hardest"
         lines.insert(1, f"milliseconds: median, {served}, on {calibrated['processor']}{threads}; {span}")
     for line in lines:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        console.print(printable(line), soft_wrap=True, highlight=False, markup=False)
 
 
 def print_record(record: dict[str, Any], directory: Path) -> None:
@@ -43,6 +45,7 @@ def summary_table(results: dict[str, Any]) -> "Table":
     """Build the table: one column before the calibration, and one per budget after it."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     calibrated, before = results["calibrated"], results["calibrated"]["before"]
     has_budgets = "budgets" in calibrated
@@ -53,7 +56,7 @@ def summary_table(results: dict[str, Any]) -> "Table":
         table.add_column(name, justify="right")
 
     def add_row(name: str, digits: str, *values: float | None) -> None:
-        table.add_row(name, *("–" if value is None else format(value, digits) for value in values))
+        table.add_row(Text(printable(name)), *("–" if value is None else format(value, digits) for value in values))
 
     if "target_latency_ms" in calibrated:
         add_row("milliseconds a batch", ".3g", before["latency_ms"], calibrated["reached"])

@@ -23,8 +23,9 @@ from rich.console import Console
 
 from ltp import __version__
 from ltp.command.output import run_until_broken_pipe
-from ltp.errors import LTPError, RunError, TerminatedError, UserError, install_hint, unknown_option
+from ltp.errors import LTPError, RunError, TerminatedError, UserError, install_hint, printable, unknown_option
 from ltp.pruning import ALIASES, RATE_MODES
+from ltp.runs.provenance import remember_command
 from ltp.runs.settings import typed_as, unknown_key
 from ltp.sweeps.processes import exit_with_parent, has_parent_process, report_to_parent
 from ltp.sweeps.record import SweepRecord
@@ -83,6 +84,7 @@ class Command:
         ConfigStore.instance().store(name=f"{self.name}_schema", node=self.schema)
 
     def __call__(self) -> int:
+        remember_command(self.name, sys.argv[1:])
         sys.argv[1:] = self.prepare(sys.argv[1:])
         return run_command(self.name, self._run, self._print_filled, self.unknown_key)
 
@@ -200,7 +202,7 @@ def report_error(error: LTPError) -> int:
         return error.exit_code
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     console.print("error:", style="bold red", end=" ")
-    console.print(str(error), markup=False)
+    console.print("\n".join(map(printable, str(error).split("\n"))), markup=False)
     return error.exit_code
 
 

@@ -8,11 +8,18 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ltp.errors import UserError
+from ltp.errors import UserError, printable
 
 log = logging.getLogger("ltp")
 
 _SECONDS_A_LINE = 30.0
+
+
+class PrintableFormatter(logging.Formatter):
+    """Formats log records without control characters: a message may hold names from files."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(printable, super().format(record).expandtabs().split("\n")))
 
 
 @contextlib.contextmanager

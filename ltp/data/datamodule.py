@@ -216,6 +216,14 @@ class GLUEDataModule(pl.LightningDataModule):
         return _lengths(self._encoded["train"])
 
     @property
+    def label_counts(self) -> list[int] | None:
+        """Number of examples of each class in the main validation split; None for a regression."""
+        if self.task.is_regression:
+            return None
+        labels = next(iter(self.splits.validation.values()))["label"]
+        return np.bincount(np.asarray(labels), minlength=self.task.num_labels).tolist()
+
+    @property
     def _world_size(self) -> int:
         return self.trainer.world_size if self.trainer is not None else 1
 

@@ -16,9 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ltp.data.texts import Texts
+from ltp.errors import printable
 from ltp.evaluation.page import Example, render_page
 from ltp.evaluation.prediction import Prediction
-from ltp.model.tracing import format_layers, printable
+from ltp.model.tracing import format_layers
 from ltp.runs.directory import open_atomically, write_atomically
 
 _MAX_LISTED_ROWS = 5  # the most row numbers listed with one note
@@ -205,7 +206,7 @@ def print_table(texts: Texts, predictions: Sequence[Prediction]) -> None:
     table.add_column(value, justify="right", no_wrap=True)
     for row, row_texts, prediction in zip(texts.rows, texts.texts, predictions, strict=True):
         cells = [shortened(printable(text)) for text in row_texts]
-        cells += [prediction.label] if prediction.label is not None else []
+        cells += [printable(prediction.label)] if prediction.label is not None else []
         table.add_row(str(row), *map(Text, cells), f"{prediction.value:.4f}")
     Console().print(table)
 

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ltp.errors import printable
 from ltp.runs.summary import format_tokens
 
 
@@ -23,14 +24,14 @@ def report_table(report: dict[str, Any]) -> Table:
     results = report["results"]
     computed = f"{report['execution']} {report['dtype']}"
     title = f"{report['task']}, {report['split']} · {report['model']} · {report['method']} · {computed}"
-    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=escape(printable(title)), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     is_scaled = [result["threshold_scale"] for result in results] != [1]
     is_grouped = any("by_length" in result for result in results)
     for name, is_shown in (("thresholds", is_scaled), ("input tokens", is_grouped), ("examples", True)):
         if is_shown:
             table.add_column(name, justify="right")
     for name in (*results[0]["metrics"], "rel. FLOPs", "GFLOPs"):
-        table.add_column(name, justify="right")
+        table.add_column(escape(printable(name)), justify="right")
     table.add_column("tokens per layer", overflow="fold")
 
     def add_row(result: dict[str, Any], scale: float, tokens: str, **style: Any) -> None:

@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from ltp.data.sources import HUB_DATASET
 from ltp.data.tasks import TASKS
 from ltp.errors import DISTRIBUTION
+from ltp.runs.summary import markdown
 
 #: Names of metrics on the hub that differ from ltp's.
 _HUB_METRICS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
@@ -81,7 +82,8 @@ def model_card(
     }
     method = _METHODS.get(results.get("method", ""), "")
     version = (results.get("versions") or {}).get("ltp", "")
-    intro = f"# {model} on {task}, token-pruned\n\nA text classifier made with ltp {version}. {method}"
+    intro = f"# {markdown(model)} on {markdown(task)}, token-pruned\n\n"
+    intro += f"A text classifier made with ltp {markdown(str(version))}. {method}"
     text = "\n\n".join([intro.strip(), *(f"## {title}\n\n{body}" for title, body in sections.items())])
     return f"---\n{_metadata(results, settings, base_model, form)}\n---\n\n{text}\n"
 
@@ -214,5 +216,6 @@ def _parent(parent: str | None, root: str | None) -> str | None:
 
 
 def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    escaped = [[cell.replace("|", "\\|") for cell in line] for line in (header, ("---",) * len(header), *rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
+    rule = ("---",) * len(header)
+    lines = [tuple(map(markdown, header)), rule, *(tuple(map(markdown, row)) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -8,6 +8,7 @@ from typing import Any
 from rich.text import Text
 from torch import Tensor
 
+from ltp.errors import printable
 from ltp.model.classifier import LTPForSequenceClassification
 from ltp.pruning.base import Pruner
 
@@ -111,11 +112,6 @@ def readable_tokens(tokenizer: Any, encoding: Any, texts: Sequence[str]) -> list
             readable.append((word, token, previous[0] == number and start <= previous[1]))
         previous = (number, end)
     return readable
-
-
-def printable(text: str) -> str:
-    """Replace characters that are not printable, such as terminal escapes, by spaces."""
-    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def format_layers(example: Sequence[TokenTrace], *, plain: bool = False) -> Text:

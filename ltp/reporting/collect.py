@@ -19,6 +19,7 @@ NO_RUN = f"no run (neither {CONFIG_FILE} nor {RESULTS_FILE} in it or below)"
 UNREADABLE = f"{RESULTS_FILE} cannot be read"
 NO_FOLDER = "cannot be opened"
 
+_LONGEST_NAME = 100  # characters: it becomes a part of file names
 #: Output folders of other commands, next to the runs.
 _OUTPUTS_OF_COMMANDS = ("bench", "report")
 #: Folders of a run directory that contain runs: the hard stage of a learned run, and runs calibrated from it.
@@ -79,6 +80,20 @@ class Run:
         return self.results["metric"]["value"]
 
     @property
+    def other_metrics(self) -> dict[str, float]:
+        """Values of the task's other metrics by name; without those that are undefined."""
+        metrics = self.results.get("metrics")
+        metrics = metrics if isinstance(metrics, dict) else {}
+        return {name: value for name, value in metrics.items() if name != self.metric_name and is_number(value)}
+
+    @property
+    def label_counts(self) -> list[int] | None:
+        """Number of validation examples of each class; None for a regression, and in results of early versions."""
+        counts = self.results.get("label_counts")
+        is_list = isinstance(counts, list) and len(counts) > 1 and all(map(is_number, counts)) and sum(counts) > 0
+        return counts if is_list else None
+
+    @property
     def relative_flops(self) -> float:
         """FLOPs relative to the dense FLOPs of the same examples."""
         return self.results["relative_flops"]
@@ -135,7 +150,7 @@ class Run:
     def speedup(self) -> float | None:
         """Measured speed-up over the same weights without pruning; None if it was not measured."""
         match self.results.get("measured_speedup"):
-            case {"speedup": {"median": float() | int() as median}}:
+            case {"speedup": {"median": median}} if is_number(median):
                 return median
         return None
 
@@ -274,8 +289,11 @@ def _validation_error(results: Any) -> str | None:
             return f"{key} is not {name}"
     if not isinstance(results["metric"].get("name"), str):
         return "metric has no name"
+    for key, name in (*((key, results[key]) for key in ("task", "model")), ("metric", results["metric"]["name"])):
+        if len(name) > _LONGEST_NAME:
+            return f"{key} has a name of {len(name)} characters"
     for key, value in (("metric", results["metric"].get("value")), ("relative_flops", results.get("relative_flops"))):
-        if not _is_number(value):
+        if not is_number(value):
             return f"{key} is {json.dumps(value)}, not a number"
     for key in ("method", "parent", "parent_run_id", "run_id"):
         if not isinstance(results.get(key, ""), str | None):
@@ -291,7 +309,7 @@ def _validation_error(results: Any) -> str | None:
 def _list_error(results: dict[str, Any]) -> str | None:
     for key in ("tokens_per_layer", "thresholds"):
         values = results.get(key)
-        if values is not None and not (isinstance(values, list) and values and all(map(_is_number, values))):
+        if values is not None and not (isinstance(values, list) and values and all(map(is_number, values))):
             return f"{key} is not a list of numbers"
     return None
 
@@ -299,9 +317,15 @@ def _list_error(results: dict[str, Any]) -> str | None:
 def _is_budget(entry: Any) -> bool:
     match entry:
         case {"budget": budget, "metric": {"name": str(), "value": value}, "relative_flops": cost}:
-            return all(map(_is_number, (budget, value, cost))) and _list_error(entry) is None
+            return all(map(is_number, (budget, value, cost))) and _list_error(entry) is None
     return False
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return False

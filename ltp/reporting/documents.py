@@ -7,10 +7,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from ltp.errors import printable
 from ltp.reporting import text
 from ltp.reporting.collect import LeftOut
-from ltp.reporting.rows import Group, Row
+from ltp.reporting.rows import Group
 from ltp.reporting.table import left_out
+from ltp.runs.summary import markdown
 
 #: First columns of the CSV; the others follow in the order of results.json.
 _FIRST_COLUMNS = (
@@ -59,10 +61,16 @@ def table_of_runs(groups: Sequence[Group]) -> str:
                 )
     names = dict.fromkeys(_FIRST_COLUMNS) | {name: None for record in records for name in record}
     stream = io.StringIO(newline="")
-    writer = csv.DictWriter(stream, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(map(_dead, names))
+    writer.writerows([_dead(record.get(name)) for name in names] for record in records)
     return stream.getvalue()
+
+
+def _dead(value: Any) -> Any:
+    """Return a value that a spreadsheet does not take for a formula."""
+    is_live = isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r")
+    return f"'{value}" if is_live else value
 
 
 def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -85,13 +93,13 @@ def summary_markdown(groups: Sequence[Group], entries: Sequence[LeftOut], pictur
     """
     parts = []
     for group in groups:
-        parts += [f"## {_markdown(text.title(group.split))}", _markdown_table(group)]
-        parts.append("\n".join(f"- {_markdown(line)}" for line in summaries(group)))
+        parts += [f"## {markdown(text.title(group.split))}", _markdown_table(group)]
+        parts.append("\n".join(f"- {markdown(line)}" for line in summaries(group)))
         parts += [f"![{name}]({name})" for name in pictures.get(group.slug, [])]
     parts.append("\n".join(f"- {line}" for line in text.DEFINITIONS))
     if entries:
         parts.append(
-            "\n".join(["## Left out", "", *(f"- {_markdown(line)}" for line in left_out(entries, len(entries)))])
+            "\n".join(["## Left out", "", *(f"- {markdown(line)}" for line in left_out(entries, len(entries)))])
         )
     return "\n\n".join(parts) + "\n"
 
@@ -103,16 +111,10 @@ def summaries(group: Group) -> list[str]:
 
 def _markdown_table(group: Group) -> str:
     columns = text.columns(group)
-    lines = [
-        [column.title for column in columns],
-        ["---:" if column.right else "---" for column in columns],
-        *([column.cell(row) for column in columns] for row in group.rows),
-    ]
-    return "\n".join(f"| {' | '.join(map(_markdown, line))} |" for line in lines)
-
-
-def _markdown(content: str) -> str:
-    return re.sub(r"([|*_`<\\])", r"\\\1", content.replace("\n", " "))
+    rule = " | ".join("---:" if column.right else "---" for column in columns)
+    lines = [[column.title for column in columns], *(cells for _, cells in text.lines(group, group.rows))]
+    head, *body = (f"| {' | '.join(map(markdown, line))} |" for line in lines)
+    return "\n".join([head, f"| {rule} |", *body])
 
 
 def summary_tex(groups: Sequence[Group]) -> str:
@@ -129,12 +131,13 @@ def _latex_table(group: Group) -> str:
         return " & ".join(map(latex, cells)) + r" \\"
 
     body: list[str] = []
-    previous: Row | None = None
-    for row in group.rows:
-        if previous is not None and previous.method != row.method:
+    previous: str | None = None
+    for row, cells in text.lines(group, group.rows):
+        method = row.method if row is not None else "dense"
+        if previous not in (None, method):
             body.append(r"\midrule")
-        body.append(line([column.cell(row) for column in columns]))
-        previous = row
+        body.append(line(cells))
+        previous = method
     return "\n".join(
         [
             r"\begin{table}",
@@ -155,4 +158,4 @@ def _latex_table(group: Group) -> str:
 
 def latex(content: str) -> str:
     """Escape text for LaTeX."""
-    return "".join(_LATEX.get(character, character) for character in content)
+    return "".join(_LATEX.get(character, character) for character in printable(content))

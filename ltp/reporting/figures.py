@@ -11,13 +11,16 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
+from ltp.errors import printable
 from ltp.reporting import text
 from ltp.reporting.collect import LeftOut
+from ltp.reporting.curves import learning_curve
 from ltp.reporting.predictions import UnreadableError, find_predictions, read_token_lengths
 from ltp.reporting.rows import METHODS, Group, Row
 
 _STYLE: Any = {  # Any, because Matplotlib types rc settings with a literal of all names
     "font.family": "sans-serif",
+    "text.parse_math": False,  # names are no formulas
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,
@@ -85,6 +88,8 @@ def draw(group: Group) -> tuple[dict[str, bytes], list[LeftOut]]:
             figures["tokens"] = tokens(group)
         if any(map(_has_known_origin, group.front_of("learned"))):
             figures["thresholds"] = thresholds(group)
+        if any(len(curve) > 1 for curves in _curves(group).values() for _, curve in curves):
+            figures["learning"] = learning(group)
         if lengths:
             figures["lengths"] = kept_lengths(group, lengths)
             figures["examples"] = trajectories(group, lengths)
@@ -132,7 +137,7 @@ def tradeoff(group: Group) -> Figure:
         axes.plot([], [], "o", color="0.4", fillstyle="none", markersize=3.5, label="off its curve")
     _set_x_range(axes)
     _clip_low_outliers(axes, group, metrics)
-    axes.set(xlabel="relative FLOPs", ylabel=text.metric_title(group.split), title=_title(group))
+    axes.set(xlabel="relative FLOPs", ylabel=text.metric_title(group.split.metric), title=_title(group))
     _legend_below(figure)
     return figure
 
@@ -232,6 +237,32 @@ def _initial_thresholds(row: Row) -> list[float]:
     """Compute the thresholds of a row before learning; empty if the results do not contain their schedule."""
     final, count = row.settings.get("final_token_threshold"), len(row.thresholds or ())
     return [final * layer / count for layer in range(1, count + 1)] if isinstance(final, int | float) else []
+
+
+def learning(group: Group) -> Figure:
+    """Plot the metric on the validation split over optimiser steps, one panel per method, dense first."""
+    curves_by_method = _curves(group)
+    figure, panels = _panels(len(curves_by_method))
+    for axes, (method, curves) in zip(panels, curves_by_method.items(), strict=True):
+        for (row, curve), style in zip(curves, _shades(len(curves)), strict=True):
+            steps, values = zip(*curve, strict=True)
+            axes.plot(steps, 100 * np.array(values), label=f"{row.relative_flops.mean:.2f}", **style)
+        axes.set(xlabel="optimiser step", title=text.method_title(method))
+        axes.locator_params(axis="x", nbins=4)
+        if method != "dense":
+            axes.legend(title="relative FLOPs", title_fontsize=7)
+    panels[0].set_ylabel(text.metric_title(group.split.metric))
+    figure.suptitle(_title(group), fontsize=8)
+    return figure
+
+
+def _curves(group: Group) -> dict[str, list[tuple[Row, list[tuple[int, float]]]]]:
+    """Return the learning curves of the dense row and of each method's front, by method; those that have any."""
+    dense = [group.dense] if group.dense is not None else []
+    rows = {"dense": dense} | {method: _sample(group.front_of(method)) for method in group.methods}
+    curves = {method: [(row, learning_curve(row)) for row in alike] for method, alike in rows.items()}
+    known = {method: [(row, curve) for row, curve in alike if curve] for method, alike in curves.items()}
+    return {method: alike for method, alike in known.items() if alike}
 
 
 def kept_lengths(group: Group, lengths: dict[str, tuple[Row, np.ndarray]]) -> Figure:
@@ -348,4 +379,4 @@ def _legend_below(figure: Figure, title: str | None = None) -> None:
 
 
 def _title(group: Group) -> str:
-    return f"{group.split.task} · {group.split.model}"
+    return printable(f"{group.split.task} · {group.split.model}")

@@ -6,11 +6,11 @@ import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ltp.reporting.collect import Run
+from ltp.reporting.collect import Run, is_number
 
 #: Order of methods in tables; other methods follow.
 METHODS = ("dense", "learned", "manual", "topk")
@@ -75,6 +75,7 @@ class Row:
         settings: hyper-parameters; those of parent runs are prefixed with their stage, such as ``soft lr``.
         shown_settings: names of the settings that distinguish the row from others of its method and stage.
         metric, relative_flops: spread over the runs.
+        other_metrics: the same for the task's other metrics, by name.
         difference: difference of the metric to the dense parent; None without a dense run.
         speedup: measured speed-up; None if it was not measured.
         tokens: mean tokens alive entering each layer, and after the last.
@@ -95,6 +96,7 @@ class Row:
     speedup: Spread | None
     tokens: list[float] | None
     thresholds: list[float] | None
+    other_metrics: dict[str, Spread] = field(default_factory=dict)
     is_superseded: bool = False
     on_front: bool = False
 
@@ -109,6 +111,8 @@ class Group:
         rows: the rows, sorted by method, then by descending cost.
         dense: the best dense row; None without one.
         points: loss of the metric that the summary tolerates, in points (metric × 100).
+        majority: metrics of a classifier that always answers with the larger class, by name; empty if the classes of
+            the validation examples are not known.
     """
 
     split: Split
@@ -116,6 +120,7 @@ class Group:
     rows: tuple[Row, ...]
     dense: Row | None
     points: float
+    majority: dict[str, float] = field(default_factory=dict)
 
     @property
     def methods(self) -> list[str]:
@@ -303,7 +308,7 @@ def _split(run: Run) -> Split:
         max_length=length if isinstance(length, int) else None,
         examples=examples if isinstance(examples, int) else None,
         tokens=_six_digits(run.tokens[0]) if run.tokens else None,
-        dense_gflops=_six_digits(dense) if isinstance(dense, int | float) else None,
+        dense_gflops=_six_digits(float(dense or 0)) if is_number(dense) else None,
     )
 
 
@@ -370,7 +375,19 @@ def _group(split: Split, slug: str, runs: Sequence[Run], ancestry: Ancestry, poi
     rows = [dataclasses.replace(row, on_front=id(row) in front) for row in rows]
     rows.sort(key=_sort_key)
     dense = max((row for row in rows if row.method == "dense"), key=lambda row: row.metric.mean, default=None)
-    return Group(split, slug, tuple(rows), dense, points)
+    return Group(split, slug, tuple(rows), dense, points, _majority(runs))
+
+
+def _majority(runs: Sequence[Run]) -> dict[str, float]:
+    """Return the metrics of the larger class, from the first run that knows the classes of its examples."""
+    counts = next((run.label_counts for run in runs if run.label_counts is not None), None)
+    if counts is None:
+        return {}
+    share = max(counts) / sum(counts)
+    metrics = {"accuracy": share, "matthews": 0.0}
+    if len(counts) == 2:  # of the second class
+        metrics["f1"] = 2 * share / (1 + share) if counts[1] == max(counts) else 0.0
+    return metrics
 
 
 def _sort_key(row: Row) -> tuple[Any, ...]:
@@ -418,6 +435,11 @@ def _row(
         speedup=Spread.from_values(speedups) if speedups else None,
         tokens=_means([run.tokens for run in runs]),
         thresholds=_means([run.thresholds for run in runs]),
+        other_metrics={
+            name: Spread.from_values([run.other_metrics[name] for run in runs])
+            for name in first.other_metrics
+            if all(name in run.other_metrics for run in runs)
+        },
         is_superseded=all(map(ancestry.is_superseded, runs)),
     )
 

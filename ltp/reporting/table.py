@@ -6,6 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from ltp.errors import printable
 from ltp.reporting import text
 from ltp.reporting.collect import LeftOut
 from ltp.reporting.rows import Group, Row
@@ -17,17 +18,24 @@ _MAX_NAMES = 5
 
 def comparison(group: Group) -> Table:
     """Build the table of a group."""
-    table = Table(title=escape(text.title(group.split)), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=escape(printable(text.title(group.split))), title_justify="left", box=SIMPLE_HEAD, pad_edge=False
+    )
     columns = text.columns(group)
     for column in columns:
-        table.add_column(column.title, justify="right" if column.right else "left", no_wrap=column.title != "settings")
-    rows, previous = shown_rows(group), None
-    for row in rows:
-        if previous not in (None, row.method):
+        table.add_column(
+            escape(printable(column.title)),
+            justify="right" if column.right else "left",
+            no_wrap=column.title != "settings",
+        )
+    previous = None
+    for row, cells in text.lines(group, shown_rows(group)):
+        method = row.method if row is not None else "dense"
+        if previous not in (None, method):
             table.add_section()
-        previous = row.method
-        style = "bold" if row is group.cheapest() else None
-        table.add_row(*(escape(column.cell(row)) for column in columns), style=style)
+        previous = method
+        style = "bold" if row is not None and row is group.cheapest() else None
+        table.add_row(*(escape(printable(cell)) for cell in cells), style=style)
     return table
 
 
@@ -48,5 +56,5 @@ def left_out(entries: Iterable[LeftOut], max_names: int = _MAX_NAMES) -> list[st
     for why, same in by_reason.items():
         names = [f"{entry.path} ({entry.detail})" if entry.detail else str(entry.path) for entry in same[:max_names]]
         more = [f"and {len(same) - max_names} more"] if len(same) > max_names else []
-        lines.append(f"left out, {why}: {len(same)}: {', '.join([*names, *more])}")
+        lines.append(printable(f"left out, {why}: {len(same)}: {', '.join([*names, *more])}"))
     return lines

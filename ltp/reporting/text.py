@@ -38,29 +38,52 @@ class Column:
         title: header of the column.
         cell: function from a row to the text of its cell.
         right: whether the column is aligned to the right.
+        majority: cell of the row of the larger class.
     """
 
     title: str
     cell: Callable[[Row], str]
     right: bool = True
+    majority: str = ""
 
 
 def columns(group: Group) -> list[Column]:
     """Return the columns of a group's table; empty ones are left out."""
     rows = group.rows
     cheapest = group.cheapest()
+    others = dict.fromkeys(name for row in rows for name in row.other_metrics)
     all_columns = [
         Column("", lambda row: ("●" if row.on_front else "") + ("✓" if row is cheapest else ""), right=False),
-        Column("method", method, right=False),
+        Column("method", method, right=False, majority="the larger class, always"),
         Column("settings", settings, right=False),
         Column("n", number_of_runs),
-        Column(metric_title(group.split), lambda row: spread(row.metric, 2, times=100)),
+        _metric_column(group, group.split.metric, lambda row: row.metric),
+        *(_metric_column(group, name, _other_metric(name)) for name in others),
         Column("difference", lambda row: spread(row.difference, 2, times=100, sign="+")),
         Column("relative FLOPs", lambda row: spread(row.relative_flops, 3)),
         Column("speed-up", lambda row: spread(row.speedup, 2, unit="×")),
     ]
     optional = ("settings", "difference", "speed-up")
     return [column for column in all_columns if column.title not in optional or any(map(column.cell, rows))]
+
+
+def _metric_column(group: Group, name: str, metric: Callable[[Row], Spread | None]) -> Column:
+    majority = group.majority.get(name)
+    cell = "" if majority is None else spread(Spread(majority), 2, times=100)
+    return Column(metric_title(name), lambda row: spread(metric(row), 2, times=100), majority=cell)
+
+
+def _other_metric(name: str) -> Callable[[Row], Spread | None]:
+    return lambda row: row.other_metrics.get(name)
+
+
+def lines(group: Group, rows: Sequence[Row]) -> list[tuple[Row | None, list[str]]]:
+    """Return the rows of a group's table with their cells; first that of the larger class, None, if it is known."""
+    all_columns = columns(group)
+    table: list[tuple[Row | None, list[str]]] = [(row, [column.cell(row) for column in all_columns]) for row in rows]
+    if group.split.metric in group.majority:
+        table.insert(0, (None, [column.majority for column in all_columns]))
+    return table
 
 
 def number_of_runs(row: Row) -> str:
@@ -83,9 +106,9 @@ def title(split: Split) -> str:
     return " · ".join(parts)
 
 
-def metric_title(split: Split) -> str:
+def metric_title(name: str) -> str:
     """Return name and scale of a metric."""
-    return f"{split.metric}, %" if split.metric in ("accuracy", "f1") else f"{split.metric} × 100"
+    return f"{name}, %" if name in ("accuracy", "f1") else f"{name} × 100"
 
 
 def method(row: Row) -> str:

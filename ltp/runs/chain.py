@@ -3,8 +3,7 @@
 import math
 
 from ltp.errors import format_number
-from ltp.runs.checkpoints import is_finished
-from ltp.runs.directory import has_checkpoint
+from ltp.runs.checkpoints import has_checkpoint, is_finished
 from ltp.runs.identity import Run
 from ltp.runs.settings import TrainerSettings, TrainSettings
 

@@ -18,6 +18,10 @@ RESULTS_FILE = "results.json"
 CONFIG_FILE = "config.yaml"
 MODEL_FOLDER = "model"
 PREDICTIONS_FILE = "predictions.parquet"
+METRICS_FILE = "metrics.jsonl"
+CHECKPOINT_FOLDER = "checkpoints"
+LAST_CHECKPOINT = "last.ckpt"
+PREVIOUS_CHECKPOINT = "previous.ckpt"
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,12 @@ def _read_hub_config(source: str, key: str) -> dict[str, Any]:
 def is_finished(directory: Path) -> bool:
     """Whether a run directory contains results."""
     return (directory / RESULTS_FILE).is_file()
+
+
+def has_checkpoint(directory: Path) -> bool:
+    """Whether a training that was interrupted can go on."""
+    names = (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT)
+    return any((directory / CHECKPOINT_FOLDER / name).is_file() for name in names)
 
 
 def read_results(run_dir: Path, required: Collection[str] = ()) -> dict[str, Any]:

@@ -21,14 +21,19 @@ from typing import Any, BinaryIO
 
 import yaml
 
-from ltp.runs.checkpoints import CONFIG_FILE, MODEL_FOLDER, PREDICTIONS_FILE, RESULTS_FILE
+from ltp.runs.checkpoints import (
+    CHECKPOINT_FOLDER,
+    CONFIG_FILE,
+    METRICS_FILE,
+    MODEL_FOLDER,
+    PREDICTIONS_FILE,
+    PREVIOUS_CHECKPOINT,
+    RESULTS_FILE,
+)
 from ltp.runs.identity import Run, stored_config
+from ltp.runs.provenance import started_by
 
-CHECKPOINT_FOLDER = "checkpoints"
-LAST_CHECKPOINT = "last.ckpt"
-PREVIOUS_CHECKPOINT = "previous.ckpt"
 BEST_CHECKPOINT = "best.ckpt"
-METRICS_FILE = "metrics.jsonl"
 _PARTIAL = ".partial"  # suffix of files that are being written
 _RUN_FILES = (CONFIG_FILE, CHECKPOINT_FOLDER, METRICS_FILE, MODEL_FOLDER, PREDICTIONS_FILE, RESULTS_FILE)
 
@@ -41,9 +46,8 @@ def open_directory(run: Run) -> None:
         for partial in folder.glob(f".*{_PARTIAL}"):
             partial.unlink(missing_ok=True)
     run.directory.mkdir(parents=True, exist_ok=True)
-    write_atomically(
-        run.directory / CONFIG_FILE, yaml.safe_dump(stored_config(run), sort_keys=False, allow_unicode=True)
-    )
+    config = {**stored_config(run), **started_by()}
+    write_atomically(run.directory / CONFIG_FILE, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
 
 def remove_run_files(directory: Path) -> None:
@@ -58,12 +62,6 @@ def remove_run_files(directory: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-
-
-def has_checkpoint(directory: Path) -> bool:
-    """Whether a training that was interrupted can go on."""
-    names = (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT)
-    return any((directory / CHECKPOINT_FOLDER / name).is_file() for name in names)
 
 
 def write_results(directory: Path, results: dict[str, Any]) -> None:

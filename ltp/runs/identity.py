@@ -11,6 +11,7 @@ from typing import Any
 from ltp.data.tasks import Task
 from ltp.errors import UserError
 from ltp.runs.checkpoints import CONFIG_FILE, Checkpoint, is_finished, run_config
+from ltp.runs.provenance import STARTED_BY
 from ltp.runs.settings import FREE_KEYS, TrainSettings, flatten, is_free
 
 _PARENT = "parent.config."  # prefix of the parent's own identity, which may hold its parent's
@@ -80,7 +81,7 @@ def stored_config(run: Run) -> dict[str, Any]:
     elif run.parent is not None and run.parent.run_dir is not None:
         config = run_config(run.parent.run_dir)
     if config is not None:
-        config = {key: value for key, value in config.items() if key not in FREE_KEYS}
+        config = {key: value for key, value in config.items() if key not in (*FREE_KEYS, *STARTED_BY)}
     teacher = None if run.settings.distill.teacher == "auto" else run.teacher
     return {
         **dataclasses.asdict(run.settings),

@@ -76,6 +76,12 @@ def is_placed(key: str) -> bool:
     return key in _PLACED and not is_free(key)
 
 
+def folder_name(name: str) -> str:
+    """Return a name from a file or the command line as the name of one folder, which is no way out of its parent."""
+    safe = re.sub(r"[^\w.-]", "_", name)
+    return safe if safe.strip(".") else "_"
+
+
 def run_directory(
     settings: TrainSettings, method: str, deviating: dict[str, Any], soft_run: Path | None, parent: Checkpoint | None
 ) -> Path:
@@ -91,7 +97,7 @@ def run_directory(
     assert settings.lr is not None and settings.model.name is not None
     places = Path(_distillation_folder(settings), *(_place(key, value) for key, value in deviating.items()))
     lr, seed = f"lr_{format_number(settings.lr)}", f"seed_{settings.seed}"
-    folder = Path(settings.output_root) / re.sub(r"[^\w.-]", "_", settings.model.name) / settings.task.name
+    folder = Path(settings.output_root) / folder_name(settings.model.name) / settings.task.name
     if method == "dense":
         return folder / "finetune" / places / lr / seed
     if soft_run is not None:

@@ -18,6 +18,23 @@ HOLDER_FILE = ".writer"
 _POLL_SECONDS = 1.0
 
 
+def writer_of(directory: Path) -> str | None:
+    """Return who writes a run directory (``process 12 on host``); None if nobody does."""
+    try:
+        writer = (directory / HOLDER_FILE).read_text(encoding="utf-8")
+    except OSError:
+        return None
+    lock = FileLock(directory / LOCK_FILE)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return writer
+    except OSError:  # a folder that is read only
+        return None
+    lock.release()
+    return None
+
+
 @contextmanager
 def run_lock(directory: Path, *, wait: bool = True) -> Iterator[None]:
     """Context manager: hold the write lock of a run directory, waiting for another holder.

@@ -1,11 +1,14 @@
 """Summaries of a run's results: terminal table, short description, and the view of a single budget."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from ltp.errors import printable
 
 #: Keys of ``results.json`` that describe one budget rather than the training.
 _BUDGET_KEYS = (
@@ -14,12 +17,17 @@ _BUDGET_KEYS = (
 )
 
 
+def markdown(content: str) -> str:
+    """Escape text for Markdown: markup, links, HTML and formulas; names in files are not trusted."""
+    return re.sub(r"([|*_`<>\\\[\]$~&]|^[#+=-])", r"\\\1", printable(content))
+
+
 def print_results(results: dict[str, Any], directory: Path) -> None:
     """Print a run's metrics, cost, tokens per layer and directory."""
     console = Console()
     hyper = results["hyperparameters"]
     title = f"{results['task']} · {results['model']} · {results['method']}, {results['stage']} · lr {hyper['lr']:g}"
-    table = Table(title=title, title_justify="left", show_header=False)
+    table = Table(title=escape(printable(title)), title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column()
     for name in results["metrics"]:
@@ -46,7 +54,7 @@ def print_results(results: dict[str, Any], directory: Path) -> None:
         table.add_row("distilled", f"{hyper['distill_mode']}, from {escape(teacher)}")
     table.add_row("time", f"{results['duration_seconds']:.0f} s on {results['device']}")
     console.print(table)
-    console.print(f"run directory: {directory}", soft_wrap=True, highlight=False)
+    console.print(f"run directory: {printable(str(directory))}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _metric_text(name: str, results: dict[str, Any]) -> str:
@@ -65,26 +73,34 @@ def describe_method(run: dict[str, Any], budget: float | None = None) -> str:
         run: content of a ``results.json``.
         budget: one of its budgets; None describes all of them.
     """
-    method, hyper = run["method"], run["hyperparameters"]
+    method, hyper = str(run["method"]), run["hyperparameters"]
     words = ["top-k" if method == "topk" else method]
     if method == "learned":
-        words.append(run["stage"])
-    if several := hyper.get("budgets"):
-        values = "/".join(f"{value:g}" for value in sorted(several))
+        words.append(str(run["stage"]))
+    if isinstance(several := hyper.get("budgets"), list) and several:
+        values = "/".join(map(_short, sorted(several)))
         words.append(f"budgets {values}" if budget is None else f"budget {budget:g} of {values}")
     elif hyper.get("target_flops") is not None:
-        words.append(f"target {hyper['target_flops']:g}")
+        words.append(f"target {_short(hyper['target_flops'])}")
     elif hyper.get("target_latency_ms") is not None:
-        words.append(f"{hyper['target_latency_ms']:g} ms")
+        words.append(f"{_short(hyper['target_latency_ms'])} ms")
     elif method == "manual":
-        words.append(f"{hyper['final_token_threshold']:g}")
+        words.append(_short(hyper.get("final_token_threshold")))
     elif method not in ("dense", "learned"):
-        words.append(f"rate {hyper['token_keep_rate']:g}")
+        words.append(f"rate {_short(hyper.get('token_keep_rate'))}")
     if hyper.get("distill_mode") is not None:
         words.append("distilled")
     if run.get("calibrated"):
         words.append("calibrated")
     return ", ".join(words)
+
+
+def _short(value: Any) -> str:
+    """Format a number from a file; ``?`` for what is none."""
+    try:
+        return f"{value:g}"
+    except (TypeError, ValueError, OverflowError):
+        return "?"
 
 
 def at_budget(results: dict[str, Any], budget: float) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from ltp.errors import UserError, install_hint
-from ltp.runs.directory import METRICS_FILE
+from ltp.runs.checkpoints import METRICS_FILE
 
 
 class MetricsFile(Logger):

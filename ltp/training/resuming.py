@@ -16,7 +16,8 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from ltp.errors import RunError
-from ltp.runs.directory import CHECKPOINT_FOLDER, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, metrics_size, open_atomically
+from ltp.runs.checkpoints import CHECKPOINT_FOLDER, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
+from ltp.runs.directory import metrics_size, open_atomically
 
 log = logging.getLogger(__name__)
 

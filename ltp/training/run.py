@@ -30,16 +30,8 @@ from ltp.model.classifier import LTPForSequenceClassification
 from ltp.pruning import RATE_MODES
 from ltp.pruning.flops import DEFINITION, lowest_relative_flops, mean_dense_flops
 from ltp.runs.chain import describe_chain, limited, planned_steps
-from ltp.runs.checkpoints import is_finished, read_results
-from ltp.runs.directory import (
-    BEST_CHECKPOINT,
-    CHECKPOINT_FOLDER,
-    LAST_CHECKPOINT,
-    MODEL_FOLDER,
-    open_directory,
-    truncate_metrics,
-    write_results,
-)
+from ltp.runs.checkpoints import CHECKPOINT_FOLDER, LAST_CHECKPOINT, MODEL_FOLDER, is_finished, read_results
+from ltp.runs.directory import BEST_CHECKPOINT, open_directory, truncate_metrics, write_results
 from ltp.runs.identity import Run, check_identity, stored_config
 from ltp.runs.loading import silence_libraries as silence_transformers
 from ltp.runs.locks import run_lock
@@ -118,6 +110,7 @@ def train(run: Run, splits: Splits) -> dict[str, Any] | None:
             "flops_definition": DEFINITION,
             "train_examples": len(splits.train),
             "validation_examples": len(next(iter(splits.validation.values()))),
+            "label_counts": datamodule.label_counts,
             "train_steps": trainer.global_step,
             "device": device_name(trainer.strategy.root_device),
             "devices": trainer.world_size,

@@ -74,7 +74,7 @@ def test_the_readme_is_a_front_page():
 
 
 def test_every_line_of_a_block_is_a_known_kind_of_command():
-    names = ("train", "calibrate", "report", "evaluate", "predict", "export", "bench")
+    names = ("train", "calibrate", "report", "list", "evaluate", "predict", "export", "bench")
     commands = [f"python -m ltp.{name}" for name in names]
     known = (*commands, "make ", "pip ")
     assert [(page, line) for page, line in ALL_LINES if not line.startswith(known)] == []

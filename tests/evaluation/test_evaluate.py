@@ -414,7 +414,7 @@ def test_bad_input_is_one_message(tmp_path, monkeypatch, command, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("split=test", "split=test: task=demo has no such split. Splits: validation, train"),
+        ("split=dev", "split=dev: task=demo has no such split. Splits: validation, train, test"),
         ("threshold_scale=[1,2] to=a.parquet", "to=a.parquet holds the predictions of one threshold_scale, not of 2"),
         ("to=.", "to=. is a directory; give a file"),
         ("task=stsb data_dir=nowhere", "data_dir=nowhere: no such directory."),

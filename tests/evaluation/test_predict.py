@@ -28,10 +28,11 @@ from ltp.data import tokenising
 from ltp.data.demo import demo_rows, demo_tokenizer
 from ltp.data.texts import Overview, TextSource, lines, open_texts
 from ltp.data.tokenising import beginning
+from ltp.errors import printable
 from ltp.evaluation import prediction
 from ltp.evaluation.page import Example, render_page, script_json
 from ltp.evaluation.prediction import encode
-from ltp.model.tracing import RecordingPruner, TokenTrace, format_layers, printable, readable_tokens, recording
+from ltp.model.tracing import RecordingPruner, TokenTrace, format_layers, readable_tokens, recording
 
 SENTENCES = [row["sentence"] for row in demo_rows("validation") if len(row["sentence"].split()) < 28][:12]
 
