@@ -20,9 +20,10 @@ from ltp.command.imports import fast_imports
 from ltp.command.output import progress
 from ltp.errors import UserError, check_choice, check_range, format_value
 from ltp.pruning import RATE_MODES
-from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint, is_finished, read_results
+from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint, is_finished
 from ltp.runs.loading import stored_task, task_and_data
 from ltp.runs.plan import task_of
+from ltp.runs.results import SHOWN, read_results
 from ltp.runs.settings import check_shares, is_unset
 
 log = logging.getLogger("ltp")
@@ -40,7 +41,7 @@ def main(settings: CalibrateSettings) -> None:
     directory = request.directory
     if is_finished(directory) and not request.settings.overwrite:
         log.info("finished already, skipped: %s (overwrite=true calibrates afresh)", directory)
-        results = read_results(directory)
+        results = read_results(directory, required=(*SHOWN, "calibrated"))
     else:
         with fast_imports():
             from ltp.calibration.run import run

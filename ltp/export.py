@@ -48,6 +48,7 @@ def main(settings: ExportSettings) -> None:
         from ltp.exporting.run import export_huggingface
 
     silence_libraries()
+    load_tokenizer(checkpoint)  # which a directory is useless without
     target = Path(settings.to).expanduser()
     if settings.format == "onnx":
         to_onnx(settings, checkpoint, target)

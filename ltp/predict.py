@@ -291,7 +291,7 @@ def predict_texts(
         UserError: model, tokenizer and device do not fit together.
     """
     with fast_imports():
-        from ltp.evaluation.prediction import free_unused_memory, predict
+        from ltp.evaluation.prediction import predict
 
     silence_libraries()
     set_threads(settings.threads)
@@ -315,7 +315,6 @@ def predict_texts(
                         advance=advance,
                     ),
                 )
-                free_unused_memory()
 
     return predicted(), None if model.thresholds is None else model.thresholds.tolist()
 

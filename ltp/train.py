@@ -10,8 +10,9 @@ from ltp.command.imports import fast_imports
 from ltp.command.planning import overrides_of, plan
 from ltp.errors import LTPError, RunError, UserError
 from ltp.runs.chain import describe_chain
-from ltp.runs.checkpoints import is_finished, read_results
+from ltp.runs.checkpoints import is_finished
 from ltp.runs.identity import check_identity
+from ltp.runs.results import SHOWN, read_results
 from ltp.runs.settings import TrainSettings
 from ltp.runs.summary import print_results
 from ltp.sweeps.gpus import gpus_wanted, lock_folder, reserve_gpus
@@ -51,7 +52,7 @@ def train_run(settings: TrainSettings) -> float | None:
 
     is_main = training.is_main_process()
     if is_finished(run.directory) and not settings.overwrite and is_written(settings):
-        results = read_results(run.directory)
+        results = read_results(run.directory, required=SHOWN)
         if is_main:
             check_identity(run)
             log.info("finished already, skipped: %s (overwrite=true starts it afresh)", run.directory)
@@ -124,7 +125,7 @@ def sweep_job(settings: TrainSettings) -> float | None:
                 start_run([*cli.config_arguments(), *cli.task_overrides()], gpus, as_rank=True)
         value = None
         if is_written(settings):
-            value = objective(read_results(plan(settings).directory), settings.flops_budget)
+            value = objective(read_results(plan(settings).directory, required=("metric",)), settings.flops_budget)
     except LTPError as error:
         job = dataclasses.replace(job, status=FAILED, message=str(error), exit_code=error.exit_code)
         value = None  # a failed trial for Optuna; NaN would end its study

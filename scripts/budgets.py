@@ -22,7 +22,8 @@ from reproduce import TRAIN, override_key, run, run_directory
 from rich.console import Console
 from rich.table import Table
 
-from ltp.runs.checkpoints import is_finished, read_results
+from ltp.runs.checkpoints import is_finished
+from ltp.runs.results import read_results
 
 LAMBDA, SEED = "prune.lambda_threshold", "seed"
 #: The default grid.

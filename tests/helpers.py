@@ -171,7 +171,7 @@ def finished_run(directory, *, model="bert-base", seed=0, run_id="0123456789ab",
         "lambda_threshold": 0.0,
     }
     write_json(directory / "model" / "config.json", config | changes)
-    write_json(directory / "results.json", {"model": model, "seed": seed, "run_id": run_id})
+    write_json(directory / "results.json", {"task": "mrpc", "model": model, "seed": seed, "run_id": run_id})
     return directory
 
 

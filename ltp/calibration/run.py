@@ -23,11 +23,12 @@ from ltp.evaluation.scoring import Engine, evaluate, summarise
 from ltp.model.classifier import LTPForSequenceClassification
 from ltp.pruning import RATE_MODES, UNTRAINED
 from ltp.pruning.flops import DEFINITION
-from ltp.runs.checkpoints import is_finished, read_results
+from ltp.runs.checkpoints import is_finished
 from ltp.runs.loading import load_model, load_tokenizer, select_device, set_threads, silence_libraries
 from ltp.runs.locks import run_lock
 from ltp.runs.plan import task_of
 from ltp.runs.provenance import GIT_STATE, device_name, hardware, versions
+from ltp.runs.results import read_results
 
 log = logging.getLogger("ltp")
 

@@ -84,6 +84,8 @@ def loading_from_hub(resource: str, remedy: str, *, source: str | Path | None = 
             ) from error
         if in_reach or not isinstance(error, OSError | ValueError):
             reason = " ".join(str(error).split()).rstrip(".")
+            if not isinstance(error, OSError | ValueError | RuntimeError):
+                reason = f"its files are damaged ({type(error).__name__}: {reason})"
             raise UserError(f"Cannot load {resource}: {reason}. {remedy}") from error
         raise UserError(
             f"Cannot load {resource}: the Hugging Face hub is out of reach (or HF_HUB_OFFLINE is set)"
@@ -92,10 +94,11 @@ def loading_from_hub(resource: str, remedy: str, *, source: str | Path | None = 
 
 
 def _loading_errors() -> tuple[type[Exception], ...]:
-    """Return the base classes of what the hub's clients raise, and of what damaged files of weights cause."""
+    """Return the base classes of what the hub's clients raise, and of what damaged files cause."""
     from safetensors import SafetensorError
 
-    return (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError)
+    of_weights = (RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError)
+    return (OSError, ValueError, *of_weights, KeyError, TypeError, AttributeError, IndexError, RecursionError)
 
 
 def _hub_responds() -> bool:

@@ -44,14 +44,14 @@ def make_batches(
     for start in range(0, len(rows), batch_size):
         chosen = rows[start : start + batch_size]
         longest = max(len(sequences[row]) for row in chosen)
-        ids = torch.full((len(chosen), longest), pad_token_id)
-        mask, types = torch.zeros_like(ids), torch.zeros_like(ids)
+        ids = np.full((len(chosen), longest), pad_token_id, dtype=np.int64)
+        mask, types = np.zeros_like(ids), np.zeros_like(ids)
         for index, row in enumerate(chosen):
             count = len(sequences[row])
-            ids[index, :count] = torch.tensor(sequences[row])
+            ids[index, :count] = sequences[row]
             mask[index, :count] = 1
             if token_types is not None:
-                types[index, :count] = torch.tensor(token_types[row])
+                types[index, :count] = token_types[row]
         batch = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
-        batches.append({name: tensor.to(device) for name, tensor in batch.items()})
+        batches.append({name: torch.from_numpy(array).to(device) for name, array in batch.items()})
     return batches

@@ -1,9 +1,8 @@
 """Prediction: classify texts, and optionally trace each token through the layers."""
 
 import contextlib
-import ctypes
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,10 +64,14 @@ def predict(
     """
     encoded, full_lengths = encode(tokenizer, texts, max_length)
     ids, types = encoded["input_ids"], encoded.get("token_type_ids")
+    encodings = encoded.encodings if trace else None
+    del encoded  # most of what tokenising takes is freed before the model needs memory
     order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))  # similar lengths together: little padding
     sizes = (model.config.hidden_size, model.config.intermediate_size)
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     predictions: dict[int, Prediction] = {}
-    with torch.inference_mode(), recording(model) if trace else contextlib.nullcontext() as recorder:
+    tracing = recording(model) if trace else contextlib.nullcontext()
+    with torch.inference_mode(), _without_onednn(), tracing as recorder:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             (batch,) = make_batches(
@@ -79,26 +82,34 @@ def predict(
                 device=model.device,
             )
             output = model(**batch)
-            logits = output.logits.float()
+            scored = labels_and_scores(output.logits.float(), model)
             costs = relative_flops(output.token_lengths, *sizes).tolist()
             for index, row in enumerate(rows):
                 token_traces = []
-                if recorder is not None:
-                    tokens = readable_tokens(tokenizer, encoded.encodings[row], texts[row])
+                if recorder is not None and encodings is not None:
+                    tokens = readable_tokens(tokenizer, encodings[row], texts[row])
                     token_traces = traces(recorder, index, tokens)
-                label, value = label_and_score(logits[index], model)
-                note = reading_note(ids[row], full_lengths.get(row, len(ids[row])), max_length, tokenizer)
-                predictions[row] = Prediction(label, value, note, costs[index], token_traces)
+                note = reading_note(ids[row], full_lengths.get(row, len(ids[row])), max_length, special)
+                predictions[row] = Prediction(*scored[index], note, costs[index], token_traces)
             if recorder is not None:
                 recorder.layers.clear()
             advance(len(rows))
     return [predictions[row] for row in range(len(texts))]
 
 
-def free_unused_memory() -> None:
-    """Return freed memory to the system; glibc keeps pieces of it for each size of batch (5 KB a text were seen)."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+@contextlib.contextmanager
+def _without_onednn() -> Iterator[None]:
+    """Let PyTorch use its own float32 kernels on a CPU, which are as fast.
+
+    oneDNN keeps a kernel for each number of tokens, and these pieces keep memory between them from being used again:
+    2 KB more a text, up to gigabytes in a long prediction.
+    """
+    backend: Any = torch.backends.mkldnn
+    before, backend.enabled = backend.enabled, False
+    try:
+        yield
+    finally:
+        backend.enabled = before
 
 
 def encode(tokenizer: Any, texts: Sequence[tuple[str, ...]], max_length: int) -> tuple[Any, dict[int, float]]:
@@ -124,31 +135,30 @@ def encode(tokenizer: Any, texts: Sequence[tuple[str, ...]], max_length: int) ->
     return encoded, lengths
 
 
-def label_and_score(logits: Tensor, model: LTPForSequenceClassification) -> tuple[str | None, float]:
-    """Return a text's label and its probability; for a regression None and the score.
+def labels_and_scores(logits: Tensor, model: LTPForSequenceClassification) -> list[tuple[str | None, float]]:
+    """Return each text's label and its probability; for a regression None and the score.
 
     Args:
-        logits: (num_labels,) float32.
+        logits: (B, num_labels) float32.
         model: the classifier; its ``config`` names the labels.
     """
     if model.num_labels == 1:
-        return None, logits.item()
-    label = int(logits.argmax())
+        return [(None, score) for score in logits[:, 0].tolist()]
     names: Any = model.config.id2label
-    return str(names[label]), logits.softmax(dim=0)[label].item()
+    probabilities, labels = logits.softmax(dim=1).max(dim=1)
+    return [(str(names[label]), value) for label, value in zip(labels.tolist(), probabilities.tolist(), strict=True)]
 
 
-def reading_note(ids: Sequence[int], length: float, max_length: int, tokenizer: Any) -> str:
+def reading_note(ids: Sequence[int], length: float, max_length: int, special: Set[int]) -> str:
     """Return a remark about a tokenised text (truncated, or only special tokens); empty if there is none.
 
     Args:
         ids: token ids after truncation.
         length: number of tokens without truncation; infinity if it was not counted.
         max_length: truncation length in tokens.
-        tokenizer: the tokenizer that made ``ids``.
+        special: ids of the special tokens but the unknown one.
     """
     if length > len(ids):
         total = "many" if math.isinf(length) else f"{length:.0f}"
         return f"truncated: the first {max_length} of {total} tokens were read"
-    words = set(ids) - (set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})
-    return "" if words else "nothing but special tokens"
+    return "" if set(ids) - special else "nothing but special tokens"

@@ -130,7 +130,8 @@ def _metadata(results: dict[str, Any], settings: dict[str, Any], base_model: str
 
 def _validation_limit(settings: dict[str, Any]) -> int | None:
     """Return the number of validation rows that the run was evaluated on; None for all."""
-    return (settings.get("task") or {}).get("max_validation_samples")
+    task = settings.get("task")
+    return task.get("max_validation_samples") if isinstance(task, dict) else None
 
 
 def _or_dash(value: float | None) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from ltp.errors import UserError
 from ltp.runs.checkpoints import Checkpoint, run_config
+from ltp.runs.results import read_results
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,14 @@ class ExportedRun:
         """Read the run of a checkpoint.
 
         Raises:
-            UserError: the checkpoint does not belong to a run.
+            UserError: the checkpoint does not belong to a run, or a file of the run is damaged.
         """
         if checkpoint.run_dir is None or checkpoint.results is None:
             raise UserError(
                 f"restore={checkpoint.source} is no run directory: it has no results.json. Only finished runs of "
                 "python -m ltp.train are exported, with what they measured."
             )
+        read_results(checkpoint.run_dir, required=("task", "model"))  # for the card
         settings = run_config(checkpoint.run_dir)
         return cls(Path(checkpoint.path), checkpoint.results, settings, _base_model(settings))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ltp.data.hub import loading_from_hub
 from ltp.data.sequences import Batch
 from ltp.deploy.onnx import open_graph
 from ltp.exporting.agreement import Agreement, Infer, compare_results
@@ -17,6 +18,7 @@ from ltp.exporting.flat import auto_map, flat_sources
 from ltp.exporting.folders import new_folder
 from ltp.exporting.graph import write_onnx
 from ltp.model.classifier import LTPForSequenceClassification
+from ltp.model.configuration import LTPConfig
 from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint
 from ltp.runs.summary import at_budget
 
@@ -111,7 +113,10 @@ def graph_engine(path: Path) -> Infer:
 
 
 def _open(run: str | Path | Checkpoint) -> ExportedRun:
-    return ExportedRun.from_checkpoint(run if isinstance(run, Checkpoint) else inspect_checkpoint(str(run)))
+    checkpoint = run if isinstance(run, Checkpoint) else inspect_checkpoint(str(run))
+    with loading_from_hub(f"restore={checkpoint.source}", "Train the run again.", source=checkpoint.path):
+        LTPConfig.from_pretrained(checkpoint.path)
+    return ExportedRun.from_checkpoint(checkpoint)
 
 
 def _card(run: ExportedRun, config: dict[str, Any], form: str, model: LTPForSequenceClassification | None) -> str:

@@ -1,7 +1,5 @@
 """Search of folders for finished runs. Folders that are left out are recorded with the reason."""
 
-import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,7 +9,8 @@ from typing import Any
 from packaging.version import InvalidVersion, Version
 
 from ltp import __version__
-from ltp.runs.checkpoints import CONFIG_FILE, RESULTS_FILE
+from ltp.runs.checkpoints import CONFIG_FILE
+from ltp.runs.results import COMPARED, RESULTS_FILE, DamagedError, is_number, read_json, results_error
 from ltp.runs.summary import at_budget
 
 UNFINISHED = f"unfinished ({CONFIG_FILE} without {RESULTS_FILE})"
@@ -19,7 +18,6 @@ NO_RUN = f"no run (neither {CONFIG_FILE} nor {RESULTS_FILE} in it or below)"
 UNREADABLE = f"{RESULTS_FILE} cannot be read"
 NO_FOLDER = "cannot be opened"
 
-_LONGEST_NAME = 100  # characters: it becomes a part of file names
 #: Output folders of other commands, next to the runs.
 _OUTPUTS_OF_COMMANDS = ("bench", "report")
 #: Folders of a run directory that contain runs: the hard stage of a learned run, and runs calibrated from it.
@@ -233,21 +231,20 @@ def _subfolders(children: Sequence[Path], is_run: bool) -> Iterator[Path]:
 
 def _read(folder: Path, collection: Collection) -> None:
     try:
-        text = (folder / RESULTS_FILE).read_text(encoding="utf-8")
-        results = json.loads(text, parse_constant=lambda name: None)  # NaN of earlier versions
+        results = read_json(folder / RESULTS_FILE)
     except OSError as error:
         collection.left_out.append(LeftOut(folder, UNREADABLE, error.strerror or ""))
         return
-    except (ValueError, RecursionError) as error:
-        collection.left_out.append(LeftOut(folder, UNREADABLE, f"not valid JSON: {error}"))
+    except DamagedError as error:
+        collection.left_out.append(LeftOut(folder, UNREADABLE, str(error)))
         return
     if newer := _newer_version(results):
         why = f"written by a newer version of ltp than this one ({__version__})"
         collection.left_out.append(LeftOut(folder, why, newer))
+    elif problem := results_error(results, COMPARED):
+        collection.left_out.append(LeftOut(folder, f"{RESULTS_FILE} is not one of ltp's", problem))
     elif undefined := _undefined(results):
         collection.left_out.append(LeftOut(folder, "the metric is undefined", undefined))
-    elif problem := _validation_error(results):
-        collection.left_out.append(LeftOut(folder, f"{RESULTS_FILE} is not one of ltp's", problem))
     else:
         collection.runs.append(Run(folder, results))
 
@@ -271,61 +268,3 @@ def _undefined(results: Any) -> str | None:
             reason = reasons.get(name) if isinstance(reasons, dict) else None
             return f"{name}: {reason}" if isinstance(reason, str) else name
     return None
-
-
-def _validation_error(results: Any) -> str | None:
-    """Check the keys that the report needs; return the first error, or None."""
-    if not isinstance(results, dict):
-        return "not a JSON object"
-    for key, type_, name in (
-        *((key, str, "a string") for key in ("task", "model", "stage", "prune_mode")),
-        ("seed", int, "an integer"),
-        ("hyperparameters", dict, "an object"),
-        ("metric", dict, "an object"),
-    ):
-        if key not in results:
-            return f"no key {key}"
-        if not isinstance(results[key], type_) or isinstance(results[key], bool):
-            return f"{key} is not {name}"
-    if not isinstance(results["metric"].get("name"), str):
-        return "metric has no name"
-    for key, name in (*((key, results[key]) for key in ("task", "model")), ("metric", results["metric"]["name"])):
-        if len(name) > _LONGEST_NAME:
-            return f"{key} has a name of {len(name)} characters"
-    for key, value in (("metric", results["metric"].get("value")), ("relative_flops", results.get("relative_flops"))):
-        if not is_number(value):
-            return f"{key} is {json.dumps(value)}, not a number"
-    for key in ("method", "parent", "parent_run_id", "run_id"):
-        if not isinstance(results.get(key, ""), str | None):
-            return f"{key} is not a string"
-    if error := _list_error(results):
-        return error
-    budgets = results.get("budgets")
-    if budgets is not None and not (isinstance(budgets, list) and all(map(_is_budget, budgets))):
-        return "budgets is not a list of results"
-    return None
-
-
-def _list_error(results: dict[str, Any]) -> str | None:
-    for key in ("tokens_per_layer", "thresholds"):
-        values = results.get(key)
-        if values is not None and not (isinstance(values, list) and values and all(map(is_number, values))):
-            return f"{key} is not a list of numbers"
-    return None
-
-
-def _is_budget(entry: Any) -> bool:
-    match entry:
-        case {"budget": budget, "metric": {"name": str(), "value": value}, "relative_flops": cost}:
-            return all(map(is_number, (budget, value, cost))) and _list_error(entry) is None
-    return False
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a finite number."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer of hundreds of digits
-        return False

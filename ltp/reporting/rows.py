@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ltp.reporting.collect import Run, is_number
+from ltp.reporting.collect import Run
+from ltp.runs.results import is_number
 
 #: Order of methods in tables; other methods follow.
 METHODS = ("dense", "learned", "manual", "topk")

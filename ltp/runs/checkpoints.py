@@ -1,7 +1,6 @@
 """Inspect the checkpoint of ``restore=`` (run directory, Hugging Face directory or hub id) without its weights."""
 
 import json
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from ltp.encoders import FAMILIES
 from ltp.errors import UserError
 from ltp.model import MODEL_TYPE
 from ltp.pruning import PRUNING_KEYS, SOFT_KEYS
+from ltp.runs.results import RESULTS_FILE, DamagedError, is_number, read_json, read_results
 
-RESULTS_FILE = "results.json"
 CONFIG_FILE = "config.yaml"
 MODEL_FOLDER = "model"
 PREDICTIONS_FILE = "predictions.parquet"
@@ -165,35 +164,12 @@ def has_checkpoint(directory: Path) -> bool:
     return any((directory / CHECKPOINT_FOLDER / name).is_file() for name in names)
 
 
-def read_results(run_dir: Path, required: Collection[str] = ()) -> dict[str, Any]:
-    """Read a finished run's ``results.json``.
-
-    Args:
-        run_dir: the run directory.
-        required: keys that it must have.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    path = run_dir / RESULTS_FILE
-    try:
-        # earlier versions wrote NaN for a metric that is undefined
-        results = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda name: None)
-    except ValueError:
-        results = None
-    if not isinstance(results, dict) or not results or not set(required) <= results.keys():
-        raise UserError(
-            f"{path} is damaged: it is not a JSON object with the results of a run. Delete it, and start "
-            "the run's command again to write it anew."
-        )
-    return results
-
-
 def run_config(run_dir: Path) -> dict[str, Any]:
     """Read a run's ``config.yaml``; empty if it is missing or unreadable."""
     try:
         content = yaml.safe_load((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        json.dumps(content)  # an anchor may make it contain itself
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -209,15 +185,17 @@ def read_config(path: Path, source: str) -> dict[str, Any]:
         UserError: the file is not a JSON object.
     """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        config = None
-    if not isinstance(config, dict):
-        raise UserError(f"{source}: config.json is no JSON object; download or save the checkpoint again.")
-    return config
+        return read_json(path)
+    except DamagedError as error:
+        raise UserError(f"{source}: {path} is damaged: {error}. Download or save the checkpoint again.") from None
 
 
 def _check_classifier(checkpoint: Checkpoint) -> None:
+    if problem := _config_error(checkpoint.config):
+        raise UserError(
+            f"restore={checkpoint.source}: its config.json is damaged: {problem}. "
+            "Download or save the checkpoint again."
+        )
     model_type = checkpoint.dense_config.get("model_type")
     if model_type not in FAMILIES:
         raise UserError(
@@ -229,3 +207,30 @@ def _check_classifier(checkpoint: Checkpoint) -> None:
             f"restore={checkpoint.source} is not a classifier: config.json names {', '.join(architectures) or 'none'}. "
             f"Fine-tune it first: stage=finetune model.name_or_path={checkpoint.source}"
         )
+
+
+def _config_error(config: dict[str, Any]) -> str | None:
+    """Check the types of what commands read of a ``config.json`` themselves; return the first error, or None."""
+    if config.get("model_type") == MODEL_TYPE and not isinstance(config.get("dense_config"), dict):
+        return "dense_config is not an object"
+    labels = config.get("id2label") or {}
+    if not isinstance(labels, dict) or not all(str(key).isdecimal() for key in labels):
+        return "id2label is not an object of numbered labels"
+    for key in ("architectures", "budgets"):
+        if not isinstance(config.get(key) or [], list):
+            return f"{key} is not a list"
+    for key in ("model_type", "prune_mode"):
+        if not isinstance(config.get(key) or "", str):
+            return f"{key} is not a string"
+    for key in (
+        "score_length",
+        "final_token_threshold",
+        "token_keep_rate",
+        "threshold_temperature",
+        "lambda_threshold",
+    ):
+        if config.get(key) is not None and not is_number(config[key]):
+            return f"{key} is {json.dumps(config[key])[:40]}, not a number"
+    if not isinstance(config.get("num_labels") or 0, int):
+        return "num_labels is not an integer"
+    return None

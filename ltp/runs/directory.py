@@ -28,10 +28,10 @@ from ltp.runs.checkpoints import (
     MODEL_FOLDER,
     PREDICTIONS_FILE,
     PREVIOUS_CHECKPOINT,
-    RESULTS_FILE,
 )
 from ltp.runs.identity import Run, stored_config
 from ltp.runs.provenance import started_by
+from ltp.runs.results import RESULTS_FILE
 
 BEST_CHECKPOINT = "best.ckpt"
 _PARTIAL = ".partial"  # suffix of files that are being written

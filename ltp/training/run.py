@@ -30,13 +30,14 @@ from ltp.model.classifier import LTPForSequenceClassification
 from ltp.pruning import RATE_MODES
 from ltp.pruning.flops import DEFINITION, lowest_relative_flops, mean_dense_flops
 from ltp.runs.chain import describe_chain, limited, planned_steps
-from ltp.runs.checkpoints import CHECKPOINT_FOLDER, LAST_CHECKPOINT, MODEL_FOLDER, is_finished, read_results
+from ltp.runs.checkpoints import CHECKPOINT_FOLDER, LAST_CHECKPOINT, MODEL_FOLDER, is_finished
 from ltp.runs.directory import BEST_CHECKPOINT, open_directory, truncate_metrics, write_results
 from ltp.runs.identity import Run, check_identity, stored_config
 from ltp.runs.loading import silence_libraries as silence_transformers
 from ltp.runs.locks import run_lock
 from ltp.runs.plan import check_labels
 from ltp.runs.provenance import GIT_STATE, device_name, versions
+from ltp.runs.results import read_results
 from ltp.runs.settings import PRUNE_VALUES, flatten
 from ltp.training.building import build_model, build_teacher, build_tokenizer
 from ltp.training.distillation import Distillation
@@ -434,7 +435,7 @@ def run_facts(run: Run, task: Task, model: LTPForSequenceClassification) -> dict
         "seed": settings.seed,
         "hyperparameters": hyperparameters,
         "parent": run.parent_name,
-        "parent_run_id": run.parent.results["run_id"] if run.parent is not None and run.parent.results else None,
+        "parent_run_id": run.parent.results.get("run_id") if run.parent is not None and run.parent.results else None,
         "config": stored_config(run),
         "git": GIT_STATE,
         "versions": versions(),

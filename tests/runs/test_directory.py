@@ -8,7 +8,7 @@ import pytest
 from helpers import finished_run, plan_of
 
 from ltp.errors import UserError
-from ltp.runs.checkpoints import is_finished, read_results
+from ltp.runs.checkpoints import is_finished
 from ltp.runs.directory import (
     metrics_size,
     open_directory,
@@ -17,6 +17,7 @@ from ltp.runs.directory import (
     write_results,
 )
 from ltp.runs.identity import check_identity
+from ltp.runs.results import read_results
 
 DENSE = Path("outputs/bert-base/mrpc/finetune/lr_3e-05/seed_0")
 
@@ -131,10 +132,10 @@ def test_the_log_is_cut_after_whole_lines(tmp_path, size, kept):
 def test_results_get_an_id_of_their_own(tmp_path):
     ids = set()
     for _ in range(2):
-        write_results(tmp_path, {"metric": {"value": 0.5}, "name": "é"})
+        write_results(tmp_path, {"metric": {"name": "é", "value": 0.5}})
         results = read_results(tmp_path)
         ids.add(results.pop("run_id"))
-        assert results == {"metric": {"value": 0.5}, "name": "é"}
+        assert results == {"metric": {"name": "é", "value": 0.5}}
     assert len(ids) == 2
     assert is_finished(tmp_path)
 

@@ -9,6 +9,7 @@ from helpers import dense_checkpoint, finished_run, plan_of
 from ltp.errors import UserError
 from ltp.runs.directory import open_directory, remove_run_files, write_results
 from ltp.runs.identity import check_identity, stored_config
+from ltp.runs.provenance import STARTED_BY
 
 DENSE = Path("outputs/bert-base/mrpc/finetune/lr_3e-05/seed_0")
 CUSTOM = "task=custom task.train_file=a.csv task.validation_file=b.csv"
@@ -45,6 +46,8 @@ def finish(run, **changes):
 def test_the_stored_configuration_is_plain_yaml_with_every_null_filled():
     run = start("task=mrpc prune=threshold stage=soft seed=3")
     stored = yaml.safe_load((run.directory / "config.yaml").read_text(encoding="utf-8"))
+    started = {key: stored.pop(key) for key in STARTED_BY}
+    assert started == {"command": None, "working_directory": str(Path.cwd())}  # no command started this one
     assert stored == stored_config(run)
     assert (stored["lr"], stored["batch_size"], stored["epochs"], stored["seed"]) == (2e-5, 64, 10, 3)
     assert stored["prune"]["temperature"] == 1e-3
