@@ -1,6 +1,7 @@
 """Run commands under Hydra: find ``conf/``, build the settings, report errors in one line and return exit codes."""
 
 import dataclasses
+import errno
 import os
 import re
 import sys
@@ -182,6 +183,8 @@ def _run_under_hydra(
     except TerminatedError:
         return 143
     except Exception as error:
+        if (full := _full_disk(error)) is not None:
+            return report_error(full)
         if isinstance(error, ValueError) and (record := SweepRecord.current()) is not None:
             try:
                 record.check()  # Optuna raises ValueError if every job failed, because there is no best one
@@ -194,6 +197,25 @@ def _run_under_hydra(
         report_to_parent(error)
         raise
     return 0
+
+
+def _full_disk(error: BaseException) -> RunError | None:
+    """Return the message of an error if a full disk caused it, else None."""
+    seen: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in seen:
+        seen.append(cause)
+        no_space = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        # of shutil and safetensors; PyTorch only tells that its file is shorter than what it wrote
+        words = ("No space left on device", "Disk quota exceeded", "fail at inline_container.cc")
+        if no_space or any(word in str(cause) for word in words):
+            file = f" ({cause.filename})" if isinstance(cause, OSError) and cause.filename else ""
+            return RunError(
+                f"the disk is full{file}. What was written before is whole: free some space, and give the same command "
+                "again."
+            )
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def report_error(error: LTPError) -> int:

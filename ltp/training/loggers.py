@@ -50,6 +50,31 @@ class MetricsFile(Logger):
         """Do nothing: ``config.yaml`` in the run directory holds the hyperparameters."""
 
 
+def mlflow_logger(run_id: str, experiment_name: str, tracking_uri: str, **arguments: Any) -> Logger:
+    """Create MLflow's logger; a run that is started again goes on in MLflow's run that it had.
+
+    Args:
+        run_id: id of the run, which is kept as a tag.
+        experiment_name, tracking_uri, arguments: see Lightning's ``MLFlowLogger``.
+    """
+    from pytorch_lightning.loggers import MLFlowLogger
+
+    tag, found = "ltp_run_id", []
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # set when Lightning is imported
+        from mlflow.tracking import MlflowClient
+
+        client = MlflowClient(tracking_uri)
+        if (experiment := client.get_experiment_by_name(experiment_name)) is not None:
+            found = client.search_runs([experiment.experiment_id], f"tags.{tag} = '{run_id}'", max_results=1)
+    return MLFlowLogger(
+        experiment_name=experiment_name,
+        tracking_uri=tracking_uri,
+        run_id=found[0].info.run_id if found else None,
+        tags={tag: run_id},
+        **arguments,
+    )
+
+
 def build_loggers(configs: dict[str, Any], directory: Path, output_root: Path) -> list[Logger]:
     """Instantiate the metrics file and the configured loggers.
 

@@ -1,8 +1,10 @@
 """The command line: what it says of bad input, what it shows, how it ends."""
 
+import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -534,3 +536,30 @@ sys.exit(f"imported: {heavy & sys.modules.keys()}" if heavy & sys.modules.keys()
 """
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
     assert finished.returncode == 0, finished.stderr
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FULL,
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        shutil.Error([("a", "b", str(FULL))]),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 3099264 vs 3099156"),
+        RuntimeError("wraps another"),
+    ],
+)
+def test_a_full_disk_is_one_message(error):
+    if "wraps" in str(error):
+        error.__cause__ = FULL
+
+    def job(_):
+        raise error
+
+    finished = ltp_train("lr=1e-3", job=job)
+    assert finished.code == 1
+    assert finished.err.endswith(
+        "error: the disk is full. What was written before is whole: free some space, and give the same command again.\n"
+    )

@@ -44,6 +44,40 @@ def test_what_an_experiment_sets_wins_over_the_defaults_and_the_command_line_ove
     assert shown(f"{folder} experiment=short epochs=3")["epochs"] == 3.0
 
 
+INTERPOLATED = """
+# @package _global_
+seed: ${oc.env:LTP_TEST_SEED}
+lr: ${finetune.lr}
+finetune:
+  lr: 2e-4
+task:
+  max_length: ${batch_size}
+batch_size: 24
+output_root: runs-${seed}
+prune:
+  final_token_threshold: ${distill.weight}
+"""
+
+
+@pytest.mark.parametrize("mode", ["", "-m "])
+def test_values_may_refer_to_others(monkeypatch, mode):
+    monkeypatch.setenv("LTP_TEST_SEED", "7")
+    monkeypatch.setenv("LTP_TEST_LR", "3e-4")
+    Path("my-conf/experiment/refers.yaml").write_text(INTERPOLATED)
+    settings = shown("--config-dir my-conf experiment=refers prune=manual warmup_ratio='${distill.weight}'")
+    assert (settings["seed"], settings["lr"], settings["task"]["max_length"]) == (7, 2e-4, 24)
+    assert (settings["output_root"], settings["warmup_ratio"]) == ("runs-7", 0.5)
+    assert settings["prune"]["final_token_threshold"] == 0.5
+    command = "--config-dir my-conf experiment=refers prune=manual prune.final_token_threshold=0.02"
+    small = [word for word in SMALL if not word.startswith("batch_size")]
+    finished = ltp_train([*f"{mode}{command}".split(), "lr=${oc.env:LTP_TEST_LR}", *small])
+    assert finished.code == 0, finished.err
+    stored = [json.loads(path.read_text()) for path in Path("runs-7").rglob("results.json")]
+    assert {(run["stage"], run["seed"], run["hyperparameters"]["lr"]) for run in stored} == {
+        *(("finetune", 7, 2e-4), ("hard", 7, 3e-4)),
+    }
+
+
 def test_a_root_configuration_of_ones_own():
     settings = shown("--config-dir my-conf --config-name mine")
     assert (settings["seed"], settings["task"]["name"]) == (5, "demo")
