@@ -83,12 +83,14 @@ class ModelSettings:
 
     ``name`` is the model's folder in ``output_root``. ``name_or_path`` is the pretrained checkpoint, or null for an
     encoder with random weights. ``architecture`` is that encoder's Hugging Face configuration; a restored checkpoint
-    must match it.
+    must match it. ``gradient_checkpointing`` computes activations again in the backward pass, which takes less memory
+    and more time, and gives the same weights.
     """
 
     name: str | None = None
     name_or_path: str | None = None
     architecture: dict[str, Any] = field(default_factory=dict)
+    gradient_checkpointing: bool = False
 
 
 @dataclass
@@ -257,18 +259,8 @@ class TrainSettings:
 
 #: Keys and groups that decide nothing about a run's result, or only through other keys.
 FREE_KEYS = (
-    *(
-        "output_root",
-        "overwrite",
-        "plan",
-        "restore",
-        "recipe",
-        *STAGES,
-        "logger",
-        "flops_budget",
-        "task.size",
-        "task.test_file",
-    ),
+    *("output_root", "overwrite", "plan", "restore", "recipe", *STAGES, "logger", "flops_budget"),
+    *("task.size", "task.test_file", "model.gradient_checkpointing"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
     *("trainer.num_threads", "trainer.num_workers"),
     *("trainer.enable_progress_bar", "trainer.log_every_n_steps", "trainer.detect_anomaly", "trainer.eval_batch_size"),

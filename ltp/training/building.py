@@ -99,6 +99,7 @@ def build_model(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> LTP
     model.config.id2label = dict(enumerate(labels))
     model.config.label2id = {label: index for index, label in enumerate(labels)}
     model.config.problem_type = "regression" if task.is_regression else "single_label_classification"
+    model.gradient_checkpointing = settings.model.gradient_checkpointing
     if settings.task.max_length > (limit := model.config.max_input_tokens):
         raise UserError(f"task.max_length={settings.task.max_length}: the model reads at most {limit} tokens")
     return model

@@ -146,6 +146,7 @@ TRIALS = {
         "prune.token_keep_rate": "prune=topk prune.token_keep_rate=0.1",
         "prune.scoring_mode": "prune=manual prune.scoring_mode=mean_norm",
         "model.name_or_path": "model.name_or_path=PRETRAINED",
+        "model.gradient_checkpointing": "model.gradient_checkpointing=true",
         **{item.partition("=")[0]: item for item in TASK_KEYS},
         **dict.fromkeys(
             (

@@ -108,11 +108,11 @@ def test_benchmark_commands_compose(line, conf):
     bench.resolve(bench.COMMAND.settings(compose("bench", overrides=overrides)))
 
 
-@lines(r"python -m ltp\.(evaluate|predict|calibrate|export|report)")
+@lines(r"python -m ltp\.(evaluate|predict|calibrate|export|report|list)")
 def test_commands_on_runs_compose(line, conf):
     name, *words = shlex.split(line, comments=True)[2:]
     command = importlib.import_module(name).COMMAND  # importing it registers its schema
-    words = command.prepare(words) if name == "ltp.report" else [quote_text(word) for word in words]
+    words = command.prepare(words) if name in ("ltp.report", "ltp.list") else [quote_text(word) for word in words]
     command.settings(compose(command.name, overrides=words))
 
 

@@ -50,7 +50,7 @@ def test_every_option_composes(option):
 def test_every_logger_composes_with_others(logger):
     settings = settings_of([f"logger=[{logger}]"])
     assert list(settings.logger) == [logger]
-    assert settings.logger[logger]["_target_"].startswith("pytorch_lightning.loggers.")
+    assert settings.logger[logger]["_target_"].startswith(("pytorch_lightning.loggers.", "ltp.training.loggers."))
 
 
 def test_loggers_can_be_combined():

@@ -193,3 +193,14 @@ def test_absurd_architectures(root, word, message):
     assert finished.code == 2, finished.err
     assert finished.err.splitlines()[-1].startswith(f"error: {message}")
     assert not (root / "outputs").exists()
+
+
+@pytest.mark.slow
+def test_gradient_checkpointing_gives_the_same_weights():
+    words = ("prune=threshold", "stage=soft", "soft.epochs=1")
+    directory, _ = trained(*words)
+    weights = load_file(directory / "model" / "model.safetensors")
+    again, _ = trained(*words, "model.gradient_checkpointing=true", "output_root=others")
+    assert again.relative_to("others") == directory.relative_to("outputs")  # it is no other run
+    for name, value in load_file(again / "model" / "model.safetensors").items():
+        assert torch.equal(value, weights[name]), name
