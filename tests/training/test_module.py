@@ -213,7 +213,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(pruned, fit, monkeypa
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, states[2][name])
         assert torch.isfinite(parameter).all()
-    assert not torch.equal(states[0]["dense_model.classifier.weight"], states[2]["dense.classifier.weight"])
+    assert not torch.equal(states[0]["dense_model.classifier.weight"], states[2]["dense_model.classifier.weight"])
 
 
 def test_an_infinite_loss_stops_too(pruned, fit, monkeypatch):
