@@ -21,6 +21,7 @@ from ltp.evaluation.page import Example, render_page
 from ltp.evaluation.prediction import Prediction
 from ltp.model.tracing import format_layers
 from ltp.runs.directory import open_atomically, write_atomically
+from ltp.runs.summary import dead_cell
 
 _MAX_LISTED_ROWS = 5  # the most row numbers listed with one note
 _MAX_CHARACTERS = 200
@@ -132,6 +133,10 @@ def plain(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, dict | list) else str(value)
 
 
+def _cell(value: Any) -> str:
+    return "" if value is None else plain(value)
+
+
 @contextlib.contextmanager
 def prediction_writer(path: Path, columns: OutputColumns) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
     """Write records as CSV, JSONL or parquet, by the file's suffix, chunk by chunk; the file appears when it is whole.
@@ -149,8 +154,10 @@ def prediction_writer(path: Path, columns: OutputColumns) -> Iterator[Callable[[
         if path.suffix == ".csv":
             writer = csv.DictWriter(text, columns.names, lineterminator="\n")
             writer.writeheader()
+            # the label's name is the model's; the input's own columns are written as they are
             yield lambda rows: writer.writerows(
-                {name: plain(value) if value is not None else "" for name, value in row.items()} for row in rows
+                {name: dead_cell(value) if name == "label" else _cell(value) for name, value in row.items()}
+                for row in rows
             )
             return
         yield lambda rows: text.writelines(

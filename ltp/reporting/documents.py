@@ -12,7 +12,7 @@ from ltp.reporting import text
 from ltp.reporting.collect import LeftOut
 from ltp.reporting.rows import Group
 from ltp.reporting.table import left_out
-from ltp.runs.summary import markdown
+from ltp.runs.summary import dead_cell, markdown
 
 #: First columns of the CSV; the others follow in the order of results.json.
 _FIRST_COLUMNS = (
@@ -62,15 +62,9 @@ def table_of_runs(groups: Sequence[Group]) -> str:
     names = dict.fromkeys(_FIRST_COLUMNS) | {name: None for record in records for name in record}
     stream = io.StringIO(newline="")
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(map(_dead, names))
-    writer.writerows([_dead(record.get(name)) for name in names] for record in records)
+    writer.writerow(map(dead_cell, names))
+    writer.writerows([dead_cell(record.get(name)) for name in names] for record in records)
     return stream.getvalue()
-
-
-def _dead(value: Any) -> Any:
-    """Return a value that a spreadsheet does not take for a formula."""
-    is_live = isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r")
-    return f"'{value}" if is_live else value
 
 
 def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:

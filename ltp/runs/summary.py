@@ -22,6 +22,12 @@ def markdown(content: str) -> str:
     return re.sub(r"([|*_`<>\\\[\]$~&]|^[#+=-])", r"\\\1", printable(content))
 
 
+def dead_cell(value: Any) -> Any:
+    """Return a value for CSV that a spreadsheet does not take for a formula."""
+    is_live = isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r")
+    return f"'{value}" if is_live else value
+
+
 def print_results(results: dict[str, Any], directory: Path) -> None:
     """Print a run's metrics, cost, tokens per layer and directory."""
     console = Console()

@@ -17,7 +17,10 @@ from ltp import report
 from ltp.calibration.directory import new_directory
 from ltp.calibration.request import CalibrateSettings
 from ltp.command.output import PrintableFormatter
+from ltp.data.texts import Texts
 from ltp.errors import printable
+from ltp.evaluation.prediction import Prediction
+from ltp.evaluation.prediction_output import OutputColumns, prediction_columns, prediction_writer
 from ltp.reporting.collect import collect
 from ltp.reporting.documents import latex, summary_markdown, table_of_runs
 from ltp.reporting.figures import draw
@@ -111,6 +114,15 @@ def test_no_formula_is_left_live(tmp_path):
     rows = list(csv.DictReader(io.StringIO(table_of_runs([group]))))
     assert {row["model"] for row in rows} == {"'=HYPERLINK(1)"}
     assert rows[1]["hyperparameters.token_keep_rate"] == "-0.2"  # a number is none
+
+
+def test_a_label_of_a_model_is_no_formula(tmp_path):
+    columns = OutputColumns(prediction_columns(is_regression=False), typed=False)
+    chunk = Texts([1], [("a",)], [{"text": "-a"}])
+    columns.look(chunk)
+    with prediction_writer(tmp_path / "out.csv", columns) as write:
+        write(columns.records(chunk, [Prediction("=HYPERLINK(1)", 0.5, "", 1.0, [])]))
+    assert (tmp_path / "out.csv").read_text() == "row,text,label,probability\n1,-a,'=HYPERLINK(1),0.5\n"
 
 
 def test_no_markup_is_left(tmp_path):
