@@ -10,8 +10,7 @@ from rich.console import Console
 
 from ltp.command.cli import Command
 from ltp.command.output import check_writable
-from ltp.command.overrides import folders_as_key
-from ltp.errors import UserError
+from ltp.command.overrides import existing_folders, folders_as_key
 
 _WIDTH = 1000  # paths are not cut: a terminal wraps them
 
@@ -53,12 +52,7 @@ def fill(settings: ListSettings) -> ListSettings:
     Raises:
         UserError: a folder does not exist.
     """
-    if not isinstance(settings.folders, list):
-        settings.folders = [settings.folders]
-    settings.folders = [str(Path(str(folder)).expanduser()) for folder in settings.folders]
-    for folder in settings.folders:
-        if not Path(folder).is_dir():
-            raise UserError(f"{folder}: no such folder. Give the folder of the runs: python -m ltp.list outputs")
+    settings.folders = existing_folders(settings.folders, "list")
     return settings
 
 

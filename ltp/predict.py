@@ -271,9 +271,7 @@ def split_texts(settings: PredictSettings) -> TextSource:
     if settings.split in ("test", *task.test_splits):
         rows = read_test(task, settings.task, str(settings.split), settings.data_dir)
     else:
-        splits = read_splits(settings.task, settings.data_dir)
-        named = {"train": splits.train, "validation": next(iter(splits.validation.values())), **splits.validation}
-        rows = named[str(settings.split)]
+        rows = read_splits(settings.task, settings.data_dir).by_name[str(settings.split)]
     columns = task.text_columns
     records = rows.select_columns(list(columns))
     return TextSource(f"split={settings.split}", columns, lambda: iter(records), skips_blank=False)

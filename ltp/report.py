@@ -11,7 +11,7 @@ from omegaconf import MISSING
 from rich.console import Console
 
 from ltp.command.cli import Command
-from ltp.command.overrides import folders_as_key
+from ltp.command.overrides import existing_folders, folders_as_key
 from ltp.errors import UserError, printable
 
 if TYPE_CHECKING:  # Matplotlib takes a second to import; report mistakes before that
@@ -56,14 +56,7 @@ def fill(settings: ReportSettings) -> ReportSettings:
     Raises:
         UserError: a value is out of range, or a folder does not exist.
     """
-    if not isinstance(settings.folders, list):
-        settings.folders = [settings.folders]
-    if not settings.folders:
-        raise UserError("folders=[] names no folder")
-    settings.folders = [str(Path(str(folder)).expanduser()) for folder in settings.folders]
-    for folder in settings.folders:
-        if not Path(folder).is_dir():
-            raise UserError(f"{folder}: no such folder. Give the folder of the runs: python -m ltp.report outputs")
+    settings.folders = existing_folders(settings.folders, "report")
     settings.to = str(Path(settings.to).expanduser() if settings.to else Path(settings.folders[0]) / "report")
     if Path(settings.to).exists() and not Path(settings.to).is_dir():
         raise UserError(f"to={settings.to} is a file; give a folder")

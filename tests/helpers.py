@@ -21,7 +21,7 @@ from omegaconf import open_dict
 from ltp import train
 from ltp.command import cli, planning
 from ltp.data import hub
-from ltp.runs.provenance import COMMAND_VARIABLE
+from ltp.runs.started import COMMAND_VARIABLE
 
 torch.set_num_threads(1)  # on models this small more of them get into each other's way
 

@@ -26,8 +26,8 @@ from ltp import __version__
 from ltp.command.output import run_until_broken_pipe
 from ltp.errors import LTPError, RunError, TerminatedError, UserError, install_hint, printable, unknown_option
 from ltp.pruning import ALIASES, RATE_MODES
-from ltp.runs.provenance import remember_command
 from ltp.runs.settings import typed_as, unknown_key
+from ltp.runs.started import remember_command
 from ltp.sweeps.processes import exit_with_parent, has_parent_process, report_to_parent
 from ltp.sweeps.record import SweepRecord
 

@@ -2,9 +2,12 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.utils import get_args_parser
+
+from ltp.errors import UserError
 
 
 def as_overrides(key: str, value: Any) -> list[str]:
@@ -47,3 +50,22 @@ def folders_as_key(arguments: Sequence[str]) -> list[str]:
     escaped = (word.replace("'", "\\'") for word in folders)
     key = "folders=[" + ",".join(f"'{word}'" for word in escaped) + "]"
     return [*(word for word in arguments if word not in folders), key]
+
+
+def existing_folders(folders: Any, command: str) -> list[str]:
+    """Return the value of the key ``folders``, a str or a list of str, as a list of folders that exist.
+
+    Args:
+        folders: the value.
+        command: name of the command, for the message.
+
+    Raises:
+        UserError: it names no folder, or one that does not exist.
+    """
+    names = [str(Path(str(name)).expanduser()) for name in (folders if isinstance(folders, list) else [folders])]
+    if not names:
+        raise UserError("folders=[] names no folder")
+    for name in names:
+        if not Path(name).is_dir():
+            raise UserError(f"{name}: no such folder. Give the folder of the runs: python -m ltp.{command} outputs")
+    return names

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ltp.data.tables import is_string
 from ltp.data.tasks import TASKS, Task
 from ltp.errors import UserError
 
@@ -85,7 +86,7 @@ def _require_rows(table: pa.Table, source: object) -> None:
 
 def _check_texts(column: pa.ChunkedArray, name: str, source: object, blank_is_missing: bool) -> pa.ChunkedArray:
     column = pc.dictionary_decode(column)  # pandas' categoricals
-    if not _is_string(column.type) and not pa.types.is_null(column.type):
+    if not is_string(column.type) and not pa.types.is_null(column.type):
         raise UserError(f"{source}: column {name!r} holds {column.type} values, not text.")
     column = column.cast(pa.string())
     missing = pc.is_null(column)
@@ -99,7 +100,7 @@ def _check_texts(column: pa.ChunkedArray, name: str, source: object, blank_is_mi
 def _check_labels(column: pa.ChunkedArray, name: str, source: object) -> pa.ChunkedArray:
     """Check that no label is missing; strip surrounding whitespace from strings."""
     column = pc.dictionary_decode(column)  # pandas' categoricals
-    if _is_string(column.type):
+    if is_string(column.type):
         column = pc.utf8_trim_whitespace(column)
         missing = pc.or_kleene(pc.is_null(column), pc.equal(column, ""))
     else:
@@ -174,10 +175,6 @@ def _parse_number(name: str) -> float | None:
     except ValueError:
         return None
     return number if math.isfinite(number) else None
-
-
-def _is_string(data_type: pa.DataType) -> bool:
-    return pa.types.is_string(data_type) or pa.types.is_large_string(data_type)
 
 
 def _first_row(flags: pa.ChunkedArray) -> int | None:

@@ -46,6 +46,11 @@ class Splits:
     train: datasets.Dataset
     validation: dict[str, datasets.Dataset]
 
+    @property
+    def by_name(self) -> dict[str, datasets.Dataset]:
+        """Every split by the names that commands take; `validation` is the main validation split."""
+        return {"validation": next(iter(self.validation.values())), **self.validation, "train": self.train}
+
 
 @dataclass(frozen=True)
 class _ClassicLayout:

@@ -243,7 +243,7 @@ def _read_parquet(path: Path, columns: Sequence[str], remedy: str) -> pa.Table:
             groups = range(file.num_row_groups)
             declared = sum(_declared_bytes(file.metadata.row_group(group), columns) for group in groups)
             _check_memory(path, declared, f"its {file.metadata.num_rows:,} rows:")
-        strings = [column for column in columns if _is_string(file.schema_arrow.field(column).type)]
+        strings = [column for column in columns if is_string(file.schema_arrow.field(column).type)]
         with pyarrow.parquet.ParquetFile(path, read_dictionary=strings) as file:
             table = file.read(columns=list(columns)).replace_schema_metadata(None)
         _check_memory(path, sum(_decoded_bytes(table[column]) for column in strings), "its texts:")
@@ -265,14 +265,15 @@ def _parquet_batches(path: Path, columns: Sequence[str], remedy: str) -> Iterato
             for group in range(file.num_row_groups):
                 declared = _declared_bytes(file.metadata.row_group(group), schema.names)
                 _check_memory(path, declared, f"row group {group + 1}:")
-        strings = [name for name in schema.names if _is_string(schema.field(name).type)]
+        strings = [name for name in schema.names if is_string(schema.field(name).type)]
         with pyarrow.parquet.ParquetFile(path, read_dictionary=strings) as file:
             yield from file.iter_batches(batch_size=8 * _SLICE)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: cannot be read as parquet: {_one_line(error)}") from None
 
 
-def _is_string(data_type: pa.DataType) -> bool:
+def is_string(data_type: pa.DataType) -> bool:
+    """Whether a column holds text, also one whose texts are dictionary-coded."""
     if pa.types.is_dictionary(data_type):  # pandas' categoricals
         data_type = data_type.value_type
     return pa.types.is_string(data_type) or pa.types.is_large_string(data_type)

@@ -105,8 +105,7 @@ def read_data(request: Request, model: LTPForSequenceClassification) -> GLUEData
     settings, task = request.settings, request.settings.task
     splits = read_splits(task, settings.data_dir)
     check_labels(request.checkpoint, splits.task)
-    main_split = next(iter(splits.validation.values()))
-    available = {"validation": main_split, **splits.validation, "train": splits.train}
+    available = splits.by_name
     if settings.split in ("test", *splits.task.test_splits):
         available[settings.split] = read_test(splits.task, task, settings.split, settings.data_dir)
         if "label" not in available[settings.split].column_names:

@@ -4,6 +4,7 @@ It is the readable reference implementation. The pruner selects the tokens.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -76,11 +77,9 @@ def masked_encoder(
         factor = gate if gate is not None and masking_mode == "soft" else alive
         return family.feed_forward(layer, hidden) * factor[:, :, None], alive, gate, probs
 
+    run = partial(checkpoint, run_layer, use_reentrant=False) if recompute else run_layer
     for number in range(1, len(layers) + 1):
-        if recompute:
-            hidden, alive, gate, probs = checkpoint(run_layer, number, hidden, alive, survival, use_reentrant=False)
-        else:
-            hidden, alive, gate, probs = run_layer(number, hidden, alive, survival)
+        hidden, alive, gate, probs = run(number, hidden, alive, survival)
         if gate is not None:
             gate_sums.append(gate.sum(dim=1))
             survival = survival * gate

@@ -5,6 +5,7 @@ the tokens. Results equal those of the reference implementation, :mod:`ltp.execu
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -93,12 +94,10 @@ def packed_encoder(
             hidden = hidden * gate[:, None]
         return hidden, packing, gates
 
+    run = partial(checkpoint, run_layer, use_reentrant=False) if recompute else run_layer
     for number in range(1, len(layers) + 1):
         before = packing
-        if recompute:
-            hidden, packing, gates = checkpoint(run_layer, number, hidden, packing, survival, use_reentrant=False)
-        else:
-            hidden, packing, gates = run_layer(number, hidden, packing, survival)
+        hidden, packing, gates = run(number, hidden, packing, survival)
         token_lengths.append(packing.to_example_order(packing.counts))
         if gates is not None:
             gate_sums.append(before.to_example_order(gates.sum(dim=1)))

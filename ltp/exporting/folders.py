@@ -1,7 +1,6 @@
 """Atomic creation of export directories."""
 
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from ltp.errors import UserError
 from ltp.model import MODEL_TYPE
+from ltp.runs.results import DamagedError, read_json
 
 
 @contextmanager
@@ -87,8 +87,8 @@ def check_target(target: Path, *, overwrite: bool) -> None:
 def _is_export(folder: Path) -> bool:
     """Whether a folder is an export, and not a run, the model of a run or another folder."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = read_json(folder / "config.json")
+    except (OSError, DamagedError):
         return False
-    is_export = (folder / "model.onnx").is_file() or (isinstance(config, dict) and "auto_map" in config)
+    is_export = (folder / "model.onnx").is_file() or "auto_map" in config
     return is_export and config.get("model_type") == MODEL_TYPE

@@ -58,5 +58,5 @@ class _AutoClassFinder(MetaPathFinder):
                 execute(module)
                 _REGISTRATIONS[fullname]()
 
-            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]  # this loader alone is to do more
         return spec

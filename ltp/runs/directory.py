@@ -30,8 +30,8 @@ from ltp.runs.checkpoints import (
     PREVIOUS_CHECKPOINT,
 )
 from ltp.runs.identity import Run, stored_config
-from ltp.runs.provenance import started_by
 from ltp.runs.results import RESULTS_FILE
+from ltp.runs.started import started_by
 
 BEST_CHECKPOINT = "best.ckpt"
 _PARTIAL = ".partial"  # suffix of files that are being written

@@ -11,8 +11,8 @@ from typing import Any
 from ltp.data.tasks import Task
 from ltp.errors import UserError
 from ltp.runs.checkpoints import CONFIG_FILE, Checkpoint, is_finished, run_config
-from ltp.runs.provenance import STARTED_BY
 from ltp.runs.settings import FREE_KEYS, TrainSettings, flatten, is_free
+from ltp.runs.started import STARTED_BY
 
 _PARENT = "parent.config."  # prefix of the parent's own identity, which may hold its parent's
 

@@ -71,8 +71,9 @@ def task_and_data(
     filled = fill_task(task, stored.task if stored is not None else None)
     if filled is None:
         raise UserError(f"restore={restore} is not a run directory that names its task: give task=… (and data_dir=…)")
-    is_stored = stored is not None and task.name == MISSING
-    return filled, data_dir or (stored.data_dir if stored is not None and is_stored else None)
+    if stored is not None and task.name == MISSING:
+        data_dir = data_dir or stored.data_dir
+    return filled, data_dir
 
 
 def read_splits(task: TaskSettings, data_dir: str | None) -> "Splits":

@@ -10,10 +10,11 @@ from typing import Any
 from ltp.data.tasks import TASKS, Task, custom_task, get_task
 from ltp.errors import UserError, format_value
 from ltp.pruning import RATE_MODES
-from ltp.runs.checkpoints import RESULTS_FILE, Checkpoint, inspect_checkpoint, is_finished, read_config
+from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint, is_finished, read_config
 from ltp.runs.fingerprints import checkpoint_fingerprint, data_fingerprints
 from ltp.runs.identity import Run, check_identity
 from ltp.runs.layout import checkpoint_folder, deviations, run_directory
+from ltp.runs.results import RESULTS_FILE
 from ltp.runs.settings import (
     PRUNE_VALUES,
     STAGE_KEYS,

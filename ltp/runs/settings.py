@@ -323,9 +323,9 @@ def typed_as(schema: type[Settings], cfg: DictConfig, unknown: Callable[[str], s
     for key in of_task:  # OmegaConf converts no missing values
         OmegaConf.update(cfg, key, getattr(TaskSettings(name=""), key.removeprefix("task.")))
     settings: Any = OmegaConf.to_object(cfg)
-    assert isinstance(settings, schema)
     for key in of_task:
-        setattr(settings.task, key.removeprefix("task."), MISSING)  # type: ignore[attr-defined]
+        setattr(settings.task, key.removeprefix("task."), MISSING)
+    assert isinstance(settings, schema)
     _reject_appended(settings, "", unknown)
     return settings
 

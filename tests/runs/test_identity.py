@@ -9,7 +9,7 @@ from helpers import dense_checkpoint, finished_run, plan_of
 from ltp.errors import UserError
 from ltp.runs.directory import open_directory, remove_run_files, write_results
 from ltp.runs.identity import check_identity, stored_config
-from ltp.runs.provenance import STARTED_BY
+from ltp.runs.started import STARTED_BY
 
 DENSE = Path("outputs/bert-base/mrpc/finetune/lr_3e-05/seed_0")
 CUSTOM = "task=custom task.train_file=a.csv task.validation_file=b.csv"
