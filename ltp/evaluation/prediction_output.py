@@ -82,7 +82,10 @@ class OutputColumns:
         names = dict.fromkeys(name for record in chunk.records for name in record)
         for name in names:
             if name not in self._inputs:
-                self._inputs[name] = f"input_{name}" if name in self._own else name
+                output = name
+                while output in self._own or output in self._inputs.values():
+                    output = f"input_{output}"
+                self._inputs[name] = output
             if self._typed:
                 self._types[name] = _joined_type(self._types.get(name), [record.get(name) for record in chunk.records])
 

@@ -125,6 +125,12 @@ def test_a_label_of_a_model_is_no_formula(tmp_path):
     assert (tmp_path / "out.csv").read_text() == "row,text,label,probability\n1,-a,'=HYPERLINK(1),0.5\n"
 
 
+def test_columns_of_the_input_never_share_a_name():
+    columns = OutputColumns(prediction_columns(is_regression=False), typed=False)
+    columns.look(Texts([1], [("a",)], [{"label": 1, "input_label": 2, "row": 3}]))
+    assert columns.names == ["row", "input_label", "input_input_label", "input_row", "label", "probability"]
+
+
 def test_no_markup_is_left(tmp_path):
     assert markdown("# a [b](c) <i> $x$ `d` *e* &lt;") == "\\# a \\[b\\](c) \\<i\\> \\$x\\$ \\`d\\` \\*e\\* \\&lt;"
     assert "[b](c)" not in summary_markdown([hostile(tmp_path, "[b](c)")], [], {})
