@@ -19,7 +19,7 @@ from ltp.command.cli import Command
 from ltp.command.imports import fast_imports
 from ltp.command.output import progress
 from ltp.errors import UserError, check_choice, check_range, format_value
-from ltp.pruning import RATE_MODES
+from ltp.pruning import DENSE_MODE, method_class
 from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint, is_finished
 from ltp.runs.loading import stored_task, task_and_data
 from ltp.runs.plan import task_of
@@ -163,13 +163,19 @@ def check_method(settings: CalibrateSettings, checkpoint: Checkpoint) -> None:
         UserError: it prunes by a keep rate but several budgets are requested, or it was trained to prune but is to
             keep the predictions of a dense model.
     """
-    mode = checkpoint.pruning.get("prune_mode", "none")
+    mode = checkpoint.pruning.get("prune_mode", DENSE_MODE)
     if settings.agreement is not None and not is_dense(checkpoint):
         raise UserError(
             f"agreement={settings.agreement:g} keeps the predictions of a dense model, and "
             f"restore={settings.restore} was trained to prune: give target_flops=…, or restore its dense parent"
         )
-    if settings.budgets is not None and mode in RATE_MODES:
+    method = method_class(mode)
+    if mode != DENSE_MODE and not method.has_strength():
+        raise UserError(
+            f"restore={settings.restore} prunes by {mode}, which has no setting that brings it to a cost; "
+            "train it with other settings"
+        )
+    if settings.budgets is not None and mode != DENSE_MODE and not method.has_thresholds():
         raise UserError(
             f"budgets={format_value(settings.budgets)}: restore={settings.restore} prunes by one keep rate ({mode}), "
             "and several budgets are several thresholds a layer. Use target_flops=…, once for each"

@@ -12,7 +12,7 @@ from ltp.command.imports import fast_imports
 from ltp.command.output import check_writable, progress
 from ltp.errors import UserError, check_choice, check_range, format_value
 from ltp.evaluation.request import DTYPES, EXECUTIONS, EvaluateSettings, Request
-from ltp.runs.checkpoints import PREDICTIONS_FILE, Checkpoint, inspect_checkpoint
+from ltp.runs.checkpoints import PREDICTIONS_FILE, Checkpoint, has_thresholds, inspect_checkpoint
 from ltp.runs.loading import StoredTask, check_budget, stored_task, task_and_data
 from ltp.runs.settings import is_unset
 
@@ -69,7 +69,7 @@ def resolve(settings: EvaluateSettings) -> Request:
     if settings.dtype is None:
         settings.dtype = _training_dtype(settings, stored)
     scales = settings.threshold_scale
-    if scales != [1] and checkpoint.pruning.get("prune_mode") != "absolute_threshold":
+    if scales != [1] and not has_thresholds(checkpoint):
         raise UserError(_no_thresholds_message(settings, checkpoint))
     if len(scales) > 1 and settings.to is not None:
         raise UserError(f"to={settings.to} holds the predictions of one threshold_scale, not of {len(scales)}")
@@ -86,10 +86,10 @@ def _training_dtype(settings: EvaluateSettings, stored: StoredTask | None) -> st
 
 def _no_thresholds_message(settings: EvaluateSettings, checkpoint: Checkpoint) -> str:
     scales = format_value(_without_brackets(settings.threshold_scale))
-    if checkpoint.pruning.get("prune_mode") == "topk":
+    if checkpoint.prunes:
         return (
-            f"threshold_scale={scales}: restore={settings.restore} prunes by top-k, which keeps a given share of the "
-            "tokens and has no thresholds to scale; train another share with prune=topk prune.token_keep_rate=…"
+            f"threshold_scale={scales}: restore={settings.restore} prunes by {checkpoint.pruning['prune_mode']}, which "
+            "has no thresholds to scale; train it with other settings, or calibrate it with target_flops=…"
         )
     return f"threshold_scale={scales}: restore={settings.restore} is dense and has no thresholds to scale"
 

@@ -16,10 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ltp.command.cli import config_dir
 from ltp.command.sweeping import jobs_of_grid
+from ltp.pruning import variants
 
 TRAIN = (sys.executable, "-m", "ltp.train")
 REPORT = (sys.executable, "-m", "ltp.report")
@@ -34,9 +32,8 @@ def override_key(override: str) -> str:
 
 
 def read_grid(sweep: str) -> dict[str, Any]:
-    """Read the keys that a sweep varies, with their values as in an override."""
-    content = yaml.safe_load((Path(config_dir()) / "sweep" / f"{sweep}.yaml").read_text(encoding="utf-8"))
-    return content["hydra"]["sweeper"]["params"]
+    """Return the keys that a sweep varies, with their values as in an override."""
+    return dict(next(item.grid for item in variants().values() if (item.sweep or item.name) == sweep))
 
 
 def protocol_steps(task: str, overrides: list[str]) -> list[tuple[list[str], dict[str, Any]]]:

@@ -21,6 +21,10 @@ from omegaconf import open_dict
 from ltp import train
 from ltp.command import cli, planning
 from ltp.data import hub
+from ltp.pruning.flops import CostModel
+from ltp.pruning.importance import attention_sums, importance_of, read_by
+from ltp.pruning.pruner import Pruner
+from ltp.pruning.tokens import EncoderShape, Tokens
 from ltp.runs.started import COMMAND_VARIABLE
 
 torch.set_num_threads(1)  # on models this small more of them get into each other's way
@@ -40,6 +44,54 @@ SMALL = (
     "trainer.enable_progress_bar=false",
     "trainer.log_every_n_steps=1",
 )
+
+
+def tokens_of(scores, alive, lengths=None, *, layer=1, num_layers=1, **seen):
+    """Tokens whose importance is ``scores`` for a method with ``score_length=1``."""
+    lengths = alive.sum(dim=1) if lengths is None else lengths
+    return Tokens(layer, num_layers, 1, alive, lengths, attention={"received": scores}, **seen)
+
+
+def importance(probs, alive, *, scoring_mode="mean", score_length=128):
+    """The scores of attention probabilities, (B, H, N, N)."""
+    sums = attention_sums(probs, torch.ones(*probs.shape[:3], 1), alive, read_by(scoring_mode))
+    tokens = Tokens(1, 1, probs.shape[1], alive.bool(), alive.sum(dim=1), attention=sums)
+    return importance_of(tokens, scoring_mode, score_length)
+
+
+def attention_received(probs, presence):
+    return attention_sums(probs, probs, presence, frozenset({"received"}))["received"]
+
+
+def new_pruner(method, num_layers=12, num_budgets=0):
+    """The pruner of a method with its settings, for an encoder of this many layers."""
+    return Pruner(method, EncoderShape(num_layers, 8, 16, 2, 512), num_budgets)
+
+
+def layer_flops(token_lengths, hidden_size, intermediate_size):
+    """The FLOPs of each layer, of an encoder of these sizes."""
+    return CostModel(token_lengths.shape[1] - 1, hidden_size, intermediate_size).layer_flops(token_lengths)
+
+
+def dense_layer_flops(lengths, num_layers, hidden_size, intermediate_size):
+    return CostModel(num_layers, hidden_size, intermediate_size).dense_layer_flops(lengths)
+
+
+def relative_flops(token_lengths, hidden_size, intermediate_size):
+    return CostModel(token_lengths.shape[1] - 1, hidden_size, intermediate_size).relative_flops(token_lengths)
+
+
+def total_relative_flops(token_lengths, hidden_size, intermediate_size):
+    cost, dense = flops_and_dense(token_lengths, hidden_size, intermediate_size)
+    return cost.sum() / dense.sum()
+
+
+def flops_and_dense(token_lengths, hidden_size, intermediate_size):
+    return CostModel(token_lengths.shape[1] - 1, hidden_size, intermediate_size).flops_and_dense(token_lengths)
+
+
+def lowest_relative_flops(lengths, num_layers, hidden_size, intermediate_size):
+    return CostModel(num_layers, hidden_size, intermediate_size).lowest_relative_flops(lengths)
 
 
 #: Ways to prune a small classifier that each lose tokens in several layers, and none.

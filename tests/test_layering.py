@@ -79,7 +79,7 @@ def is_entry_point(module):
 def test_the_reader_sees_imports():
     assert "ltp.pruning" in OWN_IMPORTS["ltp.model.classifier"]
     assert "transformers" in IMPORTS["ltp.model.classifier"]
-    assert {"ltp.execution.masked", "ltp.execution.attention", "ltp.pruning.threshold"} <= reachable("ltp")
+    assert {"ltp.execution.masked", "ltp.execution.attention", "ltp.pruning.pruner"} <= reachable("ltp")
     assert is_entry_point("ltp.train")
     assert not is_entry_point("ltp.model.classifier")
 

@@ -26,7 +26,6 @@ from ltp.benchmark.timing import CLOCKS, Pass, Spread, interleaved, peak_memory,
 from ltp.benchmark.training import TRAINING, TRAINING_TYPES, training_passes
 from ltp.data.sequences import Batch
 from ltp.model.classifier import LTPForSequenceClassification
-from ltp.pruning.flops import total_relative_flops
 from ltp.runs.provenance import hardware, versions
 
 Tick = Callable[[str], None]  # called with a description after each pass
@@ -145,7 +144,7 @@ def measured_speedup(
         passes["dense"]()
         seconds = interleaved(passes, rounds, synchronise=_synchroniser(model.device))
     speedup = ratio(seconds["dense"], seconds["pruned"])
-    relative_flops = float(total_relative_flops(lengths, model.config.hidden_size, model.config.intermediate_size))
+    relative_flops = model.cost.total_relative_flops(lengths)
     return {
         "speedup": speedup.as_dict(),
         "relative_flops": relative_flops,
@@ -201,7 +200,7 @@ def _reference(models: Models, batches: Sequence[Batch]) -> _Reference:
     pruned_logits = torch.cat([output.logits.cpu() for output in outputs])
     lengths = torch.cat([output.token_lengths.cpu() for output in outputs])
     config = models.pruned.config
-    relative_flops = float(total_relative_flops(lengths, config.hidden_size, config.intermediate_size))
+    relative_flops = models.pruned.cost.total_relative_flops(lengths)
     return _Reference(config, dense_logits, pruned_logits, lengths, relative_flops)
 
 

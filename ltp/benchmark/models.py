@@ -12,6 +12,7 @@ from ltp.benchmark.shapes import SHAPES
 from ltp.deploy.linears import DTYPES, PlainLinear, linear_type
 from ltp.encoders import encoder_family
 from ltp.model.classifier import LTPForSequenceClassification
+from ltp.pruning import DENSE_MODE
 
 _TORCH_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -55,7 +56,7 @@ def in_type(model: LTPForSequenceClassification, dtype: torch.dtype) -> LTPForSe
 
 def without_pruning(model: LTPForSequenceClassification) -> LTPForSequenceClassification:
     """The classifier without pruning, with the same tensors."""
-    return LTPForSequenceClassification.from_dense(shared_copy(model.dense), prune_mode="none").eval()
+    return LTPForSequenceClassification.from_dense(shared_copy(model.dense), prune_mode=DENSE_MODE).eval()
 
 
 class Models:
@@ -73,7 +74,7 @@ class Models:
     @cached_property
     def prunes(self) -> bool:
         """Whether the classifier prunes."""
-        return self.pruned.config.prune_mode != "none"
+        return self.pruned.config.prune_mode != DENSE_MODE
 
     def ltp(self, dtype: str, *, pruned: bool, execution: str = "packed") -> LTPForSequenceClassification:
         """The classifier in a type, pruned or dense, with packed or masked execution."""

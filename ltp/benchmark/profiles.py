@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ltp.data.sequences import Batch
 from ltp.model.classifier import LTPForSequenceClassification
-from ltp.pruning.base import Pruner
-from ltp.pruning.flops import total_relative_flops
-from ltp.pruning.threshold import ThresholdPruner
+from ltp.pruning import untrained
+from ltp.pruning.pruner import Pruner
+from ltp.pruning.tokens import Tokens
 
 TOLERANCE = 0.005  # of relative FLOPs, at which the search stops
 _MIN_RHO = 0.01  # below it only the classification token is left after layer 1
@@ -32,22 +32,22 @@ class QuantilePruner(Pruner):
 
     Args:
         rho: the profile's parameter: a share rho^l of the tokens survives layer l.
-        num_layers: the number of layers, L.
+        pruner: a pruner with thresholds, whose scores are used.
     """
 
-    prune_mode = "quantile"
-
-    def __init__(self, rho: float, num_layers: int) -> None:
-        super().__init__()
+    def __init__(self, rho: float, pruner: Pruner) -> None:
+        super().__init__(pruner.method, pruner.shape)
         self.rho = rho
-        self.thresholds = torch.zeros(num_layers)
+        self.found = torch.zeros(pruner.shape.num_layers)
 
-    def survivors(self, layer: int, scores: Tensor, alive: Tensor, lengths: Tensor) -> Tensor:
-        candidates = alive.clone()
+    def survivors(self, tokens: Tokens) -> Tensor:
+        """Choose the layer's threshold, and apply it."""
+        scores = self.method.scores(tokens)
+        candidates = tokens.alive.clone()
         candidates[:, 0] = False  # classification tokens always survive
-        keep = (lengths.double() * self.rho**layer).clamp(min=1).sum() - len(lengths)
+        keep = (tokens.lengths.double() * self.rho**tokens.layer).clamp(min=1).sum() - len(tokens.lengths)
         threshold = split_point(scores[candidates], round(float(keep)))
-        self.thresholds[layer - 1] = threshold
+        self.found[tokens.layer - 1] = threshold
         survivors = candidates & (scores >= threshold)
         survivors[:, 0] = True
         return survivors
@@ -79,7 +79,7 @@ def lowest_reachable_flops(model: LTPForSequenceClassification, lengths: Tensor)
     """The smallest relative FLOPs of any profile on sequences of these lengths, (B,)."""
     config = model.config
     shortest = profile_lengths(lengths, _MIN_RHO, config.num_hidden_layers)
-    return float(total_relative_flops(shortest, config.hidden_size, config.intermediate_size))
+    return model.cost.total_relative_flops(shortest)
 
 
 @torch.no_grad()
@@ -87,7 +87,7 @@ def set_profile_thresholds(model: LTPForSequenceClassification, sequences: Batch
     """Set a model's thresholds so that these sequences cost a target share of their dense FLOPs.
 
     Args:
-        model: any classifier, in evaluation mode; its pruner is replaced by a :class:`ThresholdPruner`.
+        model: any classifier, in evaluation mode; its method is replaced by one with thresholds.
         sequences: all sequences, in one batch.
         relative_flops: the target, between :func:`lowest_reachable_flops` and 1.
 
@@ -97,9 +97,8 @@ def set_profile_thresholds(model: LTPForSequenceClassification, sequences: Batch
     Raises:
         ValueError: ``relative_flops`` is below the lowest reachable one or above 1.
     """
-    config = model.config
+    num_layers = model.config.num_hidden_layers
     lengths = sequences["attention_mask"].sum(dim=1).cpu()
-    sizes = (config.hidden_size, config.intermediate_size)
     if not lowest_reachable_flops(model, lengths) <= relative_flops <= 1:
         raise ValueError(
             f"relative_flops is {relative_flops}; it must be in [{lowest_reachable_flops(model, lengths):.3f}, 1]"
@@ -110,21 +109,23 @@ def set_profile_thresholds(model: LTPForSequenceClassification, sequences: Batch
         low, high = _MIN_RHO, 1.0
         for _ in range(40):
             middle = (low + high) / 2
-            cost = float(total_relative_flops(profile_lengths(lengths, middle, config.num_hidden_layers), *sizes))
+            cost = model.cost.total_relative_flops(profile_lengths(lengths, middle, num_layers))
             low, high = (middle, high) if cost < target else (low, middle)
         return (low + high) / 2
 
+    if model.thresholds is None:
+        model.set_pruning(prune_mode=untrained()["prune_mode"])
+    pruner = model.pruner
     target, best = relative_flops, (float("inf"), torch.zeros(0), 1.0)
     for _ in range(4):  # long and short sequences may keep different shares: correct the target by the error
-        quantiles = QuantilePruner(rho_for(target), config.num_hidden_layers)
+        quantiles = QuantilePruner(rho_for(target), pruner)
         model.pruner = quantiles
-        reached = float(total_relative_flops(model(**sequences).token_lengths.cpu(), *sizes))
-        best = min(best, (abs(reached - relative_flops), quantiles.thresholds, reached), key=lambda item: item[0])
+        reached = model.cost.total_relative_flops(model(**sequences).token_lengths.cpu())
+        best = min(best, (abs(reached - relative_flops), quantiles.found, reached), key=lambda item: item[0])
         if best[0] <= TOLERANCE:
             break
         target = min(max(target + relative_flops - reached, 0.0), 1.0)
-    config.prune_mode = ThresholdPruner.prune_mode
-    pruner = ThresholdPruner.from_config(config).to(model.device)
-    pruner.thresholds.copy_(best[1])
+    assert pruner.own_thresholds is not None
+    pruner.own_thresholds.copy_(best[1])
     model.pruner = pruner.eval()
     return best[2]

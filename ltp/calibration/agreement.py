@@ -13,7 +13,6 @@ from ltp.calibration.flops import Tick
 from ltp.calibration.search import StrengthControl, strength_control
 from ltp.data.sequences import Batch
 from ltp.model.classifier import LTPForSequenceClassification
-from ltp.pruning.flops import flops_and_dense
 
 _NARROW = 0.02  # the search stops at this width of the bracket, in log strength: some 0.005 of the FLOPs
 _STEP_AFTER_ROUGH = 0.1  # first step, in log strength
@@ -52,7 +51,6 @@ def measure_against_dense(
         dtype: ``float32``, or ``bfloat16`` for autocast.
         tick: called after each measurement with its number of examples.
     """
-    sizes = (model.config.hidden_size, model.config.intermediate_size)
     dense: Tensor | None = None
 
     @torch.inference_mode()
@@ -62,7 +60,7 @@ def measure_against_dense(
             with torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
                 output = model(**{name: value.to(model.device) for name, value in batch.items()})
             made.append(decisions(output.logits, model.config.problem_type).cpu())
-            flops += torch.stack([part.sum() for part in flops_and_dense(output.token_lengths.cpu(), *sizes)])
+            flops += torch.stack([part.sum() for part in model.cost.flops_and_dense(output.token_lengths.cpu())])
         tick(sum(len(batch["input_ids"]) for batch in batches))
         return torch.cat(made), float(flops[0] / flops[1])
 

@@ -10,7 +10,7 @@ import yaml
 
 from ltp.calibration.request import BUDGETS, LATENCY_DEFAULTS, CalibrateSettings, Request
 from ltp.errors import UserError, format_number
-from ltp.pruning import UNTRAINED
+from ltp.pruning import untrained
 from ltp.runs.checkpoints import CONFIG_FILE, MODEL_FOLDER, Checkpoint, is_finished, read_config, run_config
 from ltp.runs.directory import remove_run_files, write_atomically, write_results
 from ltp.runs.layout import checkpoint_folder, folder_name
@@ -136,7 +136,7 @@ def new_config(request: Request) -> dict[str, Any]:
         **inherited,
         "task": dataclasses.asdict(settings.task),
         "data_dir": settings.data_dir,
-        **({"prune": UNTRAINED} if request.is_dense else {}),
+        **({"prune": untrained()} if request.is_dense else {}),
         "method": request.method,
         "parent": {"name": request.parent_name, "run_id": results.get("run_id")},
         "calibrate": calibrate,

@@ -34,7 +34,7 @@ def flops_of(
     def cost() -> float:
         nonlocal last
         thresholds = model.thresholds
-        pruning = model.config.token_keep_rate if thresholds is None else thresholds.tolist()
+        pruning = model.config.pruning if thresholds is None else thresholds.tolist()
         if last is None or last[0] != pruning:  # a measurement of a large model takes a minute
             with torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
                 flops, dense = measured_flops(model, batches).tolist()
@@ -51,7 +51,7 @@ def calibrate_flops(
     """Search the target cost on a subsample first, then on the whole sample.
 
     Args:
-        model: the classifier; its thresholds or keep rate are changed in place.
+        model: the classifier; its thresholds or settings are changed in place.
         cost: measures relative FLOPs of the sample, with the model's current pruning.
         rough: measures relative FLOPs of a subsample; None skips the first search.
         target: target relative FLOPs.

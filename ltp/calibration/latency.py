@@ -129,7 +129,7 @@ def calibrate_latency(model: LTPForSequenceClassification, stopwatch: Stopwatch,
     After any error the model's initial pruning is restored.
 
     Args:
-        model: the classifier; its thresholds or keep rate are changed in place.
+        model: the classifier; its thresholds or settings are changed in place.
         stopwatch: measures the model with its current pruning.
         target: milliseconds per batch.
 

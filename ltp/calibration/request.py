@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from ltp.pruning import RATE_MODES
+from ltp.pruning import DENSE_MODE, default_method, method_class, variant_of
 from ltp.runs.checkpoints import Checkpoint
 from ltp.runs.loading import StoredTask
 from ltp.runs.settings import TaskSettings, unset_task
@@ -47,7 +47,7 @@ class CalibrateSettings:
 
 def is_dense(checkpoint: Checkpoint) -> bool:
     """Whether a checkpoint prunes no tokens."""
-    return checkpoint.pruning.get("prune_mode", "none") == "none"
+    return checkpoint.pruning.get("prune_mode", DENSE_MODE) == DENSE_MODE
 
 
 @dataclass(frozen=True)
@@ -81,18 +81,19 @@ class Request:
 
     @property
     def is_dense(self) -> bool:
-        """Whether the checkpoint does not prune, so that its pruning starts from :data:`UNTRAINED`."""
+        """Whether the checkpoint does not prune, so that its pruning starts from :func:`~ltp.pruning.untrained`."""
         return is_dense(self.checkpoint)
 
     @property
     def method(self) -> str:
         """The pruning method, as in ``results.json``."""
         if self.is_dense:
-            return "manual"  # thresholds that no training has seen
+            return variant_of(default_method(), learned=False)  # thresholds that no training has seen
         mode = self.checkpoint.pruning["prune_mode"]
         stored = (self.checkpoint.results or {}).get("method")
-        learned = "learned" if self.checkpoint.holds_thresholds else "manual"
-        return str(stored or (mode if mode in RATE_MODES else learned))
+        method = method_class(mode)
+        held = method.variant(self.checkpoint.holds_learned(mode)) or method.variants[0]
+        return str(stored or held.name)
 
     @property
     def parent_name(self) -> str:

@@ -15,13 +15,13 @@ from ltp.calibration.flops import Tick, calibrate_flops, flops_of, prepare_budge
 from ltp.calibration.latency import ServedModel, Stopwatch, calibrate_latency
 from ltp.calibration.request import LATENCY_DEFAULTS, CalibrateSettings, Request
 from ltp.calibration.sample import EVALUATION_BATCH, Sample, read_data
-from ltp.calibration.search import UnreachableError, update_final_threshold
+from ltp.calibration.search import UnreachableError, adopt_calibrated_settings, calibrated_names
 from ltp.data.datamodule import GLUEDataModule
 from ltp.errors import RunError, UserError, format_value
 from ltp.evaluation.run import Progress
 from ltp.evaluation.scoring import Engine, evaluate, summarise
 from ltp.model.classifier import LTPForSequenceClassification
-from ltp.pruning import RATE_MODES, UNTRAINED
+from ltp.pruning import untrained, variants
 from ltp.pruning.flops import DEFINITION
 from ltp.runs.checkpoints import is_finished
 from ltp.runs.loading import load_model, load_tokenizer, select_device, set_threads, silence_libraries
@@ -55,7 +55,7 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
     pairs = len(task_of(settings.task).text_columns) == 2
     model, tokenizer = load_model(request.checkpoint), load_tokenizer(request.checkpoint, pairs=pairs)
     if request.is_dense:
-        model.set_pruning(**UNTRAINED, score_length=settings.task.max_length)
+        model.set_pruning(**untrained(), score_length=settings.task.max_length)
     measured = measure(request, model, tokenizer, progress)
     results = {**run_facts(request, model), **measured, "duration_seconds": round(time.monotonic() - started, 1)}
     try:
@@ -97,8 +97,8 @@ def measure(
     if request.is_own_task:
         calibrated["before"] |= {key: results[key] for key in ("relative_flops", "metric") if key in results}
     goal = "agreement_bound" if request.kind == "agreement" else request.kind
-    if request.method == "manual":
-        update_final_threshold(model)
+    if not variants()[request.method].learned:
+        adopt_calibrated_settings(model)
     return {
         **measured,
         "calibrated": {goal: getattr(settings, request.kind), **latency_settings, **calibrated},
@@ -132,8 +132,9 @@ def run_facts(request: Request, model: LTPForSequenceClassification) -> dict[str
     """Return the part of ``results.json`` that describes the run's configuration, with the keys of a training."""
     settings, checkpoint = request.settings, request.checkpoint
     parent = checkpoint.results or {}
-    rate = "token_keep_rate" if model.config.prune_mode in RATE_MODES else "final_token_threshold"
-    defaults = {key: getattr(model.config, key) for key in ("scoring_mode", "score_length", rate)}
+    method = model.pruner.method
+    kept = ("scoring_mode", "score_length", *calibrated_names(type(method)))
+    defaults = {name: getattr(method, name) for name in kept if hasattr(method, name)}
     hyperparameters: dict[str, Any] = {**(parent.get("hyperparameters") or defaults)}
     trained_for = hyperparameters.get("budgets") or hyperparameters.get("target_flops")
     if trained_for is not None and "calibrated" not in parent:
@@ -259,7 +260,7 @@ def calibrate_to_goal(
             scores.append(score(model, data, dtype, device, tick))
         tick.begin(0)
     if model.thresholds is None:
-        extra["token_keep_rate"] = model.config.token_keep_rate
+        extra |= {name: getattr(model.pruner.method, name) for name in calibrated_names(type(model.pruner.method))}
     return {
         **scores[-1],
         "budgets": [{"budget": target, **scored} for target, scored in zip(targets, scores, strict=False)],

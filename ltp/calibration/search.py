@@ -1,20 +1,23 @@
 """Search the pruning strength at which a model has a given cost.
 
 No weights are trained and no labels are read. Thresholds keep their ratios: all are multiplied by one factor, the
-strength. For methods with a ``token_keep_rate`` the search changes this rate.
+strength. Other methods say with which settings they prune how strongly
+(:meth:`~ltp.pruning.method.Method.at_strength`).
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ltp.model.classifier import LTPForSequenceClassification
-from ltp.pruning.flops import flops_and_dense
-from ltp.pruning.threshold import threshold_schedule
+from ltp.pruning import DENSE_MODE, variants
+from ltp.pruning.method import Method
+from ltp.pruning.pruner import Pruner
 
 #: The search stops at this distance from the target, in relative FLOPs.
 TOLERANCE = 0.002
@@ -82,9 +85,9 @@ class StrengthControl(ABC):
 class ThresholdControl(StrengthControl):
     """Multiply the thresholds by the strength.
 
-    If no threshold is positive, strength 1 is the published schedule (:func:`~ltp.pruning.threshold.threshold_schedule`
-    with 0.01). Otherwise thresholds of 0 or below, which a factor cannot raise, start at ``SUBSTITUTE`` times the
-    smallest positive one. Thus every budget down to the classification token alone can be reached.
+    If no threshold is positive, strength 1 is the method's default schedule. Otherwise thresholds of 0 or below, which
+    a factor cannot raise, start at ``SUBSTITUTE`` times the smallest positive one. Thus every budget down to the
+    classification token alone can be reached.
     """
 
     def __init__(self, model: LTPForSequenceClassification) -> None:
@@ -94,11 +97,13 @@ class ThresholdControl(StrengthControl):
         self.thresholds, self.original = thresholds, start
         if not bool((start > 0).any()):
             self.initial = 0.0
-            start = threshold_schedule(0.01, len(start)).to(start.device)
+            default = Pruner(type(model.pruner.method)(), model.pruner.shape).own_thresholds
+            assert default is not None
+            start = default.detach().to(start.device)
         smallest = start[start > 0].min()
         self.start = torch.where(start > 0, start, SUBSTITUTE * smallest)
         # importance is at most N/Z, so a threshold above it leaves only the classification token
-        max_importance = max(1.0, model.config.max_position_embeddings / model.config.score_length)
+        max_importance = model.pruner.method.largest_score(model.pruner.shape)
         self.strongest = 2 * max_importance / float(self.start.min())
         self.weakest = 1e-9 / float(self.start.max())
 
@@ -111,33 +116,33 @@ class ThresholdControl(StrengthControl):
             self.thresholds.copy_(self.original)
 
 
-class KeepRateControl(StrengthControl):
-    """Multiply ``1 - token_keep_rate`` by the strength."""
+class SettingsControl(StrengthControl):
+    """Change the settings of the method."""
 
     def __init__(self, model: LTPForSequenceClassification) -> None:
         self.model = model
-        self.original = model.config.token_keep_rate
-        self.start = max(1.0 - self.original, 1e-3)
-        self.weakest, self.strongest = 1e-5 / self.start, 11 / self.start  # 1 − rate of 1e-5 and of 11 (rate −10)
+        self.start = model.pruner.method
+        self.weakest, self.strongest = self.start.strength_range
 
     def apply(self, strength: float) -> None:
-        self.model.set_pruning(token_keep_rate=max(1.0 - self.start * strength, -10.0))
+        self.model.set_pruning(**self.start.at_strength(strength))
 
     def reset_to_start(self) -> None:
-        self.model.set_pruning(token_keep_rate=self.original)
+        self.model.set_pruning(**{key: getattr(self.start, key) for key in self.start.at_strength(1.0)})
 
 
 def strength_control(model: LTPForSequenceClassification) -> StrengthControl:
     """Return the control for a model's pruning method.
 
     Raises:
-        ValueError: the model does not prune.
+        ValueError: the model does not prune, or its method cannot be brought to a cost.
     """
-    if model.thresholds is not None:
-        return ThresholdControl(model)
-    if model.config.prune_mode == "none":
+    method = model.pruner.method
+    if model.config.prune_mode == DENSE_MODE:
         raise ValueError("prune_mode is none: a model that does not prune has nothing to calibrate")
-    return KeepRateControl(model)
+    if not method.has_strength():
+        raise ValueError(f"prune_mode is {method.name}, which has no setting that brings it to a cost")
+    return ThresholdControl(model) if method.has_thresholds() else SettingsControl(model)
 
 
 @torch.no_grad()
@@ -153,13 +158,12 @@ def measured_flops(model: LTPForSequenceClassification, batches: Iterable[Mappin
     """
     was_training = model.training
     model.eval()
-    sizes = (model.config.hidden_size, model.config.intermediate_size)
     total = torch.zeros(2, dtype=torch.float64)
     try:
         for batch in batches:
             inputs = {name: value.to(model.device) for name, value in batch.items() if name != "labels"}
             lengths = model(**inputs).token_lengths.cpu()
-            total += torch.stack([part.sum() for part in flops_and_dense(lengths, *sizes)])
+            total += torch.stack([part.sum() for part in model.cost.flops_and_dense(lengths)])
     finally:
         model.train(was_training)
     return total
@@ -197,7 +201,7 @@ def calibrate(
     After any error, including errors of ``cost``, the model's initial pruning is restored.
 
     Args:
-        model: the classifier; its thresholds or keep rate are changed in place.
+        model: the classifier; its thresholds or settings are changed in place.
         cost: measures the model's current cost, for example with :func:`measured_flops`; it must not rise with the
             strength.
         target: the target cost, in the unit of ``cost`` (a share of the dense cost).
@@ -298,10 +302,21 @@ def _search(
     return _Search(best, None if over is None else over[1], None if under is None else under[1])
 
 
-def update_final_threshold(model: LTPForSequenceClassification) -> None:
-    """Set ``final_token_threshold`` to the last calibrated threshold; a later training of manual thresholds uses it."""
-    thresholds = model.thresholds
-    assert thresholds is not None
-    last = float(thresholds[-1].detach())
-    if 0 <= last < 1:  # the valid range of the configuration
-        model.config.final_token_threshold = last
+def adopt_calibrated_settings(model: LTPForSequenceClassification) -> None:
+    """Set the settings that describe calibrated thresholds, so that a later training starts with them."""
+    for key, value in model.pruner.method.settings_of(model.pruner).items():
+        setattr(model.config, key, value)
+    model.pruner.method = model.config.method
+
+
+def calibrated_settings(model: LTPForSequenceClassification, variant: str) -> dict[str, Any]:
+    """Return the settings that a calibration of a variant without learned parameters has determined, by field."""
+    method = model.pruner.method
+    if variants()[variant].learned and method.has_thresholds():  # its thresholds are in the weights
+        return {}
+    return {name: getattr(method, name) for name in calibrated_names(type(method))}
+
+
+def calibrated_names(method: type[Method]) -> list[str]:
+    """Return the settings of a method that a calibration may change."""
+    return [name for name, fact in method.settings().items() if fact.set_by_budget and not fact.learned]

@@ -15,7 +15,7 @@ from ltp.calibration.search import AboveDenseError, UnreachableError
 from ltp.data.sequences import make_batches
 from ltp.data.tokenising import tokenise
 from ltp.model.classifier import LTPForSequenceClassification
-from ltp.pruning import UNTRAINED
+from ltp.pruning import DENSE_MODE, untrained
 
 log = logging.getLogger("ltp")
 
@@ -67,9 +67,9 @@ def calibrate(
     if len(texts) == 0:
         raise ValueError("there are no texts to calibrate on")
     if not isinstance(model, LTPForSequenceClassification):
-        model = LTPForSequenceClassification.from_dense(model, **UNTRAINED)
-    elif model.config.prune_mode == "none":
-        model.set_pruning(**UNTRAINED)
+        model = LTPForSequenceClassification.from_dense(model, **untrained())
+    elif model.config.prune_mode == DENSE_MODE:
+        model.set_pruning(**untrained())
     model.eval()
     if model.thresholds is None:
         raise ValueError(f"prune_mode={model.config.prune_mode} has no thresholds to calibrate on texts")

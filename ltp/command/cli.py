@@ -1,6 +1,6 @@
 """Run commands under Hydra: find ``conf/``, build the settings, report errors in one line and return exit codes."""
 
-import dataclasses
+import contextlib
 import errno
 import os
 import re
@@ -25,8 +25,8 @@ from rich.console import Console
 from ltp import __version__
 from ltp.command.output import run_until_broken_pipe
 from ltp.errors import LTPError, RunError, TerminatedError, UserError, install_hint, printable, unknown_option
-from ltp.pruning import ALIASES, RATE_MODES
-from ltp.runs.settings import typed_as, unknown_key
+from ltp.pruning import BrokenMethodError, aliases, load_modules
+from ltp.runs.settings import as_plain, register_options, typed_as, unknown_key
 from ltp.runs.started import remember_command
 from ltp.sweeps.processes import exit_with_parent, has_parent_process, report_to_parent
 from ltp.sweeps.record import SweepRecord
@@ -61,6 +61,34 @@ def config_dir() -> str:
     )
 
 
+#: Variable with the modules of ``plugins=``; the processes that a command starts inherit it.
+PLUGINS_VARIABLE = "LTP_PLUGINS"
+
+
+def load_plugins(arguments: Sequence[str]) -> list[str]:
+    """Import the modules of ``plugins=[…]``, which register methods, before Hydra reads the schema.
+
+    Returns:
+        The arguments without it.
+
+    Raises:
+        UserError: a module cannot be used.
+    """
+    given = [word for word in arguments if word.startswith("plugins=")]
+    names = [name for word in given for name in re.split(r"[\[\],\s'\"]+", word.removeprefix("plugins=")) if name]
+    names = list(dict.fromkeys([*os.environ.get(PLUGINS_VARIABLE, "").split(), *names]))
+    if names:
+        os.environ[PLUGINS_VARIABLE] = " ".join(names)
+        if "" not in sys.path and os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
+    try:
+        load_modules(names)
+    except BrokenMethodError as error:
+        raise UserError(str(error)) from None
+    register_options()
+    return [word for word in arguments if word not in given]
+
+
 @dataclass(frozen=True)
 class Command:
     """A command, ``python -m ltp.<name>``. Calling it parses the command line, runs it and returns the exit code.
@@ -86,7 +114,10 @@ class Command:
 
     def __call__(self) -> int:
         remember_command(self.name, sys.argv[1:])
-        sys.argv[1:] = self.prepare(sys.argv[1:])
+        try:
+            sys.argv[1:] = self.prepare(load_plugins(sys.argv[1:]))
+        except UserError as error:
+            return report_error(error)
         return run_command(self.name, self._run, self._print_filled, self.unknown_key)
 
     def unknown_key(self, key: str) -> str:
@@ -106,7 +137,7 @@ class Command:
         return self.run(self.settings(cfg))
 
     def _print_filled(self, cfg: DictConfig) -> None:
-        filled = dataclasses.asdict(self.fill(self.settings(cfg)))
+        filled = as_plain(self.fill(self.settings(cfg)))
         print(yaml.safe_dump(filled, sort_keys=False, allow_unicode=True), end="")
 
 
@@ -267,7 +298,9 @@ def _options(group: str) -> list[str]:
         return []
     directories = [config_dir(), get_args_parser().parse_intermixed_args().config_dir]
     files = {path.stem for one in directories if one for path in (Path(one) / group).glob("*.yaml")}
-    return sorted(files | set(RATE_MODES if group in ("prune", "prune_mode") else ()))
+    with contextlib.suppress(OSError):  # it has no such group
+        files |= {name.removesuffix(".yaml") for name in ConfigStore.instance().list(group)}
+    return sorted(files)
 
 
 def _no_such_option(group: str, option: str) -> str:
@@ -343,6 +376,6 @@ def check_selections(choices: Mapping[str, Any]) -> None:
         UserError: they do not. (If two configs override one group, Hydra silently takes the last.)
     """
     alias, mode = choices.get("prune"), choices.get("prune_mode")
-    alias_mode = ALIASES.get(str(alias), alias)
+    alias_mode = aliases().get(str(alias), alias)
     if alias is not None and alias_mode != mode:
         raise UserError(f"prune={alias} and prune_mode={mode} contradict each other: give one of them")

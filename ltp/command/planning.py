@@ -15,7 +15,7 @@ from ltp.command import cli
 from ltp.command.overrides import as_overrides
 from ltp.runs.identity import Run
 from ltp.runs.plan import plan_run
-from ltp.runs.settings import TrainSettings, typed_as, unknown_key
+from ltp.runs.settings import TrainSettings, as_plain, typed_as, unknown_key
 
 
 def plan(settings: TrainSettings, hydra: HydraConf | None = None) -> Run:
@@ -62,6 +62,6 @@ def overrides_of(run: Run) -> list[str]:
     """Return the overrides that lead another process to a run: every resolved setting, and the options that it has."""
     choices = HydraConfig.get().runtime.choices
     overrides = [f"{group}={choices[group]}" for group in ("task", "model", "recipe", "trainer")]
-    settings: dict[str, Any] = dataclasses.asdict(run.settings)
+    settings: dict[str, Any] = as_plain(run.settings)
     overrides += [f"logger=[{','.join(run.settings.logger)}]", f"stage={settings.pop('stage')}"]
     return overrides + [override for key, value in settings.items() for override in as_overrides(key, value)]

@@ -5,51 +5,70 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ltp.execution.attention import FLOAT32_TOKENS
+from ltp.execution.attention import FLOAT32_TOKENS, key_bias
+from ltp.pruning.importance import attention_sums
 
 #: Above this size, attention probabilities are computed in chunks of heads, so that a chunk stays in the CPU cache.
 CHUNK_BYTES = 512 * 1024
+_RECEIVED = frozenset({"received"})
 
 
 def deployed_attention(
-    qkv: Tensor, lengths: Sequence[int], *, needs_received: bool, first_only: bool
-) -> tuple[list[Tensor], Tensor]:
+    qkv: Tensor,
+    lengths: Sequence[int],
+    *,
+    reads: frozenset[str],
+    first_only: bool,
+    key_weights: Tensor | None = None,
+) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Softmax attention within each packed sequence.
 
     Args:
         qkv: queries (already scaled), keys and values, (T, 3, H, D/H), float32 or bfloat16, sequence after sequence.
         lengths: lengths of the sequences, which sum to T.
-        needs_received: whether to compute the second result.
+        reads: which sums to compute, see :func:`~ltp.pruning.importance.attention_sums`.
         first_only: whether to compute only the context of each sequence's first token.
+        key_weights: factors on the weights of keys, (T,) float32; None for 1.
 
     Returns:
-        The context of each sequence, (n, H, D/H) (n is 1 with ``first_only``), and the attention that each token
-        receives from its sequence, summed over heads and queries, (T,) float32 (empty if not computed).
+        The context of each sequence, (n, H, D/H) (n is 1 with ``first_only``), and the sums over each token's own
+        sequence, by name, each (T,) float32.
     """
-    contexts, received = [], []
-    for rows, length in zip(qkv.split(list(lengths)), lengths, strict=True):
+    contexts: list[Tensor] = []
+    sums: dict[str, list[Tensor]] = {}
+    weights = [None] * len(lengths) if key_weights is None else key_weights.split(list(lengths))
+    for rows, of_keys, length in zip(qkv.split(list(lengths)), weights, lengths, strict=True):
         if length <= FLOAT32_TOKENS:
             rows = rows.float()
         query, key, value = rows.permute(1, 2, 0, 3).unbind(0)  # each (H, n, D/H)
-        if first_only and not needs_received:  # the other queries are not needed
+        if first_only and not reads:  # the other queries are not needed
             query = query[:, :1]
         heads = max(1, CHUNK_BYTES // (4 * query.shape[1] * length))
         if heads >= len(query):
-            context, sums = _attend(query, key, value, needs_received, first_only)
+            context, received = _attend(query, key, value, of_keys, reads, first_only)
         else:
             parts = zip(query.split(heads), key.split(heads), value.split(heads), strict=True)
-            chunks = [_attend(*part, needs_received, first_only) for part in parts]
+            chunks = [_attend(*part, of_keys, reads, first_only) for part in parts]
             context = torch.cat([context for context, _ in chunks])
-            sums = torch.stack([sums for _, sums in chunks]).sum(dim=0)
+            received = {name: torch.stack([part[name] for _, part in chunks]).sum(dim=0) for name in chunks[0][1]}
         contexts.append(context.transpose(0, 1))
-        received.append(sums)
-    return contexts, received[0] if len(received) == 1 else torch.cat(received)
+        for name, values in received.items():
+            sums.setdefault(name, []).append(values)
+    return contexts, {name: values[0] if len(values) == 1 else torch.cat(values) for name, values in sums.items()}
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, needs_received: bool, first_only: bool) -> tuple[Tensor, Tensor]:
-    """Compute context, (H, n, D/H), and attention received, (n,) float32, of one sequence; inputs are (H, n, D/H)."""
-    probs = torch.bmm(query, key.transpose(1, 2)).softmax(dim=-1, dtype=torch.float32)  # (H, n, n)
-    sums = probs.sum(dim=(0, 1)) if needs_received else probs.new_empty(0)
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, key_weights: Tensor | None, reads: frozenset[str], first_only: bool
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Compute context, (H, n, D/H), and sums, (n,) float32, of one sequence; inputs are (H, n, D/H)."""
+    logits = torch.bmm(query, key.transpose(1, 2))
+    if key_weights is not None:
+        logits = logits + key_bias(key_weights).to(logits.dtype)
+    probs = logits.softmax(dim=-1, dtype=torch.float32)  # (H, n, n)
+    if reads == _RECEIVED:  # one operation for the usual case
+        sums = {"received": probs.sum(dim=(0, 1))}
+    else:
+        sums = {name: values[0] for name, values in attention_sums(probs[None], value[None], None, reads).items()}
     if first_only:
         probs = probs[:, :1]
     return torch.bmm(probs.to(value.dtype), value), sums

@@ -14,8 +14,9 @@ from ltp.deploy.linears import DTYPES, PlainLinear, linear_type
 from ltp.encoders.base import EncoderFamily, LayerParts
 from ltp.execution.output import LTPOutput
 from ltp.execution.packing import real_tokens
-from ltp.pruning.base import Pruner
-from ltp.pruning.importance import normalise
+from ltp.pruning.importance import ATTENTION_READS
+from ltp.pruning.pruner import Pruner
+from ltp.pruning.tokens import Tokens
 
 
 class DeployedClassifier:
@@ -35,7 +36,6 @@ class DeployedClassifier:
         pruner: pruning method; it is copied.
         dtype: ``float32``, ``bfloat16``, or ``int8``: quantised weights, activations quantised in each product,
             everything else in float32.
-        scoring_mode, score_length: see :func:`~ltp.pruning.importance`.
 
     Attributes:
         dtype: as given.
@@ -53,8 +53,6 @@ class DeployedClassifier:
         pruner: Pruner,
         *,
         dtype: str,
-        scoring_mode: str,
-        score_length: int,
     ) -> None:
         self.back_end = linear_type(dtype)
         if (device := next(dense.parameters()).device).type != "cpu":
@@ -62,7 +60,6 @@ class DeployedClassifier:
         self.dtype = dtype
         self._hidden_type = DTYPES[dtype]
         self._family = family
-        self._scoring: dict[str, Any] = {"scoring_mode": scoring_mode, "score_length": score_length}
         self.set_pruner(pruner)
         layers = family.layers(dense)
         # embeddings and head: a copy of the classifier with an empty list of encoder layers
@@ -112,48 +109,127 @@ class DeployedClassifier:
 
         Hidden states are (R, D) with R ≥ T: rows from T on are unused padding, see ``row_count``.
         """
-        rows = Rows(real_lengths.numpy())
+        rows, pruner = Rows(real_lengths.numpy()), self._pruner
+        state: dict[str, Tensor] = {}  # what the method needs of each token, each (T,)
+        if "positions" in pruner.reads:
+            state["positions"] = torch.from_numpy(rows.columns)
+        if pruner.merges:
+            state["sizes"] = torch.ones(rows.total)
+        if pruner.carries:
+            state["carried"] = torch.zeros(rows.total)
         hidden = self._pad_rows(hidden, rows)
         token_lengths = [rows.lengths]
         for number, layer in enumerate(self._layers, start=1):
             last = number == len(self._layers)  # after its attention only the classification tokens are needed
-            contexts, received = deployed_attention(
-                layer.project(hidden)[: rows.total],
+            if pruner.decides_before:
+                rows, kept, state, _ = self._decide(number, rows, real_lengths, state, {}, (hidden,), None, layer.heads)
+                if kept is not None:
+                    hidden = hidden.index_select(0, self._selected(kept))
+            qkv = layer.project(hidden)[: rows.total]
+            contexts, sums = deployed_attention(
+                qkv,
                 rows.lengths.tolist(),
-                needs_received=self._pruner.needs_scores,
-                first_only=last,
+                reads=pruner.reads & ATTENTION_READS,
+                first_only=last and not pruner.merges,
+                key_weights=state.get("sizes"),
             )
-            kept: np.ndarray | None = None  # indices of the rows that survive; None for all
-            before = rows
-            if self._pruner.needs_scores:
-                scores = normalise(rows.pad(received), rows.alive, layer.heads, **self._scoring)
-            else:
-                scores = torch.zeros_like(rows.alive, dtype=torch.float32)
-            survivors = self._pruner.survivors(number, scores, rows.alive, real_lengths)
-            if survivors is not rows.alive:
-                alive = survivors.numpy()
-                lengths = alive.sum(axis=1)
-                if lengths.sum() < rows.total:
-                    kept = np.flatnonzero(rows.pack(alive))
-                    rows = Rows(lengths)
-            token_lengths.append(rows.lengths)
             context = (contexts[0] if len(contexts) == 1 else torch.cat(contexts)).flatten(1).to(hidden.dtype)
+            kept, before = None, rows
+            if not pruner.decides_before:
+                rows, kept, state, merged = self._decide(
+                    *(number, rows, real_lengths, state, sums, (context, hidden), qkv[:, 1], layer.heads)
+                )
+                context, hidden = merged
+            token_lengths.append(rows.lengths)
             if last:
-                hidden = hidden.index_select(0, torch.from_numpy(before.first))
+                first = torch.from_numpy(before.first)
+                hidden = hidden.index_select(0, first)
+                if pruner.merges:
+                    context = context.index_select(0, first)
             elif kept is None:
-                context = self._pad_rows(context, rows)
+                context = self._pad_rows(context[: rows.total], rows)
+                hidden = self._pad_rows(hidden[: rows.total], rows)
             else:
-                index = np.zeros(self.back_end.row_count(rows.total), dtype=np.int64)  # padded with row 0
-                index[: rows.total] = kept
-                selected = torch.from_numpy(index)
+                selected = self._selected(kept)
                 context, hidden = context.index_select(0, selected), hidden.index_select(0, selected)
             hidden = layer.finish(context, hidden)
         return hidden, torch.from_numpy(np.stack(token_lengths, axis=1))
+
+    def _decide(
+        self,
+        number: int,
+        rows: "Rows",
+        real_lengths: Tensor,
+        state: dict[str, Tensor],
+        sums: dict[str, Tensor],
+        tensors: tuple[Tensor, ...],
+        keys: Tensor | None,
+        heads: int,
+    ) -> tuple["Rows", np.ndarray | None, dict[str, Tensor], tuple[Tensor, ...]]:
+        """Apply the method.
+
+        Args:
+            tensors: context and hidden states, or hidden states alone, each (R, D).
+
+        Returns:
+            The rows that are left; their indices, None for all; what is known of these tokens; and ``tensors``, in
+            which tokens are merged, but none is left out yet.
+        """
+        pruner = self._pruner
+        padded = {name: rows.pad(value) for name, value in state.items()}
+        states = {"positions": padded["positions"]} if "positions" in pruner.reads else {}
+        if "hidden" in pruner.reads:
+            states["hidden"] = rows.pad(tensors[-1][: rows.total].float())
+        if "keys" in pruner.reads and keys is not None:
+            states["keys"] = rows.pad(keys.float().mean(dim=1))
+        tokens = Tokens(
+            number,
+            len(self._layers),
+            heads,
+            rows.alive,
+            real_lengths,
+            sizes=padded.get("sizes"),
+            carried=padded.get("carried"),
+            attention={name: rows.pad(value) for name, value in sums.items()},
+            states=states,
+        )
+        if pruner.carries:
+            state = {**state, "carried": rows.packed(pruner.carry(tokens))}
+        if pruner.merges:
+            targets = pruner.merge_targets(tokens)
+            survivors = rows.alive & (targets == torch.arange(targets.shape[1]))
+            into = rows.packed(torch.from_numpy(rows.first)[:, None] + targets)
+            sizes = torch.zeros_like(state["sizes"]).index_add(0, into, state["sizes"])
+            tensors = tuple(_merged(tensor[: rows.total], into, state["sizes"], sizes) for tensor in tensors)
+            state = {**state, "sizes": sizes}
+        else:
+            survivors = pruner.survivors(tokens)
+        if survivors is rows.alive:
+            return rows, None, state, tensors
+        alive = survivors.numpy()
+        lengths = alive.sum(axis=1)
+        if lengths.sum() == rows.total:
+            return rows, None, state, tensors
+        kept = np.flatnonzero(rows.pack(alive))
+        index = torch.from_numpy(kept)
+        return Rows(lengths), kept, {name: value.index_select(0, index) for name, value in state.items()}, tensors
+
+    def _selected(self, kept: np.ndarray) -> Tensor:
+        """Return the indices of the rows to keep, padded with row 0 to the back end's preferred number of rows."""
+        index = np.zeros(self.back_end.row_count(len(kept)), dtype=np.int64)
+        index[: len(kept)] = kept
+        return torch.from_numpy(index)
 
     def _pad_rows(self, packed: Tensor, rows: "Rows") -> Tensor:
         """Append zero rows to (T, D) up to the back end's preferred number of rows."""
         missing = self.back_end.row_count(rows.total) - rows.total
         return functional.pad(packed, (0, 0, 0, missing)) if missing else packed
+
+
+def _merged(rows: Tensor, into: Tensor, sizes: Tensor, merged_sizes: Tensor) -> Tensor:
+    """Return the mean of the rows, (T, D), that go into each row, weighted by their sizes."""
+    total = torch.zeros_like(rows).index_add(0, into, rows * sizes[:, None].to(rows.dtype))
+    return total / merged_sizes.clamp(min=1)[:, None].to(rows.dtype)
 
 
 def _check_plain(parts: LayerParts, number: int) -> None:
@@ -236,14 +312,24 @@ class Rows:
         """Index of each classification token, (B,) int64."""
         return self.lengths.cumsum() - self.lengths
 
+    @property
+    def columns(self) -> np.ndarray:
+        """Column of each token in the padded form, (T,) int64."""
+        return np.nonzero(self._alive)[1]
+
     def pad(self, packed: Tensor) -> Tensor:
-        """Convert (T,) to (B, N), 0 where there is no token."""
+        """Convert (T, …) to (B, N, …), 0 where there is no token."""
         if self.total == self._alive.size:
-            return packed.view(self._alive.shape)
-        padded = np.zeros(self._alive.shape, dtype=np.float32)
-        padded[self._alive] = packed.numpy()
+            return packed.reshape(*self._alive.shape, *packed.shape[1:])
+        values = packed.numpy()
+        padded = np.zeros((*self._alive.shape, *packed.shape[1:]), dtype=values.dtype)
+        padded[self._alive] = values
         return torch.from_numpy(padded)
 
     def pack(self, padded: np.ndarray) -> np.ndarray:
         """Convert (B, N) to (T,)."""
         return padded[self._alive]
+
+    def packed(self, padded: Tensor) -> Tensor:
+        """Convert (B, N) to (T,)."""
+        return padded[self.alive]

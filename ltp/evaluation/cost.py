@@ -6,16 +6,14 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from ltp.pruning.flops import dense_layer_flops, layer_flops
+from ltp.pruning.flops import CostModel
 
 
 class CostMetric(Metric):
     """Exact sums of FLOPs (:mod:`ltp.pruning.flops`) and surviving tokens over a split and all processes.
 
     Args:
-        num_layers: L.
-        hidden_size: D.
-        intermediate_size: I.
+        cost: counts the FLOPs of the model.
     """
 
     full_state_update = False
@@ -24,19 +22,18 @@ class CostMetric(Metric):
     dense_flops: Tensor
     examples: Tensor
 
-    def __init__(self, num_layers: int, hidden_size: int, intermediate_size: int) -> None:
+    def __init__(self, cost: CostModel) -> None:
         super().__init__()
-        self.num_layers, self.hidden_size, self.intermediate_size = num_layers, hidden_size, intermediate_size
+        self.cost, num_layers = cost, cost.num_layers
         zeros = {"token_sums": num_layers + 1, "flops": num_layers, "dense_flops": num_layers, "examples": 1}
         for name, size in zeros.items():
             self.add_state(name, torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, token_lengths: Tensor) -> None:
         """Add a batch: tokens that enter each layer and leave the last, (B, L+1) int64."""
-        sizes = (self.hidden_size, self.intermediate_size)
         self.token_sums += token_lengths.double().sum(dim=0)
-        self.flops += layer_flops(token_lengths, *sizes).sum(dim=0)
-        self.dense_flops += dense_layer_flops(token_lengths[:, 0], self.num_layers, *sizes).sum(dim=0)
+        self.flops += self.cost.layer_flops(token_lengths).sum(dim=0)
+        self.dense_flops += self.cost.dense_layer_flops(token_lengths[:, 0]).sum(dim=0)
         self.examples += len(token_lengths)
 
     def compute(self) -> dict[str, Any]:

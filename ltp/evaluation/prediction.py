@@ -13,7 +13,6 @@ from ltp.data.sequences import make_batches
 from ltp.data.tokenising import tokenise
 from ltp.model.classifier import LTPForSequenceClassification
 from ltp.model.tracing import TokenTrace, readable_tokens, recording, traces
-from ltp.pruning.flops import relative_flops
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def predict(
     encodings = encoded.encodings if trace else None
     del encoded  # most of what tokenising takes is freed before the model needs memory
     order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))  # similar lengths together: little padding
-    sizes = (model.config.hidden_size, model.config.intermediate_size)
+    cost = model.cost
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     predictions: dict[int, Prediction] = {}
     tracing = recording(model) if trace else contextlib.nullcontext()
@@ -83,7 +82,7 @@ def predict(
             )
             output = model(**batch)
             scored = labels_and_scores(output.logits.float(), model)
-            costs = relative_flops(output.token_lengths, *sizes).tolist()
+            costs = cost.relative_flops(output.token_lengths).tolist()
             for index, row in enumerate(rows):
                 token_traces = []
                 if recorder is not None and encodings is not None:

@@ -124,8 +124,7 @@ def summarise(outcome: Outcome, task: Task, model: LTPForSequenceClassification)
         if is_defined(name, predictions, outcome.labels):
             metric.update(predictions, outcome.labels)
             metrics[name] = metric.compute().item()
-    config = model.config
-    cost = CostMetric(config.num_hidden_layers, config.hidden_size, config.intermediate_size)
+    cost = CostMetric(model.cost)
     cost.update(outcome.token_lengths)
     lengths = outcome.token_lengths[:, 0]
     return {

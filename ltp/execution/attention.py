@@ -1,32 +1,32 @@
-"""Self-attention over padded and packed tokens that also returns the attention that each token receives."""
+"""Self-attention over padded and packed tokens that also returns what it gives each token."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ltp.execution.packing import Packing
-from ltp.pruning.importance import attention_received
+from ltp.pruning.importance import attention_sums
 
 #: On a CPU, half-precision sequences of up to this many tokens use float32 attention: as fast, and exact.
 FLOAT32_TOKENS = 128
-#: Lower bound of survival probabilities: smaller values are negligible next to 1 in float32.
-SMALLEST_SURVIVAL = 1e-12
+#: Lower bound of the weights of keys: smaller values are negligible next to 1 in float32.
+SMALLEST_WEIGHT = 1e-12
 
 
-def survival_bias(survival: Tensor) -> Tensor:
-    """Compute the bias of a key's attention logits for its survival probability w: its weight is w·exp(logit).
+def key_bias(weights: Tensor) -> Tensor:
+    """Compute the bias of a key's attention logits for its weight w: it counts as w·exp(logit).
 
     Args:
-        survival: w, any shape, float32 in [0, 1].
+        weights: w, any shape, float32: a survival probability, or the number of tokens that the key stands for.
 
     Returns:
-        ``log w`` with w clamped at :data:`SMALLEST_SURVIVAL`, so that gradients at w = 0 are finite.
+        ``log w`` with w clamped at :data:`SMALLEST_WEIGHT`, so that gradients at w = 0 are finite.
     """
-    return survival.clamp(min=SMALLEST_SURVIVAL).log()
+    return weights.clamp(min=SMALLEST_WEIGHT).log()
 
 
 def masked_attention(
-    query: Tensor, key: Tensor, value: Tensor, alive: Tensor, dropout: float, survival: Tensor | None = None
+    query: Tensor, key: Tensor, value: Tensor, alive: Tensor, dropout: float, key_weights: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Scaled dot-product attention over padded sequences; keys that are not alive have probability 0.
 
@@ -34,7 +34,7 @@ def masked_attention(
         query, key, value: (B, N, H, D/H).
         alive: tokens alive, (B, N) bool, at least one in each example.
         dropout: probability of dropping an attention weight (0 outside training).
-        survival: probability w that each token is alive, (B, N) float32, a factor on the weights of keys.
+        key_weights: factors on the weights of keys, (B, N) float32; None for 1.
 
     Returns:
         The context, (B, N, D), and the probabilities *before* dropout, (B, H, N, N): with dropout, importance would
@@ -42,7 +42,9 @@ def masked_attention(
     """
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))  # (B, H, N, D/H)
     logits = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
-    bias = torch.zeros_like(alive, dtype=logits.dtype) if survival is None else survival_bias(survival).to(logits.dtype)
+    bias = (
+        torch.zeros_like(alive, dtype=logits.dtype) if key_weights is None else key_bias(key_weights).to(logits.dtype)
+    )
     bias = bias.masked_fill(~alive, torch.finfo(logits.dtype).min)
     probs = (logits + bias[:, None, None, :]).softmax(dim=-1)
     weights = functional.dropout(probs, dropout) if dropout else probs
@@ -57,9 +59,10 @@ def packed_attention(
     packing: Packing,
     dropout: float,
     *,
-    needs_received: bool,
-    survival: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    reads: frozenset[str] = frozenset(),
+    key_weights: Tensor | None = None,
+    query_weights: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Scaled dot-product attention within each packed sequence.
 
     A kernel for packed sequences can replace this function.
@@ -68,17 +71,18 @@ def packed_attention(
         query, key, value: (T, H, D/H).
         packing: positions of the sequences.
         dropout: probability of dropping an attention weight (0 outside training).
-        needs_received: whether to compute the second result; if not, a fused kernel is used.
-        survival: probability w that each token is alive, (T,) float32, a factor on the weights of keys and on the
-            queries in the sum of attention received. If given, the second result is always computed.
+        reads: which sums to compute, see :func:`~ltp.pruning.importance.attention_sums`; with none, a fused kernel is
+            used.
+        key_weights: factors on the weights of keys, (T,) float32; None for 1.
+        query_weights: weights of the queries in the sums, (T,) float32; None for 1.
 
     Returns:
-        The context, (T, D), and the attention that each token receives from its sequence before dropout, summed
-        over heads and queries, (T,) float32 (empty if not computed).
+        The context, (T, D), and the sums over each token's own sequence, by name, each (T,) float32.
     """
     # a CPU is faster without computing padding, a GPU with fewer kernel launches
     attend = attention_by_length if query.device.type == "cpu" else attention_by_rows
-    return attend(query, key, value, packing, dropout, needs_received=needs_received, survival=survival)
+    weights = {"key_weights": key_weights, "query_weights": query_weights}
+    return attend(query, key, value, packing, dropout, reads=reads, **weights)
 
 
 def attention_by_length(
@@ -88,33 +92,36 @@ def attention_by_length(
     packing: Packing,
     dropout: float,
     *,
-    needs_received: bool,
-    survival: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    reads: frozenset[str] = frozenset(),
+    key_weights: Tensor | None = None,
+    query_weights: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
     """:func:`packed_attention` with one product per group of sequences of equal length, without padding or copies."""
-    contexts, received = [], []
+    contexts: list[Tensor] = []
+    sums: dict[str, list[Tensor]] = {}
     sizes = [sequences * length for sequences, length in packing.groups]
-    survivals = survival.split(sizes) if survival is not None else [None] * len(sizes)
-    parts = zip(packing.groups, survivals, *(x.split(sizes) for x in (query, key, value)), strict=True)
+    keyed, queried = (
+        [None] * len(sizes) if weights is None else weights.split(sizes) for weights in (key_weights, query_weights)
+    )
+    parts = zip(packing.groups, keyed, queried, *(x.split(sizes) for x in (query, key, value)), strict=True)
     with torch.autocast("cpu", enabled=False):  # dtypes are chosen explicitly here
-        for (sequences, length), weights, *qkv in parts:
+        for (sequences, length), of_keys, of_queries, *qkv in parts:
             dtype = torch.float32 if length <= FLOAT32_TOKENS else query.dtype
             q, k, v = (x.to(dtype).unflatten(0, (sequences, length)).transpose(1, 2) for x in qkv)  # (…, H, n, D/H)
-            if weights is not None:
-                weights = weights.view(sequences, 1, 1, length)
-                logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + survival_bias(weights).to(dtype)
-                probs = logits.softmax(dim=-1)
-                received.append((weights @ probs.float()).sum(dim=(1, 2)).flatten())
-                context = (functional.dropout(probs, dropout) if dropout else probs) @ v
-            elif needs_received:
-                probs = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1)  # (…, H, n, n)
-                received.append(probs.sum(dim=(1, 2), dtype=torch.float32).flatten())
+            if reads or of_keys is not None:
+                logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+                if of_keys is not None:
+                    logits = logits + key_bias(of_keys.view(sequences, 1, 1, length)).to(dtype)
+                probs = logits.softmax(dim=-1)  # (…, H, n, n)
+                presence = None if of_queries is None else of_queries.view(sequences, length)
+                for name, values in attention_sums(probs, v, presence, reads).items():
+                    sums.setdefault(name, []).append(values.flatten())
                 context = (functional.dropout(probs, dropout) if dropout else probs) @ v
             else:
                 context = functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
             contexts.append(context.transpose(1, 2).flatten(0, 1))  # (sequences · n, H, D/H)
     context = torch.cat(contexts).flatten(1).to(value.dtype)
-    return context, torch.cat(received) if received else query.new_empty(0, dtype=torch.float32)
+    return context, {name: torch.cat(values) for name, values in sums.items()}
 
 
 def attention_by_rows(
@@ -124,16 +131,19 @@ def attention_by_rows(
     packing: Packing,
     dropout: float,
     *,
-    needs_received: bool,
-    survival: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    reads: frozenset[str] = frozenset(),
+    key_weights: Tensor | None = None,
+    query_weights: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
     """:func:`packed_attention` with one product for all sequences, padded to the longest remaining one."""
     query, key, value = (packing.pad(x) for x in (query, key, value))  # (B, N, H, D/H)
-    if needs_received or survival is not None:
-        rows = packing.pad(survival) if survival is not None else None
-        context, probs = masked_attention(query, key, value, packing.alive, dropout, rows)
-        return packing.pack(context), packing.pack(attention_received(probs, packing.alive if rows is None else rows))
+    if reads or key_weights is not None:
+        of_keys = None if key_weights is None else packing.pad(key_weights)
+        context, probs = masked_attention(query, key, value, packing.alive, dropout, of_keys)
+        presence = packing.alive if query_weights is None else packing.pad(query_weights)
+        sums = attention_sums(probs, value.transpose(1, 2), presence, reads)
+        return packing.pack(context), {name: packing.pack(values) for name, values in sums.items()}
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     mask = packing.alive[:, None, None, :]
     context = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-    return packing.pack(context.transpose(1, 2).flatten(2)), query.new_empty(0, dtype=torch.float32)
+    return packing.pack(context.transpose(1, 2).flatten(2)), {}

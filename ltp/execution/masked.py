@@ -13,8 +13,13 @@ from torch.utils.checkpoint import checkpoint
 from ltp.encoders.base import EncoderFamily
 from ltp.execution.attention import masked_attention
 from ltp.execution.output import EncoderOutput
-from ltp.pruning.base import Pruner
-from ltp.pruning.importance import importance
+from ltp.pruning.importance import ATTENTION_READS, attention_sums
+from ltp.pruning.pruner import Pruner
+from ltp.pruning.tokens import Tokens
+
+#: What is known of each token besides its hidden state, by name, each (B, N): ``alive``; ``survival`` under a soft
+#: rule; and of what the method needs ``sizes`` and ``carried``.
+State = dict[str, Tensor]
 
 
 def masked_encoder(
@@ -25,8 +30,6 @@ def masked_encoder(
     alive: Tensor,
     *,
     masking_mode: str,
-    scoring_mode: str,
-    score_length: int,
     keep_states: bool = False,
     keep_attentions: bool = False,
     keep_class_states: bool = False,
@@ -37,54 +40,89 @@ def masked_encoder(
     Args:
         family: adapter to the encoder.
         layers: the L encoder layers.
-        pruner: pruning method.
+        pruner: the method and its parameters.
         hidden: embeddings, (B, N, D).
         alive: real tokens, (B, N) bool, position 0 among them.
         masking_mode: see :data:`~ltp.pruning.MASKING_MODES`.
-        scoring_mode, score_length: see :func:`~ltp.pruning.importance`.
         keep_states, keep_attentions, keep_class_states: whether to return these outputs of every layer.
         recompute: whether to compute activations again in the backward pass rather than keep them.
     """
     real_lengths = alive.sum(dim=1)
     token_lengths, gate_sums = [real_lengths], []
-    survival = alive.float()  # under a soft rule: the product of the gates so far
-    expected_lengths = [survival.sum(dim=1)]
+    expected_lengths = [alive.float().sum(dim=1)]
     class_states: list[Tensor] = []
     states: list[Tensor] = [hidden]
     attentions: list[Tensor] = []
+    columns = torch.arange(alive.shape[1], device=alive.device).expand(alive.shape)
+    reads, is_soft, is_weighted = pruner.reads, masking_mode != "hard", masking_mode == "survival"
 
-    def run_layer(
-        number: int, hidden: Tensor, alive: Tensor, survival: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """Run a layer: its output, the tokens that are left, the gates, and the probabilities."""
-        layer = layers[number - 1]
-        query, key, value = family.project(layer, hidden)
-        weighted = survival if masking_mode == "survival" else None
-        context, probs = masked_attention(query, key, value, alive, family.attention_dropout(layer), weighted)
-        scores = (
-            importance(
-                probs, alive if weighted is None else weighted, scoring_mode=scoring_mode, score_length=score_length
-            )
-            if pruner.needs_scores
-            else torch.zeros_like(alive, dtype=torch.float32)
+    state: State = {"alive": alive}
+    if is_soft:
+        state["survival"] = alive.float()
+    if pruner.merges:
+        state["sizes"] = alive.float()
+    if pruner.carries:
+        state["carried"] = torch.zeros_like(alive, dtype=torch.float32)
+
+    def decide(
+        number: int, state: State, sums: dict[str, Tensor], rows: tuple[Tensor, ...], keys: Tensor | None
+    ) -> tuple[State, tuple[Tensor, ...], Tensor | None]:
+        """Apply the method: what is known of the tokens, their rows, and the gates, (B, N)."""
+        tensors = {"positions": columns, "hidden": rows[-1]}
+        if keys is not None:
+            tensors["keys"] = keys.mean(dim=2)
+        tokens = Tokens(
+            number,
+            len(layers),
+            1 if keys is None else keys.shape[2],
+            state["alive"],
+            real_lengths,
+            survival=state["survival"] if is_weighted else None,
+            sizes=state.get("sizes"),
+            carried=state.get("carried"),
+            attention=sums,
+            states={name: tensor for name, tensor in tensors.items() if name in reads},
+            training=pruner.training,
         )
-        gate = None
-        if masking_mode == "hard":
-            alive = pruner.survivors(number, scores, alive, real_lengths)
-        else:
-            gate = pruner.gate(number, scores, alive)
+        if pruner.carries:
+            state = {**state, "carried": pruner.carry(tokens)}
+        if is_soft:
+            gate = pruner.gate(tokens)
+            return {**state, "survival": state["survival"] * gate}, rows, gate
+        if not pruner.merges:
+            return {**state, "alive": pruner.survivors(tokens)}, rows, None
+        targets = pruner.merge_targets(tokens)
+        # into[b, i, j]: the size with which token j goes into token i
+        into = (targets[:, None, :] == columns[:, :, None]) * state["sizes"][:, None, :]
+        sizes = into.sum(dim=2)
+        rows = tuple(into.to(row.dtype) @ row / sizes.clamp(min=1)[:, :, None].to(row.dtype) for row in rows)
+        return {**state, "alive": state["alive"] & (targets == columns), "sizes": sizes}, rows, None
+
+    def run_layer(number: int, hidden: Tensor, state: State) -> tuple[Tensor, State, Tensor | None, Tensor]:
+        """Run a layer: its output, what is known of the tokens, the gates, and the probabilities."""
+        layer, gate = layers[number - 1], None
+        if pruner.decides_before:
+            state, (hidden,), gate = decide(number, state, {}, (hidden,), None)
+        query, key, value = family.project(layer, hidden)
+        presence = state["survival"] if is_weighted else state["alive"]
+        weights = presence if is_weighted else None
+        if pruner.merges:
+            weights = state["sizes"] if weights is None else weights * state["sizes"]
+        context, probs = masked_attention(query, key, value, state["alive"], family.attention_dropout(layer), weights)
+        if not pruner.decides_before:
+            sums = attention_sums(probs, value.transpose(1, 2), presence, reads & ATTENTION_READS)
+            state, (context, hidden), gate = decide(number, state, sums, (context, hidden), key)
         hidden = family.attention_output(layer, context, hidden)
-        factor = gate if gate is not None and masking_mode == "soft" else alive
-        return family.feed_forward(layer, hidden) * factor[:, :, None], alive, gate, probs
+        factor = gate if gate is not None and masking_mode == "soft" else state["alive"]
+        return family.feed_forward(layer, hidden) * factor[:, :, None], state, gate, probs
 
     run = partial(checkpoint, run_layer, use_reentrant=False) if recompute else run_layer
     for number in range(1, len(layers) + 1):
-        hidden, alive, gate, probs = run(number, hidden, alive, survival)
+        hidden, state, gate, probs = run(number, hidden, state)
         if gate is not None:
             gate_sums.append(gate.sum(dim=1))
-            survival = survival * gate
-            expected_lengths.append(survival.sum(dim=1))
-        token_lengths.append(alive.sum(dim=1))
+            expected_lengths.append(state["survival"].sum(dim=1))
+        token_lengths.append(state["alive"].sum(dim=1))
         if keep_states:
             states.append(hidden)
         if keep_attentions:

@@ -15,8 +15,13 @@ from ltp.encoders.base import EncoderFamily
 from ltp.execution.attention import packed_attention
 from ltp.execution.output import EncoderOutput
 from ltp.execution.packing import Packing
-from ltp.pruning.base import Pruner
-from ltp.pruning.importance import normalise
+from ltp.pruning.importance import ATTENTION_READS
+from ltp.pruning.pruner import Pruner
+from ltp.pruning.tokens import Tokens
+
+#: What is known of each token besides its hidden state, by name, each (T,): ``survival`` under a soft rule, and of what
+#: the method needs ``sizes``, ``positions`` and ``carried``.
+State = dict[str, Tensor]
 
 
 def packed_encoder(
@@ -27,8 +32,6 @@ def packed_encoder(
     packing: Packing,
     *,
     masking_mode: str,
-    scoring_mode: str,
-    score_length: int,
     keep_class_states: bool = False,
     recompute: bool = False,
 ) -> EncoderOutput:
@@ -39,70 +42,109 @@ def packed_encoder(
     Args:
         family: adapter to the encoder.
         layers: the L encoder layers.
-        pruner: pruning method.
+        pruner: the method and its parameters.
         hidden: embeddings of the real tokens, (T, D).
         packing: positions of these tokens; position 0 of each example must be a real token.
         masking_mode: see :data:`~ltp.pruning.MASKING_MODES`.
-        scoring_mode, score_length: see :func:`~ltp.pruning.importance`.
         keep_class_states: whether to return the class states of every layer.
         recompute: whether to compute activations again in the backward pass rather than keep them.
     """
     real_lengths = packing.to_example_order(packing.counts)
     token_lengths, gate_sums = [real_lengths], []
-    survival = packing.alive.float()  # (B, N) in packing order; under a soft rule: the product of the gates so far
     expected_lengths = [real_lengths.float()]
     class_states: list[Tensor] = []
+    reads, is_soft = pruner.reads, masking_mode != "hard"
+    attention_reads = reads & ATTENTION_READS
+
+    state: State = {}
+    if is_soft:
+        state["survival"] = hidden.new_ones(packing.total, dtype=torch.float32)
+    if pruner.merges:
+        state["sizes"] = hidden.new_ones(packing.total, dtype=torch.float32)
+    if "positions" in reads:
+        state["positions"] = packing.positions
+    if pruner.carries:
+        state["carried"] = hidden.new_zeros(packing.total, dtype=torch.float32)
+
+    def decide(
+        number: int, packing: Packing, state: State, sums: State, rows: tuple[Tensor, ...], keys: Tensor | None
+    ) -> tuple[Packing, State, tuple[Tensor, ...], Tensor | None]:
+        """Apply the method: the tokens that are left, their states, their rows, and the gates, (T,)."""
+        heads = 1 if keys is None else keys.shape[1]
+        padded = {name: packing.pad(value) for name, value in state.items()}
+        states = {"positions": padded["positions"]} if "positions" in reads else {}
+        if "hidden" in reads:
+            states["hidden"] = packing.pad(rows[-1])
+        if "keys" in reads and keys is not None:
+            states["keys"] = packing.pad(keys.mean(dim=1))
+        tokens = Tokens(
+            number,
+            len(layers),
+            heads,
+            packing.alive,
+            real_lengths[packing.order],
+            survival=padded["survival"] if masking_mode == "survival" else None,
+            sizes=padded.get("sizes"),
+            carried=padded.get("carried"),
+            attention={name: packing.pad(value) for name, value in sums.items()},
+            states=states,
+            training=pruner.training,
+        )
+        if pruner.carries:
+            state = {**state, "carried": packing.pack(pruner.carry(tokens))}
+        if is_soft:
+            gate = packing.pack(pruner.gate(tokens))
+            return packing, {**state, "survival": state["survival"] * gate}, rows, gate
+        if pruner.merges:
+            targets = pruner.merge_targets(tokens)
+            into = packing.pack(packing.starts[:, None] + targets)  # (T,): the row that each token goes into
+            sizes = torch.zeros_like(state["sizes"]).index_add(0, into, state["sizes"])
+            rows = tuple(_merged(row, into, state["sizes"], sizes) for row in rows)
+            state = {**state, "sizes": sizes}
+            survivors = packing.alive & (targets == torch.arange(targets.shape[1], device=targets.device))
+        else:
+            survivors = pruner.survivors(tokens)
+        if survivors is not packing.alive:
+            kept, indices = packing.keep(survivors)
+            if kept.total < packing.total:
+                rows = tuple(row[indices] for row in rows)
+                state = {name: value[indices] for name, value in state.items()}
+                packing = kept
+        return packing, state, rows, None
 
     def run_layer(
-        number: int, hidden: Tensor, packing: Packing, survival: Tensor
-    ) -> tuple[Tensor, Packing, Tensor | None]:
-        """Run a layer: its output, the tokens that are left, and the gates, (B, N) in packing order."""
-        layer = layers[number - 1]
+        number: int, hidden: Tensor, packing: Packing, state: State
+    ) -> tuple[Tensor, Packing, State, Tensor | None]:
+        """Run a layer: its output, the tokens that are left with their states, and the gates, (T,)."""
+        layer, gate = layers[number - 1], None
+        if pruner.decides_before:
+            packing, state, (hidden,), gate = decide(number, packing, state, {}, (hidden,), None)
         query, key, value = family.project(layer, hidden)
-        weighted = masking_mode == "survival"
-        context, received = packed_attention(
+        weights = [state["survival"]] if masking_mode == "survival" else []
+        context, sums = packed_attention(
             *(query, key, value, packing, family.attention_dropout(layer)),
-            needs_received=pruner.needs_scores,
-            survival=packing.pack(survival) if weighted else None,
+            reads=attention_reads,
+            key_weights=_product([*weights, *([state["sizes"]] if pruner.merges else [])]),
+            query_weights=_product(weights),
         )
-        if pruner.needs_scores:
-            scores = normalise(
-                packing.pad(received),
-                survival if weighted else packing.alive,
-                query.shape[1],
-                scoring_mode=scoring_mode,
-                score_length=score_length,
-            )
-        else:
-            scores = torch.zeros_like(packing.alive, dtype=torch.float32)
-        gates = gate = None
-        if masking_mode != "hard":
-            gates = pruner.gate(number, scores, packing.alive)
-            gate = packing.pack(gates) if masking_mode == "soft" else None
-        else:
-            survivors = pruner.survivors(number, scores, packing.alive, real_lengths[packing.order])
-            if survivors is not packing.alive:
-                kept, indices = packing.keep(survivors)
-                if kept.total < packing.total:
-                    context, hidden = context[indices], hidden[indices]
-                    packing = kept
+        if not pruner.decides_before:
+            packing, state, (context, hidden), gate = decide(number, packing, state, sums, (context, hidden), key)
+        factor = gate if masking_mode == "soft" else None
         if number == len(layers):  # after its attention only the classification tokens are needed
             context, hidden = context[packing.starts], hidden[packing.starts]
-            gate = gate[packing.starts] if gate is not None else None
+            factor = factor[packing.starts] if factor is not None else None
         hidden = family.feed_forward(layer, family.attention_output(layer, context, hidden))
-        if gate is not None:
-            hidden = hidden * gate[:, None]
-        return hidden, packing, gates
+        if factor is not None:
+            hidden = hidden * factor[:, None]
+        return hidden, packing, state, gate
 
     run = partial(checkpoint, run_layer, use_reentrant=False) if recompute else run_layer
     for number in range(1, len(layers) + 1):
-        before = packing
-        hidden, packing, gates = run(number, hidden, packing, survival)
+        hidden, packing, state, gate = run(number, hidden, packing, state)
         token_lengths.append(packing.to_example_order(packing.counts))
-        if gates is not None:
-            gate_sums.append(before.to_example_order(gates.sum(dim=1)))
-            survival = survival * gates
-            expected_lengths.append(before.to_example_order(survival.sum(dim=1)))
+        if gate is not None:
+            gate_sums.append(packing.to_example_order(packing.pad(gate).sum(dim=1)))
+            expected_lengths.append(packing.to_example_order(packing.pad(state["survival"]).sum(dim=1)))
         if keep_class_states:
             states = hidden if number == len(layers) else hidden[packing.starts]
             class_states.append(packing.to_example_order(states))
@@ -113,3 +155,18 @@ def packed_encoder(
         expected_lengths=torch.stack(expected_lengths, dim=1) if gate_sums else None,
         class_states=torch.stack(class_states) if keep_class_states else None,
     )
+
+
+def _product(factors: Sequence[Tensor]) -> Tensor | None:
+    """Multiply weights, (T,); None if there are none."""
+    product = None
+    for factor in factors:
+        product = factor if product is None else product * factor
+    return product
+
+
+def _merged(rows: Tensor, into: Tensor, sizes: Tensor, merged_sizes: Tensor) -> Tensor:
+    """Return the mean of the rows, (T, D), that go into each row, weighted by their sizes."""
+    weighted = rows * sizes[:, None].to(rows.dtype)
+    total = torch.zeros_like(rows).index_add(0, into, weighted)
+    return total / merged_sizes.clamp(min=1)[:, None].to(rows.dtype)

@@ -103,6 +103,11 @@ class Packing:
         """(number of sequences, tokens of each) of every group of adjacent sequences of equal length."""
         return [(len(list(run)), length) for length, run in groupby(self.lengths)]
 
+    @property
+    def positions(self) -> Tensor:
+        """Column of each token in the padded form, (T,) int64."""
+        return self._slots % self.alive.shape[1]
+
     def pad(self, packed: Tensor) -> Tensor:
         """Convert (T, …) to the padded form (B, N, …), 0 where there is no token."""
         rows = packed.new_zeros(self.alive.numel(), *packed.shape[1:])

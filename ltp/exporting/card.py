@@ -12,19 +12,11 @@ from huggingface_hub import EvalResult, ModelCardData
 from ltp.data.sources import HUB_DATASET
 from ltp.data.tasks import TASKS
 from ltp.errors import DISTRIBUTION
+from ltp.pruning import variants
 from ltp.runs.summary import markdown
 
 #: Names of metrics on the hub that differ from ltp's.
 _HUB_METRICS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
-_METHODS = {
-    "dense": "It does not prune: it is a dense baseline in ltp's format.",
-    "learned": "Each layer drops the tokens whose importance (the attention they receive) is below its threshold; the "
-    "thresholds were learned (Learned Token Pruning, [arXiv 2107.00910](https://arxiv.org/abs/2107.00910)).",
-    "manual": "Each layer drops the tokens whose importance (the attention they receive) is below its threshold; the "
-    "thresholds rise linearly to a chosen last one.",
-    "topk": "Each layer keeps a given share of the tokens, the most important ones by the attention they receive "
-    "(top-k, after SpAtten, [arXiv 2012.09852](https://arxiv.org/abs/2012.09852)).",
-}
 
 _HUGGINGFACE = """\
 ```python
@@ -80,7 +72,8 @@ def model_card(
         "Results": _results(results, settings, config, form),
         "Training": _training(results, settings),
     }
-    method = _METHODS.get(results.get("method", ""), "")
+    found = variants().get(results.get("method", ""))
+    method = "" if found is None else found.description
     version = (results.get("versions") or {}).get("ltp", "")
     intro = f"# {markdown(model)} on {markdown(task)}, token-pruned\n\n"
     intro += f"A text classifier made with ltp {markdown(str(version))}. {method}"

@@ -1,8 +1,8 @@
 """The source of the model as flat files, which ``trust_remote_code`` loads without ltp.
 
 transformers copies the file that ``auto_map`` in ``config.json`` names, and the files in the same folder that it
-imports relatively; it does not support packages. Therefore ``ltp/pruning/base.py`` is written as
-``ltp_pruning_base.py``, with relative imports. This avoids a second implementation.
+imports relatively; it does not support packages. Therefore ``ltp/pruning/method.py`` is written as
+``ltp_pruning_method.py``, with relative imports. This avoids a second implementation.
 """
 
 import ast
@@ -10,24 +10,28 @@ import importlib
 import inspect
 
 from ltp import LTPConfig, __version__
+from ltp.pruning.method import Method
 
 #: Module of the model class; the other files are the modules that it imports.
 ROOT = "ltp.model.classifier"
 
 
 def flat_name(module: str) -> str:
-    """Return the flat name of a module of ltp: ``ltp_pruning_base`` for ``ltp.pruning.base``."""
+    """Return the flat name of a module of ltp: ``ltp_pruning_method`` for ``ltp.pruning.method``."""
     return module.replace(".", "_")
 
 
-def flat_sources() -> dict[str, str]:
+def flat_sources(method: type[Method]) -> dict[str, str]:
     """Return the source of the model as flat files.
+
+    Args:
+        method: the class of its method, whose file goes with it.
 
     Returns:
         File contents by file name.
     """
     sources: dict[str, str] = {}
-    waiting = [ROOT]
+    waiting = [ROOT, method.__module__]
     while waiting:
         module = waiting.pop()
         name = f"{flat_name(module)}.py"
@@ -35,6 +39,8 @@ def flat_sources() -> dict[str, str]:
             source = inspect.getsource(importlib.import_module(module))
             waiting += [imported for _, imported in _ltp_imports(source)]
             sources[name] = f"# {module} of ltp {__version__}. SPDX-License-Identifier: Apache-2.0\n{_flatten(source)}"
+    registration = f"from .{flat_name(method.__module__)} import {method.__name__}  # noqa: F401 (registers it)\n"
+    sources[f"{flat_name(LTPConfig.__module__)}.py"] += f"\n{registration}"  # the first file that is loaded
     return sources
 
 

@@ -10,7 +10,8 @@ from ltp.deploy.onnx import export_graph
 from ltp.errors import RunError
 from ltp.execution.attention import masked_attention
 from ltp.model.classifier import LTPForSequenceClassification
-from ltp.pruning.importance import importance
+from ltp.pruning.importance import ATTENTION_READS, attention_sums
+from ltp.pruning.tokens import Tokens
 
 OUTPUTS = ("logits", "token_lengths")
 
@@ -42,7 +43,7 @@ class GraphForm(nn.Module):
         Returns:
             Logits, (B, num_labels) float32; tokens alive entering each layer, and after the last, (B, L+1) int64.
         """
-        model, family, config = self.model, self.model.family, self.model.config
+        model, family, pruner = self.model, self.model.family, self.model.pruner
         length = input_ids.shape[1]
         # a graph cannot refuse a batch: it moves padding on the left to the right
         first = attention_mask.bool().int().argmax(dim=1, keepdim=True)
@@ -53,34 +54,116 @@ class GraphForm(nn.Module):
         alive = attention_mask.gather(1, columns).bool() | (columns == first)
         lengths = counts = alive.sum(dim=1)
         token_lengths = [counts]
-        hidden = family.embed_tokens(model.dense, input_ids, _indices(alive), token_type_ids, None)  # (T, D)
+        indices = _indices(alive)
+        hidden = family.embed_tokens(model.dense, input_ids, indices, token_type_ids, None)  # (T, D)
+        state: dict[str, Tensor] = {}  # what the method needs of each token, each (T,)
+        if "positions" in pruner.reads:
+            state["positions"] = indices.remainder(length)
+        if pruner.merges:
+            state["sizes"] = torch.ones_like(indices, dtype=torch.float32)
+        if pruner.carries:
+            state["carried"] = torch.zeros_like(indices, dtype=torch.float32)
         layers = family.layers(model.dense)
         for number, layer in enumerate(layers, start=1):
-            starts = counts.cumsum(dim=0) - counts
-            columns = torch.arange(_size(counts.max()), device=counts.device)
-            alive = columns < counts[:, None]  # (B, N_l)
-            # index of the token in each slot; slots after the end of a sequence hold other tokens, which are masked
-            slots = torch.minimum(starts[:, None] + columns, counts.sum() - 1).flatten()
+            slots, alive = _slots(counts)
+            if pruner.decides_before:
+                tokens = self._tokens(number, alive, lengths, slots, state, {}, hidden, None)
+                if pruner.carries:
+                    state["carried"] = pruner.carry(tokens).flatten().index_select(0, _indices(alive))
+                survivors = pruner.survivors(tokens)
+                kept = slots.index_select(0, _indices(survivors))
+                hidden = hidden.index_select(0, kept)
+                state = {name: value.index_select(0, kept) for name, value in state.items()}
+                counts = survivors.sum(dim=1)
+                slots, alive = _slots(counts)
             query, key, value = (
                 part.index_select(0, slots).unflatten(0, alive.shape) for part in family.project(layer, hidden)
             )
-            context, probs = masked_attention(query, key, value, alive, dropout=0.0)  # (B, N_l, D)
-            scores = (
-                importance(probs, alive, scoring_mode=config.scoring_mode, score_length=config.score_length)
-                if model.pruner.needs_scores
-                else torch.zeros_like(alive, dtype=torch.float32)
-            )
-            survivors = model.pruner.survivors(number, scores, alive, lengths)
-            counts = survivors.sum(dim=1)
+            sizes = None if not pruner.merges else state["sizes"].index_select(0, slots).unflatten(0, alive.shape)
+            context, probs = masked_attention(query, key, value, alive, 0.0, sizes)  # (B, N_l, D)
+            survivors, starts = alive, counts.cumsum(dim=0) - counts
+            if not pruner.decides_before:
+                sums = attention_sums(probs, value.transpose(1, 2), alive, pruner.reads & ATTENTION_READS)
+                tokens = self._tokens(number, alive, lengths, slots, state, sums, hidden, key)
+                if pruner.carries:
+                    state["carried"] = pruner.carry(tokens).flatten().index_select(0, _indices(alive))
+                if sizes is not None:
+                    survivors, sizes, context, hidden = self._merge(tokens, sizes, context, hidden, slots)
+                    state["sizes"] = sizes.flatten().index_select(0, _indices(alive))
+                else:
+                    survivors = pruner.survivors(tokens)
+                counts = survivors.sum(dim=1)
             token_lengths.append(counts)
             if number == len(layers):  # after its attention only the classification tokens are needed
                 context, hidden = context[:, 0], hidden.index_select(0, starts)
             else:
                 indices = _indices(survivors)
+                kept = slots.index_select(0, indices)
                 context = context.flatten(0, 1).index_select(0, indices)
-                hidden = hidden.index_select(0, slots.index_select(0, indices))
+                hidden = hidden.index_select(0, kept)
+                state = {name: value.index_select(0, kept) for name, value in state.items()}
             hidden = family.feed_forward(layer, family.attention_output(layer, context, hidden))
         return family.classify(model.dense, hidden), torch.stack(token_lengths, dim=1)
+
+    def _tokens(
+        self,
+        number: int,
+        alive: Tensor,
+        lengths: Tensor,
+        slots: Tensor,
+        state: dict[str, Tensor],
+        sums: dict[str, Tensor],
+        hidden: Tensor,
+        key: Tensor | None,
+    ) -> Tokens:
+        """Return what the method sees of a layer."""
+        reads = self.model.pruner.reads
+
+        def pad(packed: Tensor) -> Tensor:
+            return packed.index_select(0, slots).unflatten(0, alive.shape)
+
+        states = {name: pad(state[name]) for name in ("positions",) if name in reads}
+        if "hidden" in reads:
+            states["hidden"] = pad(hidden)
+        if "keys" in reads and key is not None:
+            states["keys"] = key.mean(dim=2)
+        return Tokens(
+            number,
+            self.model.pruner.shape.num_layers,
+            1 if key is None else key.shape[2],
+            alive,
+            lengths,
+            sizes=pad(state["sizes"]) if "sizes" in state else None,
+            carried=pad(state["carried"]) if "carried" in state else None,
+            attention=sums,
+            states=states,
+        )
+
+    def _merge(
+        self, tokens: Tokens, sizes: Tensor, context: Tensor, hidden: Tensor, slots: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Merge tokens: those that stay, (B, N); the sizes, (B, N); the context, (B, N, D); hidden states, (T, D)."""
+        targets = self.model.pruner.merge_targets(tokens)
+        columns = torch.arange(targets.shape[1], device=targets.device)
+        shares = (targets[:, None, :] == columns[:, None]) * (sizes * tokens.alive)[:, None, :]  # of j in i, (B, i, j)
+        merged = shares.sum(dim=2)
+        shares = shares / merged.clamp(min=1)[:, :, None]
+        rows = hidden.index_select(0, slots).unflatten(0, targets.shape)
+        hidden = (shares @ rows).flatten(0, 1).index_select(0, _indices(tokens.alive))
+        return tokens.alive & (targets == columns), merged, shares @ context, hidden
+
+
+def _slots(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the padded form of sequences of these lengths, (B,).
+
+    Returns:
+        The index of the token in each slot, (B·N,) int64, and which slots hold a token, (B, N) bool. Slots after the
+        end of a sequence hold other tokens, which are masked.
+    """
+    starts = counts.cumsum(dim=0) - counts
+    columns = torch.arange(_size(counts.max()), device=counts.device)
+    slots = torch.minimum(starts[:, None] + columns, counts.sum() - 1).flatten()
+    return slots, columns < counts[:, None]
 
 
 def _indices(mask: Tensor) -> Tensor:

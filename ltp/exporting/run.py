@@ -19,6 +19,7 @@ from ltp.exporting.folders import new_folder
 from ltp.exporting.graph import write_onnx
 from ltp.model.classifier import LTPForSequenceClassification
 from ltp.model.configuration import LTPConfig
+from ltp.pruning import method_class
 from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint
 from ltp.runs.summary import at_budget
 
@@ -57,7 +58,7 @@ def export_huggingface(
             model.save_pretrained(folder)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         _write(folder / "config.json", json.dumps({**config, "auto_map": auto_map()}, indent=2, sort_keys=True) + "\n")
-        for name, source in flat_sources().items():
+        for name, source in flat_sources(method_class(config["prune_mode"])).items():
             _write(folder / name, source)
         _write(folder / CARD_FILE, _card(exported, config, "huggingface", model))
     return target

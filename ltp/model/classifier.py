@@ -15,13 +15,14 @@ from transformers.utils import CONFIG_NAME, cached_file
 
 from ltp.encoders import encoder_family
 from ltp.execution.masked import masked_encoder
-from ltp.execution.output import LTPOutput
+from ltp.execution.output import EncoderOutput, LTPOutput
 from ltp.execution.packed import packed_encoder
 from ltp.execution.packing import Packing, real_tokens
-from ltp.model.configuration import LTPConfig, check_budgets, check_pruning, check_pruning_keys
-from ltp.pruning import ALIASES, PRUNING_KEYS, SOFT_KEYS, pruner_class
-from ltp.pruning.base import Pruner
-from ltp.pruning.threshold import ThresholdPruner, sparsity_penalty
+from ltp.model.configuration import LTPConfig, check_budgets, check_pruning, check_pruning_keys, pruning_keys
+from ltp.pruning import aliases, method_class
+from ltp.pruning.flops import CostModel
+from ltp.pruning.pruner import Pruner
+from ltp.pruning.tokens import SoftPass
 
 if TYPE_CHECKING:
     from ltp.deploy.classifier import DeployedClassifier
@@ -39,10 +40,12 @@ class LTPForSequenceClassification(PreTrainedModel):
             to return hidden states or attentions).
         gradient_checkpointing: whether training computes the activations of a layer again in the backward pass rather
             than keep them; ``gradient_checkpointing_enable()`` sets it.
+        has_penalty: whether the objective of a soft rule includes the method's penalty; a budget sets its own price.
     """
 
     execution = "packed"
     gradient_checkpointing = False
+    has_penalty = True
 
     config_class = LTPConfig
     base_model_prefix = "dense_model"  # not "dense": PEFT's target module of that name would match it
@@ -54,7 +57,7 @@ class LTPForSequenceClassification(PreTrainedModel):
         self.family = encoder_family(config.dense_model_type)
         self.num_labels = config.num_labels
         self.dense_model = self.family.classifier_class(config.build_dense_config())
-        self.pruner = pruner_class(config.prune_mode).from_config(config)
+        self.pruner = _new_pruner(config)
         self.post_init()
 
     @property
@@ -106,7 +109,7 @@ class LTPForSequenceClassification(PreTrainedModel):
         with torch.device("meta"):  # allocates no memory: the dense part is replaced
             model = cls(config)
         model.dense_model = dense
-        model.pruner = pruner_class(config.prune_mode).from_config(config).to(dense.device)
+        model.pruner = _new_pruner(config).to(dense.device)
         return model.train(dense.training)
 
     @classmethod
@@ -127,7 +130,7 @@ class LTPForSequenceClassification(PreTrainedModel):
         """
         # with the checkpoint's dtype, a float16 checkpoint would give float16 thresholds
         kwargs.setdefault("dtype", kwargs.pop("torch_dtype", torch.float32))
-        pruning = {key: kwargs.pop(key) for key in (*PRUNING_KEYS, *SOFT_KEYS) if key in kwargs}
+        pruning = {key: kwargs.pop(key) for key in pruning_keys() if key in kwargs}
         budget = kwargs.pop("budget", None)
         model_dir = os.path.join(pretrained_model_name_or_path, "model")
         if os.path.isfile(os.path.join(model_dir, CONFIG_NAME)):  # a run directory
@@ -135,9 +138,10 @@ class LTPForSequenceClassification(PreTrainedModel):
         if _is_ltp_checkpoint(pretrained_model_name_or_path, kwargs):
             if isinstance(given := kwargs.get("config"), LTPConfig):  # the Auto classes put the arguments into it
                 stored = LTPConfig.from_pretrained(pretrained_model_name_or_path)
-                for key in (*PRUNING_KEYS, *SOFT_KEYS):
-                    pruning.setdefault(key, getattr(given, key))
-                    setattr(given, key, getattr(stored, key))
+                changed = {key: value for key, value in given.pruning.items() if stored.pruning.get(key) != value}
+                pruning = changed | pruning
+                for key, value in stored.pruning.items():
+                    setattr(given, key, value)
             kwargs["key_mapping"] = {r"^dense\.": "dense_model."} | (
                 kwargs.get("key_mapping") or {}
             )  # written by ltp 0.1
@@ -163,32 +167,40 @@ class LTPForSequenceClassification(PreTrainedModel):
     def set_pruning(self, **pruning: Any) -> None:
         """Change how the model prunes, in place.
 
-        Learned thresholds are kept unless ``prune_mode`` or ``final_token_threshold`` changes. In this case they are
-        reset to the initial schedule, and budgets are removed.
+        What the method has learned is kept unless the method or its initial thresholds change. In this case its
+        parameters are reset, and budgets are removed.
 
         Args:
-            pruning: keys of :data:`~ltp.pruning.PRUNING_KEYS` and :data:`~ltp.pruning.SOFT_KEYS`.
+            pruning: ``prune_mode``, ``masking_mode`` and settings of the method. Another method starts with its
+                defaults.
 
         Raises:
-            ValueError: an unknown key, or a value outside its range.
+            ValueError: an unknown key, a setting of another method, or a value outside its range.
         """
-        check_pruning_keys(pruning)
-        before = {key: getattr(self.config, key) for key in (*PRUNING_KEYS, *SOFT_KEYS)}
-        after = {**before, **pruning}
-        check_pruning(**after)
+        before = self.config.pruning
+        mode = pruning.get("prune_mode", before["prune_mode"])
+        check_pruning_keys(pruning, mode)
+        method = method_class(mode)
+        kept = before if mode == before["prune_mode"] else {"masking_mode": "hard"} | method.defaults()
+        after = kept | {"prune_mode": mode} | pruning
+        check_pruning(mode, after["masking_mode"], {key: after[key] for key in method.config_keys()})
+        for key in before:
+            if key not in after:
+                vars(self.config).pop(key, None)
         for key, value in after.items():
             setattr(self.config, key, value)
         if before != after:
             vars(self.config).pop("calibration", None)  # the record of another pruning
-        kept = all(before[key] == after[key] for key in ("prune_mode", "final_token_threshold"))
-        if not kept:
+        fresh = any(before.get(key) != after.get(key) for key in ("prune_mode", *method.initial_keys()))
+        if fresh:
             self.config.budgets = []
-        pruner = pruner_class(after["prune_mode"]).from_config(self.config).to(self.device)
-        if kept:
-            pruner.load_state_dict(self.pruner.state_dict())
-        elif isinstance(self.pruner, ThresholdPruner) and isinstance(pruner, ThresholdPruner):
-            log.warning("thresholds start again from final_token_threshold=%g", after["final_token_threshold"])
-        self.pruner = pruner.train(self.training)
+        if not fresh:
+            self.pruner.method = self.config.method
+            return
+        if before["prune_mode"] == mode:
+            values = ", ".join(f"{key}={after[key]}" for key in method.initial_keys() if before[key] != after[key])
+            log.warning("thresholds start again from %s", values)
+        self.pruner = _new_pruner(self.config).to(self.device).train(self.training)
 
     def set_budgets(self, budgets: Sequence[float]) -> None:
         """Set the budgets of the model; each starts with the current thresholds.
@@ -204,8 +216,7 @@ class LTPForSequenceClassification(PreTrainedModel):
         thresholds = self.thresholds
         if thresholds is None:
             return
-        pruner = pruner_class(self.config.prune_mode).from_config(self.config).to(self.device)
-        assert isinstance(pruner, ThresholdPruner)
+        pruner = _new_pruner(self.config).to(self.device)
         with torch.no_grad():
             pruner.thresholds.copy_(thresholds)
         if budgets:
@@ -229,7 +240,6 @@ class LTPForSequenceClassification(PreTrainedModel):
                 f"budget={budget}: the model has no thresholds for it, {known}. "
                 "python -m ltp.calibrate makes them, without training."
             )
-        assert isinstance(self.pruner, ThresholdPruner)
         self.pruner.use_budget(budgets.index(budget))
 
     @property
@@ -237,13 +247,17 @@ class LTPForSequenceClassification(PreTrainedModel):
         """The budget whose thresholds are in use, in relative FLOPs; None without budgets."""
         if not self.config.budgets:
             return None
-        assert isinstance(self.pruner, ThresholdPruner)
         return self.config.budgets[int(self.pruner.budget_in_use)]
 
     @property
     def thresholds(self) -> Tensor | None:
         """Effective thresholds of layers 1..L, (L,) float32; None if the method has none."""
-        return self.pruner.thresholds if isinstance(self.pruner, ThresholdPruner) else None
+        return self.pruner.own_thresholds
+
+    @property
+    def cost(self) -> CostModel:
+        """Counts the FLOPs of a forward pass from its ``token_lengths``."""
+        return self.pruner.cost
 
     def forward(
         self,
@@ -284,8 +298,6 @@ class LTPForSequenceClassification(PreTrainedModel):
         alive = real_tokens(attention_mask, inputs)
         common: dict[str, Any] = {
             "masking_mode": self.config.masking_mode if self.training else "hard",
-            "scoring_mode": self.config.scoring_mode,
-            "score_length": self.config.score_length,
             "keep_class_states": output_class_states,
             "recompute": self.gradient_checkpointing and self.training,
         }
@@ -311,7 +323,7 @@ class LTPForSequenceClassification(PreTrainedModel):
             )
         logits = self.family.classify(self.dense, encoded.class_token)
         output = LTPOutput(
-            loss=None if labels is None else self.objective(logits, labels, encoded.gate_sums),
+            loss=None if labels is None else self.objective(logits, labels, encoded),
             logits=logits,
             hidden_states=encoded.hidden_states or None,
             attentions=encoded.attentions or None,
@@ -339,8 +351,6 @@ class LTPForSequenceClassification(PreTrainedModel):
             self.dense,
             self.pruner,
             dtype=dtype,
-            scoring_mode=self.config.scoring_mode,
-            score_length=self.config.score_length,
         )
 
     def task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -371,20 +381,26 @@ class LTPForSequenceClassification(PreTrainedModel):
             return functional.binary_cross_entropy_with_logits(logits, labels.float())
         return functional.cross_entropy(logits, labels.flatten())
 
-    def objective(self, logits: Tensor, labels: Tensor, gate_sums: Tensor | None) -> Tensor:
-        """Compute the objective: the task loss, plus lambda times the regulariser under a soft rule (LTP §3.3).
+    def objective(self, logits: Tensor, labels: Tensor, encoded: EncoderOutput) -> Tensor:
+        """Compute the objective: the task loss, plus the method's penalty under a soft rule.
 
         Args:
             logits, labels: see :meth:`task_loss`.
-            gate_sums: (B, L) float32, or None under the hard rule.
+            encoded: the encoder's output.
 
         Returns:
             Scalar float32.
         """
         loss = self.task_loss(logits, labels)
-        if gate_sums is not None:
-            loss = loss + self.config.lambda_threshold * sparsity_penalty(gate_sums, self.config.score_length)
+        if encoded.gate_sums is not None and self.has_penalty:
+            assert encoded.expected_lengths is not None
+            soft = SoftPass(encoded.gate_sums, encoded.expected_lengths)
+            loss = loss + self.pruner.method.penalty(soft, self.pruner)
         return loss
+
+
+def _new_pruner(config: Any) -> Pruner:
+    return Pruner.from_config(method_class(config.prune_mode), config)
 
 
 def prune(
@@ -394,14 +410,14 @@ def prune(
 
     Args:
         model: a BERT or RoBERTa sequence classifier, or a classifier returned by this function. Weights are shared.
-        prune_mode: ``absolute_threshold`` (or ``threshold``, as on the command line), ``topk`` or ``none``.
-        pruning: other arguments of :class:`LTPConfig`: ``final_token_threshold=0.01``, ``token_keep_rate=0.2``,
-            ``masking_mode="soft"`` to learn thresholds, …
+        prune_mode: the method, ``absolute_threshold`` (or ``threshold``, as on the command line), ``topk``, ….
+        pruning: settings of the method: ``final_token_threshold=0.01``, ``token_keep_rate=0.2``, …; and
+            ``masking_mode="soft"`` to learn thresholds.
 
     Raises:
         ValueError: ltp has no adapter for the model, a setting is unknown, or a value is outside its range.
     """
-    prune_mode = ALIASES.get(prune_mode, prune_mode)
+    prune_mode = aliases().get(prune_mode, prune_mode)
     if isinstance(model, LTPForSequenceClassification):
         model.set_pruning(prune_mode=prune_mode, **pruning)
         return model

@@ -1,14 +1,15 @@
 """The configuration of a pruned classifier, stored in ``config.json``."""
 
 import difflib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
 from ltp.encoders import FAMILIES, encoder_family
 from ltp.model import MODEL_TYPE
-from ltp.pruning import MASKING_MODES, METHODS, PRUNING_KEYS, SCORING_MODES, SOFT_KEYS, pruner_class
+from ltp.pruning import DENSE_MODE, MASKING_MODES, all_methods, method_class, setting_keys
+from ltp.pruning.method import Method
 
 # Keys that dense_config omits: they are in the outer configuration, or apply only to the original checkpoint.
 _OUTER_KEYS = (
@@ -35,15 +36,11 @@ class LTPConfig(PreTrainedConfig):
 
     Args:
         dense_config: ``config.json`` of the dense classifier as a dict; ``model_type`` selects the encoder family.
-        prune_mode: ``none``, ``absolute_threshold`` or ``topk``.
-        scoring_mode: ``mean`` or ``mean_norm``, see :func:`ltp.pruning.importance`.
-        score_length: the constant Z of ``mean`` and of the regulariser, in tokens.
-        final_token_threshold: initial threshold of the last layer, in units of importance.
-        token_keep_rate: keep rate of top-k in the last layer; may be negative.
+        prune_mode: name of the method, such as ``none``, ``absolute_threshold`` or ``topk``.
         masking_mode: masking rule in training, see :data:`ltp.pruning.MASKING_MODES`. Evaluation always uses ``hard``.
-        threshold_temperature: T of the soft rule (transformers reserves ``temperature`` for generation).
-        lambda_threshold: weight of the regulariser under the soft rule.
         budgets: FLOPs budgets with thresholds of their own, in relative FLOPs, ascending, each in (0, 1].
+        kwargs: settings of the method (the fields of its class), and arguments of ``PreTrainedConfig``. Settings of
+            another method have no effect: files of ltp 0.1 hold those of all.
 
     Raises:
         ValueError: a value is outside its range, or the family is unknown.
@@ -58,28 +55,19 @@ class LTPConfig(PreTrainedConfig):
     def __init__(
         self,
         dense_config: dict[str, Any] | None = None,
-        prune_mode: str | None = "none",
-        scoring_mode: str = "mean",
-        score_length: int = 128,
-        final_token_threshold: float = 0.01,
-        token_keep_rate: float = 0.2,
+        prune_mode: str | None = DENSE_MODE,
         masking_mode: str = "hard",
-        threshold_temperature: float = 1e-3,
-        lambda_threshold: float = 0.0,
         budgets: Sequence[float] = (),
         **kwargs: Any,
     ) -> None:
         self.dense_config = dict(dense_config or {"model_type": "bert"})
-        self.prune_mode = prune_mode or "none"
-        self.scoring_mode = scoring_mode
-        self.score_length = score_length
-        self.final_token_threshold = final_token_threshold
-        self.token_keep_rate = token_keep_rate
+        self.prune_mode = prune_mode or DENSE_MODE
         self.masking_mode = masking_mode
-        self.threshold_temperature = threshold_temperature
-        self.lambda_threshold = lambda_threshold
         self.budgets = list(budgets)
-        check_pruning(**{key: getattr(self, key) for key in PRUNING_KEYS + SOFT_KEYS})
+        settings = {key: kwargs.pop(key) for key in setting_keys() if key in kwargs}
+        check_pruning(self.prune_mode, masking_mode, settings)
+        for key, value in (method_class(self.prune_mode).defaults() | settings).items():
+            setattr(self, key, value)
         check_budgets(self.budgets, self.prune_mode)
         if self.dense_config.get("model_type") not in FAMILIES:
             raise ValueError(
@@ -98,9 +86,11 @@ class LTPConfig(PreTrainedConfig):
         Raises:
             ValueError: an argument is unknown, or outside its range.
         """
-        check_pruning_keys(pruning)
-        inherited = {key: getattr(dense, key) for key in PRUNING_KEYS if getattr(dense, key, None) is not None}
-        content = {key: value for key, value in dense.to_dict().items() if key not in PRUNING_KEYS + _OUTER_KEYS}
+        keys = ("prune_mode", *setting_keys())
+        inherited = {key: getattr(dense, key) for key in keys if getattr(dense, key, None) is not None}
+        mode = pruning.get("prune_mode") or inherited.get("prune_mode") or DENSE_MODE
+        check_pruning_keys(pruning, mode)
+        content = {key: value for key, value in dense.to_dict().items() if key not in (*keys, *_OUTER_KEYS)}
         return cls(
             dense_config=content,
             id2label=dense.id2label,
@@ -113,6 +103,17 @@ class LTPConfig(PreTrainedConfig):
         """Build the configuration of the dense classifier, with the labels of this one."""
         content = {**self.dense_config, "id2label": self.id2label, "label2id": self.label2id}
         return encoder_family(self.dense_model_type).config_class.from_dict(content)
+
+    @property
+    def method(self) -> Method:
+        """The method with its settings."""
+        return method_class(self.prune_mode).from_config(self)
+
+    @property
+    def pruning(self) -> dict[str, Any]:
+        """``prune_mode``, ``masking_mode`` and the settings of the method, by key."""
+        keys = ("prune_mode", "masking_mode", *method_class(self.prune_mode).config_keys())
+        return {key: getattr(self, key) for key in keys}
 
     @property
     def dense_model_type(self) -> str:
@@ -133,23 +134,36 @@ class LTPConfig(PreTrainedConfig):
         return encoder_family(self.dense_model_type).max_input_tokens(self.build_dense_config())
 
 
-def check_pruning_keys(names: Collection[str]) -> None:
+def pruning_keys() -> tuple[str, ...]:
+    """Return the keys that say how a model prunes: the method, its rule in training, and the settings of any method."""
+    return ("prune_mode", "masking_mode", *setting_keys())
+
+
+def check_pruning_keys(names: Collection[str], prune_mode: str) -> None:
     """Check the names of pruning settings.
 
+    Args:
+        names: keys.
+        prune_mode: the method that they are for.
+
     Raises:
-        ValueError: a name is unknown; the message has similar names.
+        ValueError: a name is unknown, or a setting of other methods only; the message has similar names.
     """
-    known = (*PRUNING_KEYS, *SOFT_KEYS)
+    own = ("prune_mode", "masking_mode", *method_class(prune_mode).config_keys())
+    known = pruning_keys() if prune_mode == DENSE_MODE else own
     for name in names:
         if name in ("target_flops", "budgets"):
             raise ValueError(
                 f"{name} needs training or calibration: python -m ltp.train prune=threshold prune.target_flops=…, or "
                 "python -m ltp.calibrate"
             )
-        if name not in known:
+        if name not in own:
             near = difflib.get_close_matches(name, known, n=2)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"the settings are {', '.join(known)}"
-            raise ValueError(f"unknown pruning setting {name}; {hint}")
+            hint = f"did you mean {' or '.join(near)}?" if near else f"prune_mode {prune_mode} has {', '.join(own[1:])}"
+            what = "a setting of other methods" if name in setting_keys() else "an unknown pruning setting"
+            if what == "a setting of other methods" and prune_mode == DENSE_MODE:
+                hint = "name the method with prune_mode"
+            raise ValueError(f"{name} is {what}; {hint}")
 
 
 def check_budgets(budgets: Sequence[Any], prune_mode: str) -> None:
@@ -161,53 +175,27 @@ def check_budgets(budgets: Sequence[Any], prune_mode: str) -> None:
     in_range = all(isinstance(value, int | float) and 0 < value <= 1 for value in budgets)
     if not in_range or sorted(set(budgets)) != list(budgets):
         raise ValueError(f"budgets is {list(budgets)!r}; it must be ascending shares of the dense FLOPs, in (0, 1]")
-    if budgets and prune_mode != "absolute_threshold":
+    if budgets and not method_class(prune_mode).has_thresholds():
         raise ValueError(f"budgets is {list(budgets)!r}; prune_mode {prune_mode} has no thresholds to hold for them")
 
 
-def check_pruning(
-    prune_mode: str,
-    scoring_mode: str,
-    score_length: int,
-    final_token_threshold: float,
-    token_keep_rate: float,
-    masking_mode: str,
-    threshold_temperature: float,
-    lambda_threshold: float,
-) -> None:
-    """Check the ranges of the pruning settings.
+def check_pruning(prune_mode: str, masking_mode: str, settings: Mapping[str, Any]) -> None:
+    """Check the method, its rule in training and its settings.
+
+    Args:
+        prune_mode, masking_mode: see :class:`LTPConfig`.
+        settings: settings by key. Those of other methods are checked, too, as far as they are known.
 
     Raises:
         ValueError: a value is outside its range.
     """
-
-    def check_range(ok: bool, key: str, value: Any, range_: str) -> None:
-        if not ok:
-            raise ValueError(f"{key} is {value!r}; it must be {range_}")
-
-    numbers = {
-        "score_length": score_length,
-        "final_token_threshold": final_token_threshold,
-        "token_keep_rate": token_keep_rate,
-        "threshold_temperature": threshold_temperature,
-        "lambda_threshold": lambda_threshold,
-    }
-    for key, value in numbers.items():  # a config.json edited by hand may hold "0.01"
-        check_range(isinstance(value, int | float), key, value, "a number")
-    check_range(prune_mode in METHODS, "prune_mode", prune_mode, f"one of {', '.join(METHODS)}")
-    check_range(scoring_mode in SCORING_MODES, "scoring_mode", scoring_mode, f"one of {', '.join(SCORING_MODES)}")
-    check_range(score_length >= 1, "score_length", score_length, "at least 1 (tokens)")
-    check_range(0 <= final_token_threshold < 1, "final_token_threshold", final_token_threshold, "in [0, 1)")
-    check_range(-10 <= token_keep_rate <= 1, "token_keep_rate", token_keep_rate, "in [-10, 1]")
-    check_range(masking_mode in MASKING_MODES, "masking_mode", masking_mode, f"one of {', '.join(MASKING_MODES)}")
-    learnable = masking_mode == "hard" or pruner_class(prune_mode).learnable
-    check_range(
-        learnable, "masking_mode", masking_mode, f"hard with prune_mode {prune_mode}, which has nothing to learn"
-    )
-    check_range(
-        0 < threshold_temperature <= 1,
-        "threshold_temperature",
-        threshold_temperature,
-        "in (0, 1]; published values are 1e-5 to 2e-3",
-    )
-    check_range(0 <= lambda_threshold < float("inf"), "lambda_threshold", lambda_threshold, "0 or more")
+    method = method_class(prune_mode)
+    for known in (method, *all_methods().values()):
+        known.check(settings)
+    if masking_mode not in MASKING_MODES:
+        raise ValueError(f"masking_mode is {masking_mode!r}; it must be one of {', '.join(MASKING_MODES)}")
+    if masking_mode != "hard" and not method.learns:
+        raise ValueError(
+            f"masking_mode is {masking_mode!r}; it must be hard with prune_mode {prune_mode}, "
+            "which has nothing to learn"
+        )

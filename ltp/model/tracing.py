@@ -5,12 +5,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from rich.text import Text
 from torch import Tensor
 
 from ltp.errors import printable
 from ltp.model.classifier import LTPForSequenceClassification
-from ltp.pruning.base import Pruner
+from ltp.pruning import DENSE_MODE, method_class
+from ltp.pruning.pruner import Pruner
+from ltp.pruning.tokens import Tokens
 
 
 @dataclass(frozen=True)
@@ -33,23 +36,37 @@ class TokenTrace:
 
 
 class RecordingPruner(Pruner):
-    """Wraps a pruner and records its inputs and results.
+    """Applies a pruner and records its inputs and results.
 
     Attributes:
         layers: for each layer, scores, (B, N) float32, tokens alive before and tokens alive after, both (B, N) bool.
     """
 
-    needs_scores = True  # record importance for dense models, too
-
     def __init__(self, pruner: Pruner) -> None:
-        super().__init__()
+        super().__init__(method_class(DENSE_MODE)(), pruner.shape)
+        self.method = pruner.method
         self.pruner = pruner
         self.layers: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def survivors(self, layer: int, scores: Tensor, alive: Tensor, lengths: Tensor) -> Tensor:
-        survivors = self.pruner.survivors(layer, scores, alive, lengths)
-        self.layers.append((scores, alive, survivors))
+    @property
+    def reads(self) -> frozenset[str]:
+        """What the method reads, and what it takes to record importance for dense models, too."""
+        return self.pruner.reads if self.decides_before else self.pruner.reads | {"received"}
+
+    def survivors(self, tokens: Tokens) -> Tensor:
+        """Apply the pruner's rule, and record it."""
+        survivors = self.pruner.survivors(tokens)
+        self._record(tokens, survivors)
         return survivors
+
+    def merge_targets(self, tokens: Tokens) -> Tensor:
+        """Apply the pruner's rule, and record it: a token that goes into another leaves."""
+        targets = self.pruner.merge_targets(tokens)
+        self._record(tokens, tokens.alive & (targets == torch.arange(targets.shape[1], device=targets.device)))
+        return targets
+
+    def _record(self, tokens: Tokens, survivors: Tensor) -> None:
+        self.layers.append((self.method.scores(tokens), tokens.alive, survivors))
 
 
 @contextmanager

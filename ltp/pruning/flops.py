@@ -2,12 +2,17 @@
 
 One MAC is one multiply-add; FLOPs = 2 MACs. Layer l of one example costs ``4·D²·n_l + 2·D·n_l²`` MACs (the four
 projections and the two attention products, on the n_l tokens that enter) plus ``2·D·I·n_{l+1}`` (the FFN, on the
-tokens that the layer keeps). Embeddings, pooler and head are not counted: they are the same for every method. This is
-the usual count of the literature, with the actual FFN width I.
+tokens that the layer keeps), and what the method itself computes. Embeddings, pooler and head are not counted: they are
+the same for every method. This is the usual count of the literature, with the actual FFN width I.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from ltp.pruning.method import Method
+from ltp.pruning.tokens import EncoderShape
 
 DEFINITION = (
     "FLOPs = 2 MACs; per layer 4·D²·n + 2·D·n² MACs on the n tokens that enter and 2·D·I·m on the m that survive; "
@@ -15,68 +20,87 @@ DEFINITION = (
 )
 
 
-def layer_flops(token_lengths: Tensor, hidden_size: int, intermediate_size: int) -> Tensor:
-    """Compute the FLOPs of each layer for each example.
+@dataclass(frozen=True)
+class CostModel:
+    """Counts the FLOPs of an encoder that drops tokens.
 
-    Args:
-        token_lengths: tokens alive entering each layer, and after the last, (B, L+1), integer or float. The cost is
-            quadratic, so a row must be one example (or its expected lengths), not a mean over examples.
+    Attributes:
+        num_layers: L.
         hidden_size: D.
         intermediate_size: I, the width of the FFN.
-
-    Returns:
-        (B, L) float64, in FLOPs.
+        decides_before: whether a layer's decision falls before its attention, so that the tokens which it drops do not
+            enter that layer.
+        own_flops: FLOPs that the method adds for a token that enters a decision, in each layer.
     """
-    lengths = token_lengths.to(torch.float64)
-    entering, surviving = lengths[:, :-1], lengths[:, 1:]
-    attention = 4 * hidden_size**2 * entering + 2 * hidden_size * entering**2
-    feed_forward = 2 * hidden_size * intermediate_size * surviving
-    return 2 * (attention + feed_forward)
 
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    decides_before: bool = False
+    own_flops: float = 0.0
 
-def dense_layer_flops(lengths: Tensor, num_layers: int, hidden_size: int, intermediate_size: int) -> Tensor:
-    """Compute the FLOPs of each layer without pruning and without padding.
+    @classmethod
+    def of_method(cls, method: Method, shape: EncoderShape) -> "CostModel":
+        """Create the cost model of a method on an encoder."""
+        sizes = (shape.num_layers, shape.hidden_size, shape.intermediate_size)
+        return cls(*sizes, decides_before=method.decides_before, own_flops=method.own_flops(shape))
 
-    Args:
-        lengths: number of real tokens n of each example, (B,).
+    def layer_flops(self, token_lengths: Tensor) -> Tensor:
+        """Compute the FLOPs of each layer for each example.
 
-    Returns:
-        (B, L) float64, in FLOPs.
-    """
-    return layer_flops(lengths[:, None].expand(-1, num_layers + 1), hidden_size, intermediate_size)
+        Args:
+            token_lengths: real tokens, then tokens alive after the decision of each layer, (B, L+1), integer or float.
+                The cost is quadratic, so a row must be one example (or its expected lengths), not a mean over examples.
 
+        Returns:
+            (B, L) float64, in FLOPs.
+        """
+        lengths = token_lengths.to(torch.float64)
+        deciding, surviving = lengths[:, :-1], lengths[:, 1:]
+        entering = surviving if self.decides_before else deciding
+        attention = 4 * self.hidden_size**2 * entering + 2 * self.hidden_size * entering**2
+        feed_forward = 2 * self.hidden_size * self.intermediate_size * surviving
+        return 2 * (attention + feed_forward) + self.own_flops * deciding
 
-def mean_dense_flops(lengths: Tensor, num_layers: int, hidden_size: int, intermediate_size: int) -> float:
-    """Compute the mean FLOPs per example without pruning; ``lengths``, (B,), are the numbers of real tokens."""
-    return float(dense_layer_flops(lengths, num_layers, hidden_size, intermediate_size).sum(dim=1).mean())
+    def dense_layer_flops(self, lengths: Tensor) -> Tensor:
+        """Compute the FLOPs of each layer without pruning and without padding.
 
+        Args:
+            lengths: number of real tokens n of each example, (B,).
 
-def relative_flops(token_lengths: Tensor, hidden_size: int, intermediate_size: int) -> Tensor:
-    """Compute the FLOPs of each example divided by its dense FLOPs without padding, (B,) float64 in (0, 1]."""
-    cost, dense = flops_and_dense(token_lengths, hidden_size, intermediate_size)
-    return cost / dense
+        Returns:
+            (B, L) float64, in FLOPs.
+        """
+        return self._dense(lengths[:, None].expand(-1, self.num_layers + 1))
 
+    def _dense(self, token_lengths: Tensor) -> Tensor:
+        return CostModel(self.num_layers, self.hidden_size, self.intermediate_size).layer_flops(token_lengths)
 
-def total_relative_flops(token_lengths: Tensor, hidden_size: int, intermediate_size: int) -> Tensor:
-    """Compute the FLOPs of all examples divided by their dense FLOPs, as in ``results.json``: scalar float64."""
-    cost, dense = flops_and_dense(token_lengths, hidden_size, intermediate_size)
-    return cost.sum() / dense.sum()
+    def mean_dense_flops(self, lengths: Tensor) -> float:
+        """Compute the mean FLOPs per example without pruning; ``lengths``, (B,), are the numbers of real tokens."""
+        return float(self.dense_layer_flops(lengths).sum(dim=1).mean())
 
+    def flops_and_dense(self, token_lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the FLOPs of each example and its dense FLOPs without padding, each (B,) float64."""
+        dense = self._dense(token_lengths[:, :1].expand_as(token_lengths))
+        return self.layer_flops(token_lengths).sum(dim=1), dense.sum(dim=1)
 
-def lowest_relative_flops(lengths: Tensor, num_layers: int, hidden_size: int, intermediate_size: int) -> float:
-    """Compute the relative FLOPs if only the classification token survives the first layer: the lower bound.
+    def relative_flops(self, token_lengths: Tensor) -> Tensor:
+        """Compute the FLOPs of each example divided by its dense FLOPs without padding, (B,) float64, above 0."""
+        cost, dense = self.flops_and_dense(token_lengths)
+        return cost / dense
 
-    Args:
-        lengths: number of real tokens n of each example, (B,).
-    """
-    fewest = torch.ones(len(lengths), num_layers + 1, dtype=torch.float64)
-    fewest[:, 0] = lengths
-    return float(total_relative_flops(fewest, hidden_size, intermediate_size))
+    def total_relative_flops(self, token_lengths: Tensor) -> float:
+        """Compute the FLOPs of all examples divided by their dense FLOPs, as in ``results.json``."""
+        cost, dense = self.flops_and_dense(token_lengths)
+        return float(cost.sum() / dense.sum())
 
+    def lowest_relative_flops(self, lengths: Tensor) -> float:
+        """Compute the relative FLOPs if only the classification token survives the first layer: the lower bound.
 
-def flops_and_dense(token_lengths: Tensor, hidden_size: int, intermediate_size: int) -> tuple[Tensor, Tensor]:
-    """Compute the FLOPs of each example and its dense FLOPs without padding, each (B,) float64."""
-    num_layers = token_lengths.shape[1] - 1
-    cost = layer_flops(token_lengths, hidden_size, intermediate_size).sum(dim=1)
-    dense = dense_layer_flops(token_lengths[:, 0], num_layers, hidden_size, intermediate_size).sum(dim=1)
-    return cost, dense
+        Args:
+            lengths: number of real tokens n of each example, (B,).
+        """
+        fewest = torch.ones(len(lengths), self.num_layers + 1, dtype=torch.float64)
+        fewest[:, 0] = lengths
+        return self.total_relative_flops(fewest)

@@ -9,6 +9,7 @@ from typing import Any
 from packaging.version import InvalidVersion, Version
 
 from ltp import __version__
+from ltp.pruning import all_methods, variant_of
 from ltp.runs.checkpoints import CONFIG_FILE
 from ltp.runs.results import COMPARED, RESULTS_FILE, DamagedError, is_number, read_json, results_error
 from ltp.runs.summary import at_budget
@@ -107,10 +108,12 @@ class Run:
         if self.results.get("method"):
             return self.results["method"]
         mode = self.results["prune_mode"]
-        if mode != "absolute_threshold":
-            return "dense" if mode == "none" else mode
-        is_learned = self.stage == "soft" or self.hyperparameters.get("lambda_threshold") is not None
-        return "learned" if is_learned else "manual"
+        kind = all_methods().get(mode)
+        if kind is None or len(kind.variants) == 1:
+            return mode if kind is None else kind.variants[0].name
+        learned = (name for name, fact in kind.settings().items() if fact.learned)
+        is_learned = self.stage == "soft" or any(self.hyperparameters.get(name) is not None for name in learned)
+        return variant_of(kind, learned=is_learned)
 
     @property
     def budgets(self) -> list[float]:

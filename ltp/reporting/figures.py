@@ -12,11 +12,12 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from ltp.errors import printable
+from ltp.pruning import all_methods, is_learned, variants
 from ltp.reporting import text
 from ltp.reporting.collect import LeftOut
 from ltp.reporting.curves import learning_curve
 from ltp.reporting.predictions import UnreadableError, find_predictions, read_token_lengths
-from ltp.reporting.rows import METHODS, Group, Row
+from ltp.reporting.rows import Group, Row
 
 _STYLE: Any = {  # Any, because Matplotlib types rc settings with a literal of all names
     "font.family": "sans-serif",
@@ -54,11 +55,7 @@ class Style:
     line: str
 
 
-_METHOD_STYLES = {
-    "learned": Style("#0072B2", "o", "-"),
-    "manual": Style("#D55E00", "s", "--"),
-    "topk": Style("#009E73", "^", "-."),
-}
+#: Styles of methods that declare none.
 _OTHERS = (
     Style("#CC79A7", "D", ":"),
     Style("#E69F00", "v", "-"),
@@ -86,7 +83,7 @@ def draw(group: Group) -> tuple[dict[str, bytes], list[LeftOut]]:
             figures["tradeoff"] = tradeoff(group)
         if any(row.tokens for method in group.methods for row in group.front_of(method)):
             figures["tokens"] = tokens(group)
-        if any(map(_has_known_origin, group.front_of("learned"))):
+        if any(map(_has_known_origin, _learned_rows(group))):
             figures["thresholds"] = thresholds(group)
         if any(len(curve) > 1 for curves in _curves(group).values() for _, curve in curves):
             figures["learning"] = learning(group)
@@ -205,10 +202,8 @@ def thresholds(group: Group) -> Figure:
     """Plot learned thresholds over layers, and the initial thresholds if they are known."""
     figure = Figure((_WIDTH, _HEIGHT), layout="constrained")
     axes = figure.subplots()
-    rows = _sample([row for row in group.front_of("learned") if _has_known_origin(row)])
-    schedules = {
-        row.settings["final_token_threshold"]: initial for row in rows if (initial := _initial_thresholds(row))
-    }
+    rows = _sample([row for row in _learned_rows(group) if _has_known_origin(row)])
+    schedules = {tuple(initial): initial for row in rows if (initial := _initial_thresholds(row))}
     for number, initial in enumerate(schedules.values()):
         label = "before learning" if number == 0 else None
         axes.plot(range(1, len(initial) + 1), initial, color="0.45", linestyle=":", linewidth=1, label=label)
@@ -217,7 +212,7 @@ def thresholds(group: Group) -> Figure:
         if "target_flops" in row.settings:
             origin = f"target {text.value(row.settings['target_flops'])}"
         else:
-            origin = f"learned from {row.settings['final_token_threshold']:g}"
+            origin = f"learned from {_initial_thresholds(row)[-1]:g}"
         variants = [word for word in row.variant if word in ("calibrated", "distilled")]
         label = ", ".join([f"{row.relative_flops.mean:.2f}", origin, *variants])
         axes.plot(range(1, len(row.thresholds) + 1), row.thresholds, label=label, **style)
@@ -228,6 +223,11 @@ def thresholds(group: Group) -> Figure:
     return figure
 
 
+def _learned_rows(group: Group) -> list[Row]:
+    """Return the rows of methods that learn, of their fronts."""
+    return [row for method in group.methods if is_learned(method) for row in group.front_of(method)]
+
+
 def _has_known_origin(row: Row) -> bool:
     """Whether a row has thresholds, and their initial values or their target is known."""
     return bool(row.thresholds and (_initial_thresholds(row) or "target_flops" in row.settings))
@@ -235,8 +235,8 @@ def _has_known_origin(row: Row) -> bool:
 
 def _initial_thresholds(row: Row) -> list[float]:
     """Compute the thresholds of a row before learning; empty if the results do not contain their schedule."""
-    final, count = row.settings.get("final_token_threshold"), len(row.thresholds or ())
-    return [final * layer / count for layer in range(1, count + 1)] if isinstance(final, int | float) else []
+    kind = all_methods().get(row.runs[0].results["prune_mode"])
+    return [] if kind is None else kind.initial_thresholds(row.settings, len(row.thresholds or ()))
 
 
 def learning(group: Group) -> Figure:
@@ -317,8 +317,14 @@ def _example_title(row: Row) -> str:
 
 
 def _styles(group: Group) -> list[tuple[str, Style]]:
-    others = [name for name in group.methods if name not in METHODS]
-    styles = _METHOD_STYLES | {name: _OTHERS[index % len(_OTHERS)] for index, name in enumerate(others)}
+    known = variants()
+    styles = {
+        name: Style(known[name].color, known[name].marker, known[name].line)
+        for name in group.methods
+        if name in known and known[name].color
+    }
+    others = [name for name in group.methods if name not in styles]
+    styles |= {name: _OTHERS[index % len(_OTHERS)] for index, name in enumerate(others)}
     return [(name, styles[name]) for name in group.methods]
 
 

@@ -10,20 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ltp.pruning import budget_dependent_settings, searched_settings, variants
 from ltp.reporting.collect import Run
 from ltp.runs.results import is_number
 
-#: Order of methods in tables; other methods follow.
-METHODS = ("dense", "learned", "manual", "topk")
 _STAGES = ("finetune", "soft", "hard")
-#: Settings that are shown even if they do not vary, by method: they determine its cost.
-_ALWAYS_SHOWN = {"topk": ("token_keep_rate",), "manual": ("final_token_threshold",)}
 #: The same for all methods: the budget, and how it was reached.
 _SHOWN_FOR_ALL = ("target_flops", "budgets", "target_latency_ms", "distill_mode", "calibrated")
-#: Settings that a budget replaces or has other defaults for: rows with and without a budget are compared separately.
-_BUDGET_DEPENDENT = ("final_token_threshold", "lr_threshold", "temperature")
-#: Settings that the search for a budget determines, with another value for every seed, by method.
-_SEARCHED = {"manual": ("final_token_threshold",), "topk": ("token_keep_rate",)}
 _ROUNDING = 1e-9  # metrics that differ by less are equal
 
 
@@ -131,9 +124,9 @@ class Group:
     @property
     def variants(self) -> list[tuple[str, tuple[str, ...]]]:
         """The pruning methods of the rows with their variants; those without a variant first."""
-        variants = {(row.method, row.variant) for row in self.rows if row.method != "dense"}
+        pairs = {(row.method, row.variant) for row in self.rows if row.method != "dense"}
         methods = self.methods
-        return sorted(variants, key=lambda pair: (methods.index(pair[0]), len(pair[1]), pair[1]))
+        return sorted(pairs, key=lambda pair: (methods.index(pair[0]), len(pair[1]), pair[1]))
 
     def cheapest(self, method: str | None = None) -> Row | None:
         """Return the cheapest row (of a method) that loses no more than ``points`` to dense."""
@@ -260,7 +253,7 @@ def _run_settings(run: Run) -> dict[str, Any]:
     budgets = run.budgets if len(run.budgets) > 1 else None
     settings: dict[str, Any] = {"target_flops": run.target, "budgets": budgets}
     has_budget = run.is_calibrated or run.target is not None or budgets is not None
-    omitted = (*(_SEARCHED.get(run.method, ()) if has_budget else ()), "trained_for")
+    omitted = (*(searched_settings(run.method) if has_budget else ()), "trained_for")
     settings |= {name: value for name, value in run.hyperparameters.items() if name not in (*settings, *omitted)}
     if isinstance(teacher := settings.get("distill_teacher"), str):
         settings["distill_teacher"] = _without_seed(teacher)
@@ -273,7 +266,7 @@ def _before_calibration(run: Run) -> dict[str, Any] | bool:
     settings = run.hyperparameters
     if (trained_for := settings.get("trained_for")) is not None:
         return {"budgets": sorted(trained_for)} if isinstance(trained_for, list) else {"target_flops": trained_for}
-    return {name: settings[name] for name in _SEARCHED.get(run.method, ()) if settings.get(name) is not None} or True
+    return {name: settings[name] for name in searched_settings(run.method) if settings.get(name) is not None} or True
 
 
 def _variant(settings: dict[str, Any]) -> tuple[str, ...]:
@@ -392,7 +385,8 @@ def _majority(runs: Sequence[Run]) -> dict[str, float]:
 
 
 def _sort_key(row: Row) -> tuple[Any, ...]:
-    method = METHODS.index(row.method) if row.method in METHODS else len(METHODS)
+    known = list(variants())
+    method = known.index(row.method) if row.method in known else len(known)
     stage = _STAGES.index(row.stage) if row.stage in _STAGES else len(_STAGES)
     return method, row.method, stage, -row.relative_flops.mean, -row.metric.mean, str(row.runs[0].directory)
 
@@ -445,6 +439,12 @@ def _row(
     )
 
 
+def _always_shown(method: str) -> tuple[str, ...]:
+    """Return the settings that are shown even if they do not vary: they determine the cost."""
+    found = variants().get(method)
+    return () if found is None else found.shown
+
+
 def _means(lists: Sequence[list[float] | None]) -> list[float] | None:
     known = [values for values in lists if values is not None]
     if len(known) != len(lists) or len({len(values) for values in known}) != 1:
@@ -471,7 +471,7 @@ def _settings_to_show(rows: dict[str, tuple[Run, dict[str, Any]]]) -> dict[str, 
         identity: tuple(
             name
             for name in settings
-            if name in varying[run.method, run.stage] or name in (*_SHOWN_FOR_ALL, *_ALWAYS_SHOWN.get(run.method, ()))
+            if name in varying[run.method, run.stage] or name in (*_SHOWN_FOR_ALL, *_always_shown(run.method))
         )
         for identity, (run, settings) in rows.items()
     }
@@ -480,7 +480,7 @@ def _settings_to_show(rows: dict[str, tuple[Run, dict[str, Any]]]) -> dict[str, 
 def _varies(name: str, alike: Sequence[dict[str, Any]]) -> bool:
     """Whether a setting has several values among these rows; rows with and without a budget may count separately."""
     stage, space, last = name.rpartition(" ")
-    is_optional = last in _BUDGET_DEPENDENT or last.startswith(("distill_", "latency_"))
+    is_optional = last in budget_dependent_settings() or last.startswith(("distill_", "latency_"))
     is_optional = is_optional and last != "distill_mode"
     values: dict[bool, set[str]] = defaultdict(set)
     for settings in alike:

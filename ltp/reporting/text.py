@@ -4,13 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ltp.pruning import is_learned, label_of, short_names
 from ltp.reporting.rows import Group, Row, Split, Spread
 
-_TITLES = {"dense": "dense", "learned": "learned threshold", "manual": "manual threshold", "topk": "top-k"}
 _SHORT = {
-    "token_keep_rate": "rate",
-    "final_token_threshold": "threshold",
-    "lambda_threshold": "lambda",
     "target_flops": "target",
     "budgets": "of budgets",
     "distill_mode": "distill",
@@ -114,12 +111,12 @@ def metric_title(name: str) -> str:
 def method(row: Row) -> str:
     """Return the method of a row, with the stage if the method has several."""
     name = method_title(row.method)
-    return f"{name}, {row.stage}" if row.method == "learned" else name
+    return f"{name}, {row.stage}" if is_learned(row.method) else name
 
 
 def method_title(name: str, variant: Sequence[str] = ()) -> str:
     """Return the displayed name of a method and its variant."""
-    return ", ".join([_TITLES.get(name, name), *variant])
+    return ", ".join([label_of(name), *variant])
 
 
 def settings(row: Row) -> str:
@@ -137,7 +134,7 @@ def _setting(name: str, content: Any) -> str:
 
 def _short(name: str) -> str:
     stage, _, last = name.rpartition(" ")
-    return f"{stage} {_SHORT.get(last, last)}".strip()
+    return f"{stage} {_SHORT.get(last) or short_names().get(last, last)}".strip()
 
 
 def value(content: Any) -> str:

@@ -11,7 +11,8 @@ from ltp.data.hub import loading_from_hub
 from ltp.encoders import FAMILIES
 from ltp.errors import UserError
 from ltp.model import MODEL_TYPE
-from ltp.pruning import PRUNING_KEYS, SOFT_KEYS
+from ltp.pruning import DENSE_MODE, all_methods, known_methods, setting_keys, variants
+from ltp.pruning.method import is_number_type
 from ltp.runs.results import RESULTS_FILE, DamagedError, is_number, read_json, read_results
 
 CONFIG_FILE = "config.yaml"
@@ -67,23 +68,24 @@ class Checkpoint:
     @property
     def pruning(self) -> dict[str, Any]:
         """Its pruning keys; empty for an unpruned checkpoint of ltp, whose values have no effect."""
-        if self.is_ltp and self.config.get("prune_mode") == "none":
+        mode = self.config.get("prune_mode")
+        if self.is_ltp and mode == DENSE_MODE:
             return {}
-        keys = (*PRUNING_KEYS, *SOFT_KEYS, "budgets") if self.is_ltp else PRUNING_KEYS
+        own = all_methods()[mode].config_keys() if mode in all_methods() else setting_keys()
+        keys = ("prune_mode", *own, *(("masking_mode", "budgets") if self.is_ltp else ()))
         return {key: self.config[key] for key in keys if self.config.get(key) is not None}
 
     @property
     def prunes(self) -> bool:
         """Whether the classifier prunes tokens, rather than being dense."""
-        return self.is_ltp and self.config.get("prune_mode") != "none"
+        return self.is_ltp and self.config.get("prune_mode") != DENSE_MODE
 
-    @property
-    def holds_thresholds(self) -> bool:
-        """Whether its weights include learned thresholds."""
-        method = (self.results or {}).get("method")
-        if method is not None:
-            return method == "learned"
-        return self.is_ltp and self.config.get("prune_mode") == "absolute_threshold"
+    def holds_learned(self, mode: str) -> bool:
+        """Whether its weights include what a method has learned."""
+        if not self.is_ltp or self.config.get("prune_mode") != mode or mode not in all_methods():
+            return False
+        found = variants().get((self.results or {}).get("method", ""))
+        return all_methods()[mode].learns if found is None else found.learned
 
     @property
     def name(self) -> str:
@@ -91,6 +93,12 @@ class Checkpoint:
         if self.results is not None:
             return str(self.results["model"])
         return self.path.rstrip("/").rsplit("/", 1)[-1]
+
+
+def has_thresholds(checkpoint: Checkpoint) -> bool:
+    """Whether it prunes by thresholds of the layers, of which it can hold several sets."""
+    mode = checkpoint.pruning.get("prune_mode", DENSE_MODE)
+    return mode in all_methods() and all_methods()[mode].has_thresholds()
 
 
 def inspect_checkpoint(source: str, key: str = "restore") -> Checkpoint:
@@ -196,6 +204,12 @@ def _check_classifier(checkpoint: Checkpoint) -> None:
             f"restore={checkpoint.source}: its config.json is damaged: {problem}. "
             "Download or save the checkpoint again."
         )
+    mode = checkpoint.config.get("prune_mode")
+    if mode is not None and mode not in all_methods():
+        raise UserError(
+            f"restore={checkpoint.source} prunes by {mode}, which is not installed; {known_methods(mode)}. A method "
+            "from outside is found by its entry point, or in a module: plugins=[MODULE]"
+        )
     model_type = checkpoint.dense_config.get("model_type")
     if model_type not in FAMILIES:
         raise UserError(
@@ -222,15 +236,11 @@ def _config_error(config: dict[str, Any]) -> str | None:
     for key in ("model_type", "prune_mode"):
         if not isinstance(config.get(key) or "", str):
             return f"{key} is not a string"
-    for key in (
-        "score_length",
-        "final_token_threshold",
-        "token_keep_rate",
-        "threshold_temperature",
-        "lambda_threshold",
-    ):
-        if config.get(key) is not None and not is_number(config[key]):
-            return f"{key} is {json.dumps(config[key])[:40]}, not a number"
+    for method in all_methods().values():
+        hints = method.setting_types()
+        for key, name in method.config_keys().items():
+            if config.get(key) is not None and is_number_type(hints[name]) and not is_number(config[key]):
+                return f"{key} is {json.dumps(config[key])[:40]}, not a number"
     if not isinstance(config.get("num_labels") or 0, int):
         return "num_labels is not an integer"
     return None

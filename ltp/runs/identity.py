@@ -3,7 +3,6 @@
 It is stored in the run's ``config.yaml``, and compared when the run is started again or taken as a parent.
 """
 
-import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from ltp.data.tasks import Task
 from ltp.errors import UserError
 from ltp.runs.checkpoints import CONFIG_FILE, Checkpoint, is_finished, run_config
-from ltp.runs.settings import FREE_KEYS, TrainSettings, flatten, is_free
+from ltp.runs.settings import FREE_KEYS, TrainSettings, as_plain, flatten, is_free
 from ltp.runs.started import STARTED_BY
 
 _PARENT = "parent.config."  # prefix of the parent's own identity, which may hold its parent's
@@ -24,7 +23,7 @@ class Run:
     Attributes:
         settings: the configuration, with every null replaced by a value.
         task: the task; labels of a custom task are unknown until its file is read.
-        method: ``dense``, ``learned``, ``manual``, ``topk`` or another of :data:`~ltp.pruning.RATE_MODES`.
+        method: name of the variant of the method, such as ``dense``, ``learned``, ``manual`` or ``topk``.
         directory: the run directory.
         parent: the checkpoint that the run starts from; None for a pretrained or randomly initialised encoder, and
             while the parent run is missing.
@@ -84,7 +83,7 @@ def stored_config(run: Run) -> dict[str, Any]:
         config = {key: value for key, value in config.items() if key not in (*FREE_KEYS, *STARTED_BY)}
     teacher = None if run.settings.distill.teacher == "auto" else run.teacher
     return {
-        **dataclasses.asdict(run.settings),
+        **as_plain(run.settings),
         "method": run.method,
         "data": run.data,
         "checkpoint": run.checkpoint,

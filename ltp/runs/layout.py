@@ -6,7 +6,9 @@ Runs form a tree under ``outputs/<model>/<task>/``::
     absolute_threshold/rate_…/temperature_…/lambda_…/lr_…/seed_…      soft
     absolute_threshold/rate_…/temperature_…/lambda_…/lr_…/seed_…/hard/lr_…   hard, nested in its soft run
     absolute_threshold/rate_…/hard/lr_…/seed_…                        manual thresholds
-    topk/rate_…/lr_…/seed_…
+    topk/rate_…/lr_…/seed_…                                           a method that learns nothing
+
+A method's folder has its name, and its settings say under which names they stand in the path.
 
 A setting that these names leave out and that differs from the published run's stands before ``lr_…``:
 ``finetune/batch_size_16/epochs_1/lr_…/seed_…``. A deviation of the parent carries its stage's name:
@@ -14,22 +16,22 @@ A setting that these names leave out and that differs from the published run's s
 """
 
 import dataclasses
+import functools
 import hashlib
 import re
 from pathlib import Path
 from typing import Any
 
 from ltp.errors import format_number
-from ltp.pruning import RATE_MODES
+from ltp.pruning import DENSE
 from ltp.runs.checkpoints import Checkpoint
 from ltp.runs.fingerprints import checkpoint_fingerprint
-from ltp.runs.settings import TrainSettings, flatten, is_free
+from ltp.runs.settings import TrainSettings, flatten, is_free, prune_values
 
 #: Keys that the published layout names, and those of distillation, which have a folder of their own.
 _NAMED = (
     *("task.name", "model.name", "model.name_or_path", "stage", "lr", "seed", "budgets"),
-    *("prune.mode", "prune.learned", "prune.final_token_threshold", "prune.token_keep_rate", "prune.temperature"),
-    *("prune.lambda_threshold", "prune.target_flops"),
+    *("prune.mode", "prune.learned", "prune.target_flops"),
     *("distill.mode", "distill.weight", "distill.temperature", "distill.hidden_weight"),
 )
 #: Keys that say what a task is: it has one name, so that another definition with this name is refused.
@@ -37,11 +39,13 @@ _TASK_DEFINITION = (
     *("data_dir", "task.train_file", "task.validation_file"),
     *("task.text_columns", "task.label_column"),
 )
-#: Keys whose values name a run, in words of their own or by a place in the path.
-_PLACED = frozenset(flatten(dataclasses.asdict(TrainSettings()))) - {
-    *("model.name", "model.name_or_path", "model.architecture", "distill.mode", "distill.teacher", "stage"),
-    *("prune.mode", "prune.learned", *_TASK_DEFINITION),
-}
+#: Keys whose values do not name a run.
+_NOT_PLACED = frozenset(
+    {
+        *("model.name", "model.name_or_path", "model.architecture", "distill.mode", "distill.teacher", "stage"),
+        *("prune.mode", "prune.learned", *_TASK_DEFINITION),
+    }
+)
 _LONGEST = 40  # characters of a value
 
 
@@ -56,10 +60,11 @@ def deviations(settings: TrainSettings, published: TrainSettings) -> dict[str, A
         Values by dotted key, in the order of the schema.
     """
     default = flatten(dataclasses.asdict(published))
+    named = {*_NAMED, *_TASK_DEFINITION, *_placed_settings(settings)}
     differing = {
         key: value
         for key, value in flatten(dataclasses.asdict(settings)).items()
-        if key not in (*_NAMED, *_TASK_DEFINITION) and not is_free(key) and value != default.get(key)
+        if key not in named and not is_free(key) and value != default.get(key)
     }
     if settings.model.name_or_path is not None or not settings.model.architecture:
         # the checkpoint has an architecture of its own
@@ -73,7 +78,18 @@ def deviations(settings: TrainSettings, published: TrainSettings) -> dict[str, A
 
 def is_placed(key: str) -> bool:
     """Whether runs that differ in a dotted key always have different directories."""
-    return key in _PLACED and not is_free(key)
+    return key in _all_keys(prune_values()) and key not in _NOT_PLACED and not is_free(key)
+
+
+@functools.cache
+def _all_keys(prune: tuple[str, ...]) -> frozenset[str]:
+    """Return every dotted key; the argument makes it follow the registered methods."""
+    return frozenset(flatten(dataclasses.asdict(TrainSettings())))
+
+
+def _placed_settings(settings: TrainSettings) -> list[str]:
+    """Return the dotted keys of the settings of a run's method that its path names."""
+    return [f"prune.{name}" for name, fact in settings.method.settings().items() if fact.place is not None]
 
 
 def folder_name(name: str) -> str:
@@ -98,7 +114,7 @@ def run_directory(
     places = Path(_distillation_folder(settings), *(_place(key, value) for key, value in deviating.items()))
     lr, seed = f"lr_{format_number(settings.lr)}", f"seed_{settings.seed}"
     folder = Path(settings.output_root) / folder_name(settings.model.name) / settings.task.name
-    if method == "dense":
+    if method == DENSE:
         return folder / "finetune" / places / lr / seed
     if soft_run is not None:
         budget = ""
@@ -108,17 +124,15 @@ def run_directory(
             # the budget is part of the path only if it differs from the parent's
             budget = "" if parent.pruning.get("budgets", []) == settings.targets else _budget_folder(settings)
         return soft_run / "hard" / budget / places / lr
-    prune = settings.prune
-    if method in RATE_MODES:
-        rate = _budget_folder(settings) or f"rate_{format_number(prune.token_keep_rate)}"
-        return folder / method / rate / places / lr / seed
-    folder /= "absolute_threshold"
-    rate = _budget_folder(settings) or f"rate_{format_number(prune.final_token_threshold)}"
-    if settings.stage == "soft":
-        temperature = f"temperature_{format_number(prune.temperature)}"
-        strength = "" if settings.targets else f"lambda_{format_number(prune.lambda_threshold)}"
-        return folder / rate / temperature / strength / places / lr / seed
-    return folder / rate / "hard" / places / lr / seed
+    kind = type(settings.method)
+    learns_here = settings.stage == "soft"
+    named = [_budget_folder(settings)]
+    for name, fact in kind.settings().items():
+        value = getattr(settings.prune, name)
+        if fact.place is not None and value is not None and (learns_here or not fact.learned):
+            named.append(f"{fact.place}_{_safe(_as_text(value))}")
+    is_hard_beside_soft = not learns_here and kind.variant(learned=True) is not None
+    return folder / kind.name / Path(*named) / ("hard" if is_hard_beside_soft else "") / places / lr / seed
 
 
 def _place(key: str, value: Any) -> str:

@@ -9,7 +9,7 @@ from omegaconf import MISSING
 
 from ltp.data.hub import loading_from_hub
 from ltp.errors import UserError
-from ltp.runs.checkpoints import Checkpoint, run_config
+from ltp.runs.checkpoints import Checkpoint, has_thresholds, run_config
 from ltp.runs.settings import TaskSettings, check_shares, fill_task
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and a mistake should not
@@ -132,9 +132,9 @@ def check_budget(checkpoint: Checkpoint, budget: float | None) -> None:
             f"budget={budget:g}: {restore} is dense and holds no budgets. python -m ltp.train prune=threshold "
             f"{restore} prune.target_flops={budget:g} trains it for this budget."
         )
-    if checkpoint.config.get("prune_mode") != "absolute_threshold":
+    if not has_thresholds(checkpoint):
         raise UserError(
-            f"budget={budget:g}: {restore} prunes by one keep rate and holds no budgets. "
+            f"budget={budget:g}: {restore} has no thresholds and holds no budgets. "
             f"python -m ltp.calibrate {restore} target_flops={budget:g}{to} makes a run at this one, without training."
         )
     known = f"it holds {', '.join(f'{value:g}' for value in held)}" if held else "it holds no budgets"

@@ -3,33 +3,41 @@
 import copy
 import dataclasses
 import logging
+import operator
 import re
 from pathlib import Path
 from typing import Any
 
 from ltp.data.tasks import TASKS, Task, custom_task, get_task
 from ltp.errors import UserError, format_value
-from ltp.pruning import RATE_MODES
+from ltp.pruning import (
+    DENSE,
+    DENSE_MODE,
+    default_method,
+    method_class,
+    option_of,
+    variant_of,
+    variants,
+)
+from ltp.pruning.method import UNSET
 from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint, is_finished, read_config
 from ltp.runs.fingerprints import checkpoint_fingerprint, data_fingerprints
 from ltp.runs.identity import Run, check_identity
 from ltp.runs.layout import checkpoint_folder, deviations, run_directory
 from ltp.runs.results import RESULTS_FILE
 from ltp.runs.settings import (
-    PRUNE_VALUES,
     STAGE_KEYS,
     STAGES,
     DistillSettings,
-    PruneSettings,
     StageSettings,
     TaskSettings,
     TrainSettings,
     check_ranges,
+    prune_settings,
+    prune_values,
 )
 
 log = logging.getLogger(__name__)
-
-_METHOD_NAMES = {"topk": "top-k", "manual": "manual-threshold"}  # in messages
 
 
 def plan_run(config: TrainSettings, *, published: TrainSettings | None = None, model_is_chosen: bool = False) -> Run:
@@ -60,9 +68,10 @@ def plan_run(config: TrainSettings, *, published: TrainSettings | None = None, m
     stage, mode = _resolve_stage_and_mode(settings, restored)
     settings.stage, settings.prune.mode = stage, mode
     method = _resolve_method(settings, stage, mode, restored)
-    if mode != "absolute_threshold" and settings.prune.learned is not None:
+    has_choice = mode != DENSE_MODE and len(method_class(mode).variants) > 1
+    if not has_choice and settings.prune.learned is not None:
         raise UserError(_irrelevant_key_message("learned", settings, method))
-    settings.prune.learned = method == "learned" if mode == "absolute_threshold" else None
+    settings.prune.learned = variants()[method].learned if has_choice else None
     _fill_nulls(settings, task, method, inherited)
     check_ranges(settings)  # what the recipe and the checkpoint gave
     if settings.model.name is None:
@@ -174,67 +183,85 @@ def _check_model_fits(settings: TrainSettings, restored: Checkpoint, model_is_ch
 
 def _resolve_stage_and_mode(settings: TrainSettings, restored: Checkpoint | None) -> tuple[str, str]:
     """Return stage and prune mode: each from the configuration, else from the checkpoint, else implied by the other."""
-    stage, mode = settings.stage, settings.prune.mode
+    stage, mode, learned = settings.stage, settings.prune.mode, settings.prune.learned
     inherited = restored.pruning if restored is not None else {}
-    if stage == "finetune" and mode not in (None, "none"):
+    suggestion = f"prune={option_of(default_method())}"
+    if stage == "finetune" and mode not in (None, DENSE_MODE):
         raise UserError(
             f"stage=finetune trains the dense model, prune_mode={mode} prunes it: "
             "leave one of them out (stage=soft learns thresholds, stage=hard trains with fixed ones)."
         )
-    if stage == "soft" and mode in RATE_MODES:
+    if stage in ("soft", "hard") and mode == DENSE_MODE:
+        raise UserError(f"stage={stage} with prune=none: nothing is pruned. Use stage=finetune, or {suggestion}.")
+    if stage == "soft" and mode is not None and method_class(mode).variant(learned=True) is None:
         raise UserError(
-            f"stage=soft with prune={mode}: {_METHOD_NAMES.get(mode, mode)} has nothing to learn. "
-            "Use stage=hard, or prune=threshold."
+            f"stage=soft with prune={mode}: {_name(mode)} has nothing to learn. Use stage=hard, or {suggestion}."
         )
-    if stage in ("soft", "hard") and mode == "none":
-        raise UserError(f"stage={stage} with prune=none: nothing is pruned. Use stage=finetune, or prune=threshold.")
-    if stage == "soft" and settings.prune.learned is False:
-        raise UserError("stage=soft learns thresholds, prune=manual gives them: use stage=hard, or prune=threshold.")
     if mode is None and stage != "finetune":
-        # soft implies thresholds; a dense checkpoint has no mode
-        mode = "absolute_threshold" if stage == "soft" else inherited.get("prune_mode")
-        if mode is None and settings.prune.learned is not None:
-            mode = "absolute_threshold"
+        # the soft stage and a choice of learned or given need a method; a dense checkpoint has none
+        mode = default_method().name if stage == "soft" else inherited.get("prune_mode")
+        if mode is None and learned is not None:
+            mode = default_method().name
         if mode is None:
-            mode = "absolute_threshold" if stage is not None else "none"
-    mode = mode or "none"
+            mode = default_method().name if stage is not None else DENSE_MODE
+    mode = mode or DENSE_MODE
+    if stage == "soft" and learned is False:
+        given = option_of(method_class(mode), learned=False)
+        raise UserError(f"stage=soft learns thresholds, prune={given} gives them: use stage=hard, or {suggestion}.")
     if stage is None:
-        fixed = settings.prune.learned is False or (restored is not None and restored.holds_thresholds)
-        stage = "finetune" if mode == "none" else "hard" if fixed or mode in RATE_MODES else "soft"
+        is_learned = mode != DENSE_MODE and method_class(mode).variant(learned=True) is not None
+        fixed = learned is False or (restored is not None and restored.holds_learned(mode))
+        stage = "finetune" if mode == DENSE_MODE else "soft" if is_learned and not fixed else "hard"
     return stage, mode
+
+
+def _name(variant: str) -> str:
+    """Return the name of a variant in messages: before the word *run*."""
+    found = variants().get(variant)
+    return variant if found is None else found.adjective or found.label
 
 
 def _resolve_method(settings: TrainSettings, stage: str, mode: str, restored: Checkpoint | None) -> str:
     """Return the method; see :attr:`Run.method`."""
     if stage == "finetune":
-        return "dense"
-    if mode in RATE_MODES:
-        return mode
+        return DENSE
+    method = method_class(mode)
+    if len(method.variants) == 1:
+        (only,) = method.variants
+        if only.learned and stage == "hard" and restored is not None and not restored.holds_learned(mode):
+            raise UserError(
+                f"restore={restored.source} has learned nothing for prune={mode}: run stage=soft on it first."
+            )
+        return only.name
     if stage == "soft":
-        return "learned"
+        return variant_of(method, learned=True)
     learned = settings.prune.learned
     if restored is None:
-        return "manual" if learned is False else "learned"
-    if learned and not restored.holds_thresholds:
+        return variant_of(method, learned=learned is not False)
+    holds = restored.holds_learned(mode)
+    if learned and not holds:
         raise UserError(
             f"restore={restored.source} holds no learned thresholds, which prune.learned=true asks for: "
-            "run stage=soft on it first, or use prune=manual."
+            f"run stage=soft on it first, or use prune={option_of(method, learned=False)}."
         )
-    if learned is False or not restored.holds_thresholds:
-        return "manual"
-    initial, requested = restored.pruning.get("final_token_threshold"), settings.prune.final_token_threshold
-    if requested is not None and requested != initial:
-        raise UserError(
-            f"restore={restored.source} learned its thresholds from final_token_threshold={initial}; "
-            f"prune.final_token_threshold={requested} would discard them: leave it out, or use prune=manual."
-        )
-    return "learned"
+    if learned is False or not holds:
+        return variant_of(method, learned=False)
+    for key in method.initial_keys():
+        name = method.config_keys()[key]
+        initial, requested = restored.pruning.get(key), getattr(settings.prune, name)
+        if requested is not None and requested != initial:
+            raise UserError(
+                f"restore={restored.source} learned its thresholds from {key}={initial}; "
+                f"prune.{name}={requested} would discard them: leave it out, or use "
+                f"prune={option_of(method, learned=False)}."
+            )
+    return variant_of(method, learned=True)
 
 
 def _fill_nulls(settings: TrainSettings, task: Task, method: str, inherited: dict[str, Any]) -> None:
     """Replace every null by the checkpoint's value, or else the recipe's."""
     assert settings.stage is not None
-    recipe, prune = settings.recipe.pruning, settings.prune
+    prune = settings.prune
     for key, default in _stage_defaults(settings, task).items():
         given, of_stage = getattr(settings, key), getattr(getattr(settings, settings.stage), key)
         if given is not None and of_stage is not None and given != of_stage:
@@ -245,40 +272,47 @@ def _fill_nulls(settings: TrainSettings, task: Task, method: str, inherited: dic
         if given is None:
             setattr(settings, key, default if of_stage is None else of_stage)
 
-    learned = method == "learned"
-    if learned and settings.stage == "hard" and not settings.targets:
+    variant = variants()[method]
+    if variant.learned and settings.stage == "hard" and not settings.targets:
         _inherit_budgets(settings, inherited.get("budgets"))
-    budgeted = bool(settings.targets)
-    if settings.budgets is not None and method not in ("learned", "manual"):
+    relevant = {} if method == DENSE else _relevant_settings(settings, method)
+    if settings.budgets is not None and (method == DENSE or not settings.method.has_thresholds()):
         raise UserError(
-            f"budgets={settings.budgets} has no meaning for a {_METHOD_NAMES.get(method, method)} run: several "
+            f"budgets={settings.budgets} has no meaning for a {_name(method)} run: several "
             "budgets are several thresholds a layer. "
             "Use prune=threshold or prune=manual, or prune.target_flops for one budget."
         )
-    relevant: dict[str, Any] = {}
-    if method != "dense":
-        relevant |= {"scoring_mode": recipe.scoring_mode, "score_length": settings.task.max_length}
-        relevant["target_flops"] = None
-    if learned:
-        relevant["temperature"] = recipe.budget_temperature if budgeted else recipe.temperature
-    if learned and settings.stage == "soft":
-        relevant["lr_threshold"] = recipe.budget_lr_threshold if budgeted else settings.lr
-    if not budgeted:  # a budget determines these values
-        if method in ("learned", "manual"):
-            relevant["final_token_threshold"] = recipe.learned_threshold if learned else recipe.manual_threshold
-        if learned:
-            relevant["lambda_threshold"] = recipe.lambda_threshold
-        if method in RATE_MODES:
-            relevant["token_keep_rate"] = recipe.token_keep_rate
-    file_keys = {"temperature": "threshold_temperature"}
-    for key in PRUNE_VALUES:
-        value = getattr(prune, key)
-        if key not in relevant:
+    facts = {} if method == DENSE else settings.method.settings()
+    for name in prune_values():
+        value = getattr(prune, name)
+        if name not in relevant:
             if value is not None:
-                raise UserError(_irrelevant_key_message(key, settings, method))
+                raise UserError(_irrelevant_key_message(name, settings, method))
             continue
         if value is None:
-            setattr(prune, key, inherited.get(file_keys.get(key, key), relevant[key]))
+            key = facts[name].key or name if name in facts else name
+            setattr(prune, name, inherited.get(key, relevant[name]))
+
+
+def _relevant_settings(settings: TrainSettings, method: str) -> dict[str, Any]:
+    """Return the keys of the group ``prune`` that a run has, with their defaults."""
+    variant, kind = variants()[method], type(settings.method)
+    defaults = {item.name: item.default for item in dataclasses.fields(kind)} | dict(variant.defaults)
+    if settings.recipe.name == "demo":
+        defaults |= dict(variant.demo)
+    relevant: dict[str, Any] = {"target_flops": None} if kind.has_strength() else {}
+    for name, fact in kind.settings().items():
+        if (fact.learned and not variant.learned) or fact.stage not in (None, settings.stage):
+            continue
+        if fact.set_by_budget and settings.targets:
+            continue
+        if settings.targets and fact.with_budget is not UNSET:
+            relevant[name] = fact.with_budget
+        elif fact.follows is not None:
+            relevant[name] = operator.attrgetter(fact.follows)(settings)
+        else:
+            relevant[name] = defaults[name]
+    return relevant
 
 
 def _stage_defaults(settings: TrainSettings, task: Task) -> dict[str, Any]:
@@ -302,7 +336,8 @@ def _deviations(
     for key in STAGE_KEYS:
         if key != "lr":  # which other defaults depend on
             setattr(reference, key, None)
-    reference.prune = dataclasses.replace(settings.prune, scoring_mode=None, score_length=None, lr_threshold=None)
+    without_place = {name: None for name, fact in settings.method.settings().items() if fact.place is None}
+    reference.prune = dataclasses.replace(settings.prune, **without_place)
     if task.name not in TASKS:
         task = dataclasses.replace(task, size=published.task.size)
     _fill_nulls(reference, task, method, inherited)
@@ -323,17 +358,19 @@ def _inherit_budgets(settings: TrainSettings, inherited: list[float] | None) -> 
 
 def _irrelevant_key_message(key: str, settings: TrainSettings, method: str) -> str:
     key_and_value = f"prune.{key}={getattr(settings.prune, key)}"
-    set_by_budget = key in ("final_token_threshold", "lambda_threshold", "token_keep_rate")
-    if set_by_budget and settings.targets and method != "dense":
+    fact = settings.method.settings().get(key)
+    if fact is not None and fact.set_by_budget and settings.targets and method != DENSE:
         budget_key = "prune.target_flops" if settings.budgets is None else "budgets"
         return f"{key_and_value} is what {budget_key} decides; leave one of them out"
-    name = f"{settings.stage} learned-threshold" if method == "learned" else _METHOD_NAMES.get(method, method)
+    if key == "target_flops" and method != DENSE:
+        return f"{key_and_value}: {_name(method)} has no setting that brings it to a budget; leave it out"
+    name = f"{settings.stage} {_name(method)}" if variants()[method].learned else _name(method)
     return f"{key_and_value} has no meaning for a {name} run; leave it out"
 
 
 def _is_hard_of_learned(settings: TrainSettings, method: str) -> bool:
-    """Whether a run is the hard stage of learned thresholds, which starts from a soft run and lies inside it."""
-    return method == "learned" and settings.stage == "hard"
+    """Whether a run is the hard stage of a learned method, which starts from a soft run and lies inside it."""
+    return variants()[method].learned and settings.stage == "hard"
 
 
 def _plan_parent(
@@ -344,7 +381,7 @@ def _plan_parent(
     Returns:
         None if the run has no parent, or starts from another checkpoint that the user names.
     """
-    if method == "dense":
+    if method == DENSE:
         return None
     if restored is None:
         return plan_run(_parent_settings(settings, method), published=published)
@@ -371,7 +408,7 @@ def _parent_settings(settings: TrainSettings, method: str) -> TrainSettings:
         parent.stage = "soft"
         return parent
     parent.stage, parent.budgets = "finetune", None
-    parent.prune, parent.distill = PruneSettings(), DistillSettings()
+    parent.prune, parent.distill = prune_settings(), DistillSettings()
     return parent
 
 
@@ -397,7 +434,7 @@ def _start_fingerprint(settings: TrainSettings, method: str, restored: Checkpoin
     """Return the fingerprint of the Hugging Face directory that a run starts from; see :attr:`Run.checkpoint`."""
     if restored is not None:
         return checkpoint_fingerprint(restored.path) if restored.run_dir is None else None
-    return checkpoint_fingerprint(settings.model.name_or_path) if method == "dense" else None
+    return checkpoint_fingerprint(settings.model.name_or_path) if method == DENSE else None
 
 
 def _is_same(directory: Path, other: Path) -> bool:

@@ -7,6 +7,7 @@ the recipe's; :mod:`ltp.runs.plan` resolves it.
 import copy
 import dataclasses
 import difflib
+import functools
 import math
 import operator
 import re
@@ -14,14 +15,15 @@ import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from ltp.data.tasks import SIZES
 from ltp.errors import UserError, check_range
-from ltp.pruning import METHODS, RATE_MODES
+from ltp.pruning import DENSE_MODE, all_methods, known_methods, method_class, variants
+from ltp.pruning.method import Method
 
 STAGES = ("finetune", "soft", "hard")
 DISTILL_MODES = ("logits", "hidden")
@@ -95,22 +97,36 @@ class ModelSettings:
 
 @dataclass
 class PruneSettings:
-    """The pruning method (groups ``prune`` and ``prune_mode``)."""
+    """The method (groups ``prune`` and ``prune_mode``), and the FLOPs budget.
+
+    :func:`prune_settings` adds the settings of every method: null where they are not given.
+    """
 
     mode: str | None = None
     learned: bool | None = None
-    scoring_mode: str | None = None
-    score_length: int | None = None
-    final_token_threshold: float | None = None
-    token_keep_rate: float | None = None
-    temperature: float | None = None
-    lambda_threshold: float | None = None
-    lr_threshold: float | None = None
     target_flops: float | None = None
 
 
-#: Keys of :class:`PruneSettings` that are parameters of a method, rather than select one.
-PRUNE_VALUES = tuple(item.name for item in dataclasses.fields(PruneSettings) if item.name not in ("mode", "learned"))
+@functools.cache
+def _prune_schema(methods: tuple[type[Method], ...]) -> type[PruneSettings]:
+    types_by_name: dict[str, Any] = {}
+    for method in methods:
+        types_by_name |= method.setting_types()
+    fields = [(name, hint | None, field(default=None)) for name, hint in types_by_name.items()]
+    name = "AllPruneSettings"
+    schema = dataclasses.make_dataclass(name, fields, bases=(PruneSettings,), namespace={"__module__": __name__})
+    globals()[name] = schema  # launchers pickle configurations, and look it up here
+    return cast(type[PruneSettings], schema)
+
+
+def prune_settings() -> Any:
+    """Return settings of the pruning without any value: :class:`PruneSettings` with the settings of every method."""
+    return _prune_schema(tuple(all_methods().values()))()
+
+
+def prune_values() -> tuple[str, ...]:
+    """Return the keys of the group ``prune`` that are parameters of a method, rather than select one."""
+    return tuple(item.name for item in dataclasses.fields(prune_settings()) if item.name not in ("mode", "learned"))
 
 
 @dataclass
@@ -135,25 +151,11 @@ class StageRecipe:
 
 
 @dataclass
-class PruningRecipe:
-    """Default values of the pruning methods."""
-
-    scoring_mode: str = MISSING
-    learned_threshold: float = MISSING
-    manual_threshold: float = MISSING
-    temperature: float = MISSING
-    lambda_threshold: float = MISSING
-    token_keep_rate: float = MISSING
-    budget_temperature: float = MISSING
-    budget_lr_threshold: float = MISSING
-
-
-@dataclass
 class Recipe:
-    """Default values by stage, and of the pruning methods (group ``recipe``)."""
+    """Default values by stage (group ``recipe``); ``name`` selects those that the methods declare."""
 
+    name: str = "paper"
     stages: dict[str, StageRecipe] = field(default_factory=dict)
-    pruning: PruningRecipe = field(default_factory=PruningRecipe)
 
 
 @dataclass
@@ -223,7 +225,7 @@ class TrainSettings:
 
     task: TaskSettings = field(default_factory=TaskSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
-    prune: PruneSettings = field(default_factory=PruneSettings)
+    prune: PruneSettings = field(default_factory=prune_settings)
     distill: DistillSettings = field(default_factory=DistillSettings)
     stage: str | None = None
     finetune: StageSettings = field(default_factory=StageSettings)
@@ -256,6 +258,23 @@ class TrainSettings:
             return sorted(self.budgets)
         return [] if self.prune.target_flops is None else [self.prune.target_flops]
 
+    @property
+    def method(self) -> Method:
+        """The method with the settings that are given; of a resolved configuration, with all that it has."""
+        method = method_class(self.prune.mode or DENSE_MODE)
+        values = {name: getattr(self.prune, name) for name in method.settings()}
+        return method(**{name: value for name, value in values.items() if value is not None})
+
+
+def as_plain(settings: Any) -> dict[str, Any]:
+    """Convert a command's settings to plain containers; of the group ``prune`` those of the run's method alone."""
+    plain = dataclasses.asdict(settings)
+    if not isinstance(settings, TrainSettings):
+        return plain
+    own = {item.name for item in dataclasses.fields(PruneSettings)} | settings.method.settings().keys()
+    plain["prune"] = {key: value for key, value in plain["prune"].items() if key in own or value is not None}
+    return plain
+
 
 #: Keys and groups that decide nothing about a run's result, or only through other keys.
 FREE_KEYS = (
@@ -283,10 +302,26 @@ def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-for _mode in RATE_MODES:  # registered here, so that a new method needs no file in conf/
-    ConfigStore.instance().store(group="prune_mode", name=_mode, node={"mode": _mode}, package="prune")
-    _alias = {"defaults": [{"override /prune_mode": _mode}]}
-    ConfigStore.instance().store(group="prune", name=_mode, node=_alias, package="_global_")
+def register_options() -> None:
+    """Register the methods as options of ``prune``, ``prune_mode`` and ``sweep``: they need no file in ``conf/``."""
+    store = ConfigStore.instance().store
+    for name, method in all_methods().items():
+        store(group="prune_mode", name=name, node={"mode": name}, package="prune")
+        select = {"defaults": [{"override /prune_mode": name}]}
+        store(group="prune", name=name, node=select, package="_global_")
+        for alias, selected in method.aliases.items():
+            chosen = {"prune": {"learned": variants()[selected].learned}} if selected else {}
+            store(group="prune", name=alias, node=select | chosen, package="_global_")
+        for variant in (item for item in method.variants if item.grid):
+            node: dict[str, Any] = {"defaults": [{"override /prune_mode": name}, {"override /stage": "hard"}]}
+            if len(method.variants) > 1:
+                node["prune"] = {"learned": variant.learned}
+            node["hydra"] = {"mode": "MULTIRUN", "sweeper": {"params": dict(variant.grid)}}
+            store(group="sweep", name=variant.sweep or variant.name, node=node, package="_global_")
+
+
+register_options()
+prune_settings()
 
 
 def known_keys(schema: type = TrainSettings, prefix: str = "") -> list[str]:
@@ -294,6 +329,9 @@ def known_keys(schema: type = TrainSettings, prefix: str = "") -> list[str]:
     keys = []
     for item in dataclasses.fields(schema):
         keys.append(prefix + item.name)
+        if item.type is PruneSettings:
+            keys += [f"{prefix}{item.name}.{part.name}" for part in dataclasses.fields(prune_settings())]
+            continue
         members = typing.get_args(item.type) if isinstance(item.type, types.UnionType) else (item.type,)
         for member in members:  # a group may be optional: Group | None
             if isinstance(member, type) and dataclasses.is_dataclass(member):
@@ -413,15 +451,7 @@ _RANGES: tuple[_Range, ...] = (
     ("seed", lambda value: 0 <= value < 2**32, "in [0, 2^32)"),
     ("plan", lambda value: value == "only", "only: print the runs that the command trains, and train none"),
     ("stage", lambda value: value in STAGES, f"one of {', '.join(STAGES)}"),
-    # the model checks the pruning keys too, but under other names than the command line's
-    ("prune.mode", lambda value: value in METHODS, f"one of {', '.join(METHODS)}"),
-    ("prune.scoring_mode", lambda value: value in ("mean", "mean_norm"), "mean or mean_norm"),
-    ("prune.score_length", lambda value: value >= 1, "1 or more (tokens)"),
-    ("prune.final_token_threshold", lambda value: 0 <= value < 1, "in [0, 1); published: 0.004–0.016"),
-    ("prune.token_keep_rate", lambda value: -10 <= value <= 1, "in [-10, 1]; published: −0.4 to 0.4"),
-    ("prune.temperature", lambda value: 0 < value <= 1, "in (0, 1]; published: 1e-5 to 2e-3"),
-    ("prune.lambda_threshold", lambda value: 0 <= value < math.inf, "0 or more; published: 0.01–0.2"),
-    ("prune.lr_threshold", lambda value: 0 < value < 1, "above 0 and below 1"),
+    ("recipe.name", lambda value: value in ("paper", "demo"), "paper or demo"),
     ("distill.mode", lambda value: value in DISTILL_MODES, f"one of {', '.join(DISTILL_MODES)}"),
     ("distill.weight", lambda value: 0 < value <= 1, "above 0 and at most 1"),
     ("distill.temperature", lambda value: 0 < value < math.inf, "above 0"),
@@ -467,6 +497,14 @@ def check_ranges(settings: TrainSettings) -> None:
         value = operator.attrgetter(key)(settings)
         check_range(value is None or is_valid(value), key, value, range_)
     prune, distill = settings.prune, settings.distill
+    known = all_methods()
+    if prune.mode is not None and prune.mode not in known:
+        raise UserError(f"prune.mode={prune.mode}: there is no such method; {known_methods(prune.mode)}")
+    for method in known.values():
+        for name, fact in method.settings().items():
+            value = getattr(prune, name)
+            ok = value is None or fact.is_valid is None or fact.is_valid(value)
+            check_range(ok, f"prune.{name}", value, fact.description)
     check_shares("flops_budget", settings.flops_budget)
     check_shares("prune.target_flops", prune.target_flops)
     check_shares("budgets", settings.budgets)

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ltp.errors import printable
+from ltp.pruning import is_learned, short_names, variants
 
 #: Keys of ``results.json`` that describe one budget rather than the training.
 _BUDGET_KEYS = (
@@ -80,8 +81,10 @@ def describe_method(run: dict[str, Any], budget: float | None = None) -> str:
         budget: one of its budgets; None describes all of them.
     """
     method, hyper = str(run["method"]), run["hyperparameters"]
-    words = ["top-k" if method == "topk" else method]
-    if method == "learned":
+    found = variants().get(method)
+    shown = () if found is None else found.shown
+    words = [method if found is None or found.adjective else found.label]
+    if is_learned(method):
         words.append(str(run["stage"]))
     if isinstance(several := hyper.get("budgets"), list) and several:
         values = "/".join(map(_short, sorted(several)))
@@ -90,10 +93,10 @@ def describe_method(run: dict[str, Any], budget: float | None = None) -> str:
         words.append(f"target {_short(hyper['target_flops'])}")
     elif hyper.get("target_latency_ms") is not None:
         words.append(f"{_short(hyper['target_latency_ms'])} ms")
-    elif method == "manual":
-        words.append(_short(hyper.get("final_token_threshold")))
-    elif method not in ("dense", "learned"):
-        words.append(f"rate {_short(hyper.get('token_keep_rate'))}")
+    else:
+        names = short_names()
+        for name in shown:  # the name of a variant says what its value is
+            words.append(f"{'' if found and found.adjective else names[name]} {_short(hyper.get(name))}".strip())
     if hyper.get("distill_mode") is not None:
         words.append("distilled")
     if run.get("calibrated"):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ltp.pruning.flops import flops_and_dense
+from ltp.pruning.flops import CostModel
 
 # Chosen by a few runs on the demo (budget 0.3) and SST-2 (0.3, 0.378 and 0.5). The alternative to the correction was a
 # price of lambda + 5 to 10 times the gap: it oscillates, or is too slow when sharp gates have vanishing gradients.
@@ -44,8 +44,7 @@ class BudgetMultiplier(nn.Module):
         budget: relative FLOPs.
         dense_flops: mean dense FLOPs of a training example. E of a batch is the mean of its examples' FLOPs divided
             by this constant, so that E is additive over micro-batches and processes.
-        hidden_size: D.
-        intermediate_size: I.
+        cost: counts the FLOPs of the model.
 
     Attributes:
         value: lambda, scalar float64.
@@ -57,11 +56,11 @@ class BudgetMultiplier(nn.Module):
     mean: Tensor
     offset: Tensor
 
-    def __init__(self, budget: float, *, dense_flops: float, hidden_size: int, intermediate_size: int) -> None:
+    def __init__(self, budget: float, *, dense_flops: float, cost: CostModel) -> None:
         super().__init__()
         self.budget = budget
         self.dense_flops = dense_flops
-        self.sizes = (hidden_size, intermediate_size)
+        self.cost = cost
         for name in ("value", "mean", "offset"):
             self.register_buffer(name, torch.zeros((), dtype=torch.float64))
         self._step_flops = torch.zeros(2, dtype=torch.float64)  # FLOPs and dense FLOPs since the last step
@@ -76,16 +75,16 @@ class BudgetMultiplier(nn.Module):
         Returns:
             Scalar float32.
         """
-        cost, dense = flops_and_dense(expected_lengths, *self.sizes)
+        cost, dense = self.cost.flops_and_dense(expected_lengths)
         self._step_flops += torch.stack([cost.detach().sum(), dense.detach().sum()]).cpu()
         return (self.value * cost.mean() / self.dense_flops).float()
 
     @torch.no_grad()
-    def update(self, thresholds: Tensor, total: Callable[[Tensor], Tensor]) -> float:
+    def update(self, thresholds: Tensor | None, total: Callable[[Tensor], Tensor]) -> float:
         """Update the multiplier, and scale the thresholds, after an optimiser step.
 
         Args:
-            thresholds: (L,) float32, changed in place.
+            thresholds: (L,) float32, changed in place; None for a method without: then lambda alone controls the cost.
             total: sums a tensor over all processes.
 
         Returns:
@@ -100,7 +99,8 @@ class BudgetMultiplier(nn.Module):
         self.mean += MEAN_SHARE * (expected - self.mean)
         gap = self.mean + self.offset - self.budget
         self.value += STEP_SIZE * gap
-        thresholds *= (CORRECTION * gap).exp().to(thresholds.dtype)
+        if thresholds is not None:
+            thresholds *= (CORRECTION * gap).exp().to(thresholds.dtype)
         return expected
 
     def measured(self, cost: float) -> None:

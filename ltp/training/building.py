@@ -13,6 +13,7 @@ from ltp.data.tasks import Task
 from ltp.encoders import FAMILIES, encoder_family
 from ltp.errors import UserError
 from ltp.model.classifier import LTPForSequenceClassification
+from ltp.pruning import DENSE_MODE, variants
 from ltp.runs.identity import Run
 from ltp.runs.loading import load_tokenizer, read_splits, read_tokenizer
 
@@ -73,28 +74,25 @@ def build_model(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> LTP
     Raises:
         UserError: the checkpoint cannot be loaded, or it does not fit the settings.
     """
-    settings, prune = run.settings, run.settings.prune
+    settings, method = run.settings, run.settings.method
     pruning: dict[str, Any] = {
-        "prune_mode": prune.mode,
+        "prune_mode": method.name,
         # survival: with a budget, the expected FLOPs of the training must match those counted in an evaluation
-        "masking_mode": "hard" if settings.stage != "soft" else "survival" if settings.targets else "soft",
-        "scoring_mode": prune.scoring_mode,
-        "score_length": prune.score_length,
-        "final_token_threshold": prune.final_token_threshold,
-        "token_keep_rate": prune.token_keep_rate,
-        "threshold_temperature": prune.temperature,
-        "lambda_threshold": prune.lambda_threshold,
+        "masking_mode": "hard" if settings.stage != "soft" else "survival" if settings.targets else method.masking,
     }
-    pruning = {key: value for key, value in pruning.items() if value is not None}
+    pruning |= {
+        key: value for key, name in method.config_keys().items() if (value := getattr(settings.prune, name)) is not None
+    }
     if run.parent is not None:
         with loading_from_hub(f"restore={run.parent.source}", _MODEL_REMEDY, source=run.parent.path):
             model = LTPForSequenceClassification.from_pretrained(run.parent.path, **pruning)
-        if run.method == "manual":
+        if not variants()[run.method].learned:
             model.pruner.reset()  # use the configured thresholds, not the checkpoint's learned ones
     else:
         model = LTPForSequenceClassification.from_dense(build_dense(run, task, tokenizer), **pruning)
-    if run.method in ("learned", "manual") and settings.targets != model.config.budgets:
+    if method.has_thresholds() and settings.targets != model.config.budgets:
         model.set_budgets(settings.targets)
+    model.has_penalty = not settings.targets  # a budget sets a price of its own
     labels = task.labels or tuple(f"LABEL_{index}" for index in range(task.num_labels))
     model.config.id2label = dict(enumerate(labels))
     model.config.label2id = {label: index for index, label in enumerate(labels)}
@@ -109,7 +107,7 @@ def build_teacher(run: Run) -> LTPForSequenceClassification:
     """Load the dense teacher of a distillation, in float32."""
     assert run.teacher is not None
     with loading_from_hub(f"distill.teacher={run.teacher.source}", _MODEL_REMEDY, source=run.teacher.path):
-        return LTPForSequenceClassification.from_pretrained(run.teacher.path, prune_mode="none")
+        return LTPForSequenceClassification.from_pretrained(run.teacher.path, prune_mode=DENSE_MODE)
 
 
 def build_dense(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> Any:

@@ -21,7 +21,6 @@ from ltp.data.tasks import Task, build_metrics
 from ltp.errors import RunError
 from ltp.evaluation.cost import CostMetric
 from ltp.model.classifier import LTPForSequenceClassification
-from ltp.pruning.threshold import ThresholdPruner
 from ltp.training.budget import BudgetMultiplier, sampled_budget
 from ltp.training.distillation import Distillation
 
@@ -71,8 +70,9 @@ class LTPModule(pl.LightningModule):
         model: the classifier; its configuration sets the masking mode of the training.
         task: the task, with known labels.
         lr: peak learning rate of the weights.
-        lr_threshold: peak learning rate of the thresholds; None freezes them.
-        weight_decay: weight decay of weight matrices (biases, normalisation and thresholds have none).
+        learns: whether the method's parameters are trained; if not, they are frozen.
+        lr_pruning: peak learning rate of the method's parameters; None for ``lr``.
+        weight_decay: weight decay of weight matrices (biases, normalisation and the method's parameters have none).
         warmup_ratio: share of the steps with linear warm-up; the learning rate then decays linearly to 0.
         total_steps: number of optimiser steps.
         seed: seed of dropout, together with step and rank.
@@ -92,7 +92,8 @@ class LTPModule(pl.LightningModule):
         task: Task,
         *,
         lr: float = 2e-5,
-        lr_threshold: float | None = None,
+        learns: bool = False,
+        lr_pruning: float | None = None,
         weight_decay: float = 0.0,
         warmup_ratio: float = 0.0,
         total_steps: int = 1,
@@ -106,26 +107,23 @@ class LTPModule(pl.LightningModule):
         super().__init__()
         self.model = model
         self.task = task
-        self.lr, self.lr_threshold, self.weight_decay = lr, lr_threshold, weight_decay
+        self.lr, self.lr_pruning, self.weight_decay = lr, lr_pruning or lr, weight_decay
         self.warmup_steps, self.total_steps = math.ceil(warmup_ratio * total_steps), total_steps
         self.seed, self.fused = seed, fused
         self.validation_splits = tuple(validation_splits)
         config = model.config
-        sizes = {"hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size}
         self.budgets = tuple(budgets)
         self.multiplier: BudgetMultiplier | None = None
         if budgets and config.masking_mode != "hard":
             assert dense_flops is not None
-            self.multiplier = BudgetMultiplier(budgets[0], dense_flops=dense_flops, **sizes)
+            self.multiplier = BudgetMultiplier(budgets[0], dense_flops=dense_flops, cost=model.cost)
         self.distillation = distillation
         self.evaluated = [BudgetEvaluation(budget) for budget in self.budgets or (None,)]
         self.scores: Any = nn.ModuleList(
             nn.ModuleList(build_metrics(task) for _ in self.validation_splits) for _ in self.evaluated
         )
-        self.costs: Any = nn.ModuleList(CostMetric(config.num_hidden_layers, **sizes) for _ in self.evaluated)
-        if model.thresholds is not None:
-            # DDP raises an error for trainable parameters without a gradient
-            model.thresholds.requires_grad_(lr_threshold is not None)
+        self.costs: Any = nn.ModuleList(CostMetric(model.cost) for _ in self.evaluated)
+        model.pruner.requires_grad_(learns)  # DDP raises an error for trainable parameters without a gradient
 
     def on_fit_start(self) -> None:
         """Set training mode (``from_pretrained`` returns evaluation mode), and move the teacher to the device."""
@@ -169,7 +167,7 @@ class LTPModule(pl.LightningModule):
             saved = "" if self.trainer.fast_dev_run else ", and the last checkpoint holds finite weights"  # type: ignore[attr-defined]
             raise RunError(
                 f"the loss is {loss.item()} at step {self.global_step}: training stopped before this step's "
-                f"update{saved}. Lower lr, or prune.lambda_threshold, or use trainer.precision=32-true."
+                f"update{saved}. Lower lr, or the weight of the method's penalty, or use trainer.precision=32-true."
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -187,21 +185,21 @@ class LTPModule(pl.LightningModule):
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
 
     def configure_optimizers(self) -> Any:
-        """Return AdamW with linear warm-up and decay; thresholds have their own parameter group."""
+        """Return AdamW with linear warm-up and decay; the method's parameters have their own parameter group."""
         optimizer = AdamW(self._parameter_groups(), lr=self.lr, fused=self.fused)
         schedule = get_linear_schedule_with_warmup(optimizer, self.warmup_steps, self.total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         trained = [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
-        thresholds = [parameter for name, parameter in trained if name.startswith("pruner.")]
+        pruning = [parameter for name, parameter in trained if name.startswith("pruner.")]
         weights = [parameter for name, parameter in trained if not name.startswith("pruner.")]
         groups = [
             {"params": [weight for weight in weights if weight.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [weight for weight in weights if weight.ndim < 2], "weight_decay": 0.0},
         ]
-        if thresholds:
-            groups.append({"params": thresholds, "weight_decay": 0.0, "lr": self.lr_threshold})
+        if pruning:
+            groups.append({"params": pruning, "weight_decay": 0.0, "lr": self.lr_pruning})
         return groups
 
     def configure_gradient_clipping(
@@ -210,7 +208,7 @@ class LTPModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradient norm; in a soft training with budgets clip weights and thresholds separately.
+        """Clip the gradient norm; in a soft training with budgets clip weights and the method's parameters separately.
 
         There the norm of the thresholds' gradient is 10 to 200 times that of the weights: with a joint norm the
         weights would hardly learn.
@@ -218,15 +216,14 @@ class LTPModule(pl.LightningModule):
         if self.multiplier is None or not gradient_clip_val:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
-        *weights, thresholds = (group["params"] for group in optimizer.param_groups)
+        *weights, pruning = (group["params"] for group in optimizer.param_groups)
         nn.utils.clip_grad_norm_([weight for group in weights for weight in group], gradient_clip_val)
-        nn.utils.clip_grad_norm_(thresholds, gradient_clip_val)
+        nn.utils.clip_grad_norm_(pruning, gradient_clip_val)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Log the step's learning rate, and update the multiplier with the step's cost."""
         self.log("train/lr", optimizer.param_groups[0]["lr"])
         if self.multiplier is not None:
-            assert self.model.thresholds is not None
             expected = self.multiplier.update(self.model.thresholds, self._total)
             self.log("train/lambda", self.multiplier.value.float())
             self.log("train/expected_flops", expected, prog_bar=True)
@@ -243,7 +240,7 @@ class LTPModule(pl.LightningModule):
         if step == 0:
             self.calibrate()
         self._use_budget(sampled_budget(self.budgets, self.seed, step))
-        if self.model.thresholds is not None and step and step % RECALIBRATE_EVERY == 0:
+        if self.model.pruner.method.cost_depends_on_weights and step and step % RECALIBRATE_EVERY == 0:
             self.calibrate(indices=[self._budget_in_use])
 
     def _calibrate_for_evaluation(self) -> None:
@@ -254,8 +251,8 @@ class LTPModule(pl.LightningModule):
         if self.trainer.state.fn == TrainerFn.VALIDATING:
             self.calibrate(indices=[0], rows=EVALUATION_ROWS)  # during fit the multiplier controls it
         self._use_budget(0)
-        assert isinstance(self.model.pruner, ThresholdPruner)
-        self.model.pruner.share_thresholds()
+        if self.model.config.budgets:
+            self.model.pruner.share_thresholds()
         self.calibrate(indices=range(1, len(self.budgets)), rows=EVALUATION_ROWS)
 
     def calibrate(self, indices: Sequence[int] | None = None, rows: int = CALIBRATION_ROWS) -> None:

@@ -20,15 +20,15 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from transformers import PreTrainedTokenizerBase
 
 from ltp.benchmark.compare import measured_speedup
-from ltp.calibration.search import update_final_threshold
+from ltp.calibration.search import adopt_calibrated_settings, calibrated_settings
 from ltp.data.datamodule import GLUEDataModule
 from ltp.data.metrics import undefined_metrics
 from ltp.data.sources import Splits
 from ltp.data.tasks import Task
 from ltp.errors import RunError, TerminatedError, UserError
 from ltp.model.classifier import LTPForSequenceClassification
-from ltp.pruning import RATE_MODES
-from ltp.pruning.flops import DEFINITION, lowest_relative_flops, mean_dense_flops
+from ltp.pruning import variants
+from ltp.pruning.flops import DEFINITION
 from ltp.runs.chain import describe_chain, limited, planned_steps
 from ltp.runs.checkpoints import CHECKPOINT_FOLDER, LAST_CHECKPOINT, MODEL_FOLDER, is_finished
 from ltp.runs.directory import BEST_CHECKPOINT, open_directory, truncate_metrics, write_results
@@ -38,7 +38,7 @@ from ltp.runs.locks import run_lock
 from ltp.runs.plan import check_labels
 from ltp.runs.provenance import GIT_STATE, device_name, versions
 from ltp.runs.results import read_results
-from ltp.runs.settings import PRUNE_VALUES, flatten
+from ltp.runs.settings import flatten
 from ltp.training.building import build_model, build_teacher, build_tokenizer
 from ltp.training.distillation import Distillation
 from ltp.training.interruption import LastCheckpoint, StoppedError
@@ -218,20 +218,19 @@ def build_module(
     settings = run.settings
     assert settings.lr and settings.weight_decay is not None
     distill = settings.distill
-    config = model.config
-    sizes = (config.hidden_size, config.intermediate_size)
     return LTPModule(
         model,
         task,
         lr=settings.lr,
-        lr_threshold=settings.prune.lr_threshold,
+        learns=settings.stage == "soft",
+        lr_pruning=settings.method.learning_rate,
         weight_decay=settings.weight_decay,
         warmup_ratio=settings.warmup_ratio or 0.0,
         total_steps=total_steps,
         seed=settings.seed,
         validation_splits=datamodule.validation_splits,
         budgets=settings.targets,
-        dense_flops=mean_dense_flops(torch.tensor(datamodule.train_lengths), config.num_hidden_layers, *sizes),
+        dense_flops=model.cost.mean_dense_flops(torch.tensor(datamodule.train_lengths)),
         distillation=None
         if run.teacher is None
         else Distillation(build_teacher(run), distill.weight, distill.temperature, distill.hidden_weight),
@@ -247,9 +246,8 @@ def check_budgets(run: Run, model: LTPForSequenceClassification, datamodule: GLU
     """
     if not run.settings.targets or model.thresholds is None:
         return
-    config = model.config
     lengths = torch.tensor(datamodule.calibration_lengths(CALIBRATION_ROWS))
-    lowest = lowest_relative_flops(lengths, config.num_hidden_layers, config.hidden_size, config.intermediate_size)
+    lowest = model.cost.lowest_relative_flops(lengths)
     if run.settings.targets[0] < lowest:
         key = "budgets" if run.settings.budgets is not None else "prune.target_flops"
         given = run.settings.budgets or run.settings.prune.target_flops
@@ -398,8 +396,8 @@ def select_weights(run: Run, trainer: pl.Trainer, module: LTPModule, datamodule:
             log.warning("%s is damaged: the last weights are kept instead of the best", best.best_model_path)
     if run.settings.targets and module.model.config.budgets:
         module.model.use_budget(run.settings.targets[-1])
-        if run.method == "manual":
-            update_final_threshold(module.model)
+        if not variants()[run.method].learned:
+            adopt_calibrated_settings(module.model)
 
 
 def run_facts(run: Run, task: Task, model: LTPForSequenceClassification) -> dict[str, Any]:
@@ -409,14 +407,11 @@ def run_facts(run: Run, task: Task, model: LTPForSequenceClassification) -> dict
         key: getattr(settings, key)
         for key in ("lr", "batch_size", "epochs", "weight_decay", "warmup_ratio", "save_step", "load_best")
     }
-    hyperparameters |= {key: getattr(settings.prune, key) for key in PRUNE_VALUES}
+    hyperparameters |= {key: getattr(settings.prune, key) for key in ("target_flops", *settings.method.settings())}
     if settings.targets:
         hyperparameters["budgets"] = settings.budgets
         # values that calibration set
-        if run.method == "manual":
-            hyperparameters["final_token_threshold"] = model.config.final_token_threshold
-        if run.method in RATE_MODES:
-            hyperparameters["token_keep_rate"] = model.config.token_keep_rate
+        hyperparameters |= calibrated_settings(model, run.method)
     if settings.distill.mode is not None:
         hyperparameters |= {f"distill_{key}": value for key, value in dataclasses.asdict(settings.distill).items()}
     hyperparameters |= {

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 import yaml
-from helpers import composed, in_process
+from helpers import composed, in_process, total_relative_flops
 
 from ltp import LTPForSequenceClassification, bench
 from ltp.benchmark.checks import WrongResultsError, check_logits
@@ -22,7 +22,6 @@ from ltp.benchmark.timing import Spread, interleaved, peak_memory, ratio
 from ltp.command import cli
 from ltp.data.lengths import LENGTHS, synthetic_lengths
 from ltp.data.sequences import make_batches, random_sequences
-from ltp.pruning.flops import total_relative_flops
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*quantized tensor creation functions.*:UserWarning")
 

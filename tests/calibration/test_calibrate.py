@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import SMALL, in_process, ltp_train
+from helpers import SMALL, in_process, lowest_relative_flops, ltp_train
 
 from ltp import LTPForSequenceClassification, calibrate, evaluate
 from ltp.calibration import directory as folder
@@ -22,7 +22,7 @@ from ltp.calibration.latency import ServedModel, Stopwatch, calibrate_latency
 from ltp.calibration.sample import Sample
 from ltp.calibration.search import (
     AboveDenseError,
-    KeepRateControl,
+    SettingsControl,
     StrengthControl,
     ThresholdControl,
     UnreachableError,
@@ -38,7 +38,6 @@ from ltp.data.sequences import make_batches
 from ltp.data.sources import load_splits
 from ltp.data.tasks import get_task
 from ltp.errors import RunError, UserError
-from ltp.pruning.flops import lowest_relative_flops
 from ltp.reporting.collect import collect
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*quantized tensor creation functions.*:UserWarning")
@@ -295,7 +294,7 @@ def test_dials(model, make_dense):
         strength_control(LTPForSequenceClassification.from_dense(make_dense("bert")))
     topk = LTPForSequenceClassification.from_dense(make_dense("bert"), prune_mode="topk", token_keep_rate=-0.5)
     control = strength_control(topk)
-    assert isinstance(control, KeepRateControl)
+    assert isinstance(control, SettingsControl)
     for strength, rate in ((0, 1.0), (0.5, 0.25), (control.strongest, -10.0)):
         control.apply(strength)
         assert topk.config.token_keep_rate == pytest.approx(rate)

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers import METHODS
+from helpers import METHODS, tokens_of
 from torch.nn import functional
 
 from ltp import LTPForSequenceClassification
@@ -149,7 +149,8 @@ def margin(model, inputs):
         decided[:, 0] = False
         distance = ((scores - threshold).abs() / threshold).masked_fill(~decided, torch.inf)
         nearest = torch.minimum(nearest, distance.amin(dim=1))
-        alive = model.pruner.survivors(number, scores, alive, lengths)
+        tokens = tokens_of(scores * model.config.score_length, alive, lengths, layer=number, num_layers=len(attentions))
+        alive = model.pruner.survivors(tokens)
     return nearest
 
 

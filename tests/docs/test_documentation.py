@@ -25,7 +25,7 @@ from ltp import LTPForSequenceClassification, __version__, bench, train
 from ltp.command import cli
 from ltp.command.overrides import quote_text
 from ltp.data.demo import demo_rows, demo_tokenizer
-from ltp.pruning.threshold import threshold_schedule
+from ltp.pruning.methods.absolute_threshold import threshold_schedule
 from ltp.runs.settings import check_ranges
 
 ROOT = Path(__file__).parents[2]
@@ -269,7 +269,9 @@ def test_the_library_s_examples_train(make_dense, tmp_path, monkeypatch):
         weights = names["model"].dense.classifier.weight.detach().clone()
         assert not torch.equal(weights, before), f"nothing was learned by {block}"
         before = weights
-    assert not torch.equal(names["model"].thresholds, threshold_schedule(0.01, 6))  # the first loop learned them
+    assert not torch.equal(
+        names["model"].thresholds, torch.tensor(threshold_schedule(0.01, 6))
+    )  # the first loop learned them
     trained = names["model"]
     exec(loading, names)
     for loaded in (names["model"], LTPForSequenceClassification.from_pretrained("pruned")):

@@ -144,8 +144,8 @@ def test_scaled_thresholds_walk_along_the_trade_off(runs):
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ("topk", "prunes by top-k, which keeps a given share of the tokens and has no thresholds to scale; train "
-         "another share with prune=topk prune.token_keep_rate=…"),
+        ("topk", "prunes by topk, which has no thresholds to scale; train it with other settings, or calibrate it with "
+         "target_flops=…"),
         ("dense", "is dense and has no thresholds to scale"),
     ],
 )  # fmt: skip
@@ -220,7 +220,7 @@ def test_only_the_budget_in_use_has_its_predictions_in_the_run(several, tmp_path
          "restore=RUN budgets=[0.3,0.4,0.5,0.8] makes a run that does, without training."),
         ("manual", 0.4, "restore=RUN has no thresholds for it; it holds no budgets. python -m ltp.calibrate "
          "restore=RUN budgets=[0.4] makes a run that does, without training."),
-        ("topk", 0.4, "restore=RUN prunes by one keep rate and holds no budgets. python -m ltp.calibrate restore=RUN "
+        ("topk", 0.4, "restore=RUN has no thresholds and holds no budgets. python -m ltp.calibrate restore=RUN "
          "target_flops=0.4 makes a run at this one, without training."),
         ("dense", 0.4, "restore=RUN is dense and holds no budgets. python -m ltp.train prune=threshold "
          "restore=RUN prune.target_flops=0.4 trains it for this budget."),

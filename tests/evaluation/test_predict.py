@@ -403,7 +403,7 @@ def test_a_budget_that_is_not_held(several, run):
     finished = ltp_predict(f"restore={several} budget=0.5 text=good")
     assert (finished.code, finished.out) == (2, "")
     assert finished.err.startswith(f"error: budget=0.5: restore={several} has no thresholds for it; it holds 0.3, 0.6.")
-    assert "prunes by one keep rate and holds no budgets" in ltp_predict(f"restore={run} budget=0.5 text=good").err
+    assert "has no thresholds and holds no budgets" in ltp_predict(f"restore={run} budget=0.5 text=good").err
 
 
 # -- what is recorded -------------------------------------------------------------------------------------------

@@ -99,19 +99,26 @@ def test_packing_by_hand():
 
 
 @pytest.mark.parametrize("attention", [attention_by_length, attention_by_rows])
-@pytest.mark.parametrize("needs_received", [True, False])
-def test_attention_of_each_sequence_is_its_own(attention, needs_received):
+@pytest.mark.parametrize(
+    "reads", [frozenset(), frozenset({"received", "diagonal", "class_attention", "value_weighted"})]
+)
+def test_attention_of_each_sequence_is_its_own(attention, reads):
     """Against the formula, sequence by sequence."""
     packing, _ = Packing.from_mask(torch.arange(6) < torch.tensor([3, 6, 1, 3])[:, None])
     query, key, value = torch.randn(3, 13, 2, 4)
-    context, received = attention(query, key, value, packing, 0.0, needs_received=needs_received)
+    context, sums = attention(query, key, value, packing, 0.0, reads=reads)
     for start, length in zip(packing.starts.tolist(), packing.lengths, strict=True):
         own = slice(start, start + length)
         probs = torch.einsum("qhd,khd->hqk", query[own], key[own]).div(2.0).softmax(dim=-1)
         expected = torch.einsum("hqk,khd->qhd", probs, value[own]).flatten(1)
         torch.testing.assert_close(context[own], expected)
-        if needs_received:
-            torch.testing.assert_close(received[own], probs.sum(dim=(0, 1)))
+        if reads:
+            by_head = probs.sum(dim=1)
+            torch.testing.assert_close(sums["received"][own], by_head.sum(dim=0))
+            torch.testing.assert_close(sums["diagonal"][own], torch.einsum("hqq->q", probs))
+            torch.testing.assert_close(sums["class_attention"][own], probs[:, 0].sum(dim=0))
+            norms = value[own].norm(dim=-1)
+            torch.testing.assert_close(sums["value_weighted"][own], torch.einsum("hk,kh->k", by_head, norms))
 
 
 class Waits(TorchDispatchMode):
@@ -140,7 +147,7 @@ def test_a_layer_waits_for_a_gpu_at_most_once(pruned, monkeypatch):
     with torch.no_grad(), Waits() as waits:
         pruned(**{name: inputs[name] for name in ("input_ids", "attention_mask")})
     assert waits.found == ["_local_scalar_dense"]
-    assert len(made) == 1 + (pruned.config.num_hidden_layers if pruned.pruner.needs_scores else 0)
+    assert len(made) == 1 + (pruned.config.num_hidden_layers if pruned.pruner.reads else 0)
 
 
 def test_the_fixture_prunes(make_dense):

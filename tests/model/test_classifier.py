@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from helpers import layer_flops
 from torch.nn.functional import mse_loss
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
@@ -26,11 +27,9 @@ from transformers import (
 from ltp import LTPConfig, LTPForSequenceClassification
 from ltp.data.demo import demo_tokenizer
 from ltp.execution.attention import masked_attention
-from ltp.model.configuration import PRUNING_KEYS
-from ltp.pruning.base import NoPruning
-from ltp.pruning.flops import layer_flops
-from ltp.pruning.threshold import ThresholdPruner, threshold_schedule
-from ltp.pruning.topk import TopKPruner
+from ltp.pruning.methods.absolute_threshold import AbsoluteThreshold, threshold_schedule
+from ltp.pruning.methods.none import NoPruning
+from ltp.pruning.methods.topk import TopK
 
 THRESHOLD = {"prune_mode": "absolute_threshold", "final_token_threshold": 0.01}
 TOPK = {"prune_mode": "topk", "token_keep_rate": -0.2}
@@ -298,7 +297,7 @@ class TestSoftTraining:
 
     def test_objective_is_cross_entropy_plus_lambda_times_the_penalty(self, model, sentences, make_batch):
         output = model(**make_batch(model, sentences), labels=LABELS)
-        runs = [run_soft(model.dense, ids, threshold_schedule(0.01, 6), 5e-3) for ids in sentences]
+        runs = [run_soft(model.dense, ids, torch.tensor(threshold_schedule(0.01, 6)), 5e-3) for ids in sentences]
         for example, (logits, total) in enumerate(runs):
             assert close(output.logits[example], logits)
             assert output.gate_sums[example].sum().item() == pytest.approx(total.item(), rel=1e-5)
@@ -498,30 +497,34 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"^give either input_ids or inputs_embeds$"):
             model(input_ids=torch.tensor([[2, 5, 3]]), inputs_embeds=torch.randn(1, 3, 32))
 
+    THRESHOLDS = "in [0, 1); published: 0.004–0.016"
     OUT_OF_RANGE = (
-        ("prune_mode", "magic", "prune_mode is 'magic'; it must be one of none, absolute_threshold, topk"),
-        ("scoring_mode", "max", "scoring_mode is 'max'; it must be one of mean, mean_norm"),
-        ("score_length", 0, "score_length is 0; it must be at least 1 (tokens)"),
-        ("final_token_threshold", -0.1, "final_token_threshold is -0.1; it must be in [0, 1)"),
-        ("final_token_threshold", 1, "final_token_threshold is 1; it must be in [0, 1)"),
-        ("final_token_threshold", math.nan, "final_token_threshold is nan; it must be in [0, 1)"),
+        ("prune_mode", "threshhold", "prune_mode is 'threshhold'; did you mean threshold or absolute_threshold?"),
+        (
+            "scoring_mode",
+            "max",
+            "scoring_mode is 'max'; it must be one of mean, mean_norm, max_norm, off_diagonal, class, cumulated, "
+            "value_weighted",
+        ),
+        ("score_length", 0, "score_length is 0; it must be 1 or more (tokens)"),
+        ("final_token_threshold", -0.1, f"final_token_threshold is -0.1; it must be {THRESHOLDS}"),
+        ("final_token_threshold", 1, f"final_token_threshold is 1; it must be {THRESHOLDS}"),
+        ("final_token_threshold", math.nan, f"final_token_threshold is nan; it must be {THRESHOLDS}"),
         ("final_token_threshold", "0.01", "final_token_threshold is '0.01'; it must be a number"),
-        ("token_keep_rate", 1.5, "token_keep_rate is 1.5; it must be in [-10, 1]"),
-        ("token_keep_rate", -11, "token_keep_rate is -11; it must be in [-10, 1]"),
         ("masking_mode", "medium", "masking_mode is 'medium'; it must be one of hard, soft, survival"),
         (
             "threshold_temperature",
             0,
-            "threshold_temperature is 0; it must be in (0, 1]; published values are 1e-5 to 2e-3",
+            "threshold_temperature is 0; it must be in (0, 1]; published: 1e-5 to 2e-3",
         ),
-        ("lambda_threshold", -1, "lambda_threshold is -1; it must be 0 or more"),
-        ("lambda_threshold", math.inf, "lambda_threshold is inf; it must be 0 or more"),
+        ("lambda_threshold", -1, "lambda_threshold is -1; it must be 0 or more; published: 0.01–0.2"),
+        ("lambda_threshold", math.inf, "lambda_threshold is inf; it must be 0 or more; published: 0.01–0.2"),
     )
 
     @pytest.mark.parametrize(("key", "value", "message"), OUT_OF_RANGE)
     def test_values_out_of_range_name_the_key(self, model, key, value, message):
         with pytest.raises(ValueError) as raised:  # noqa: PT011 (compared whole below)
-            LTPConfig(**{key: value})
+            LTPConfig(**THRESHOLD | {key: value})
         assert str(raised.value) == message
         before = model.config.to_dict()
         with pytest.raises(ValueError) as raised:  # noqa: PT011
@@ -541,7 +544,7 @@ class TestBadInput:
 
     def test_unknown_pruning_keys(self, model):
         with pytest.raises(
-            ValueError, match=r"^unknown pruning setting temperature; did you mean threshold_temperature\?$"
+            ValueError, match=r"^temperature is an unknown pruning setting; did you mean threshold_temperature\?$"
         ):
             model.set_pruning(temperature=1e-3, keep_rate=0.2)
 
@@ -571,7 +574,7 @@ class TestDenseDirectory:
     def test_without_pruning_keys_nothing_is_pruned(self, directory, dense, batch):
         model = LTPForSequenceClassification.from_pretrained(directory)
         assert model.config.prune_mode == "none"
-        assert isinstance(model.pruner, NoPruning)
+        assert isinstance(model.pruner.method, NoPruning)
         assert model.thresholds is None
         assert not any(module.training for module in model.modules())
         with torch.no_grad():
@@ -579,8 +582,9 @@ class TestDenseDirectory:
 
     def test_a_null_key_is_a_missing_one(self, directory):
         self.write_keys(directory, prune_mode=None, score_length=None)
-        config = LTPForSequenceClassification.from_pretrained(directory).config
-        assert (config.prune_mode, config.score_length) == ("none", 128)
+        assert LTPForSequenceClassification.from_pretrained(directory).config.prune_mode == "none"
+        config = LTPForSequenceClassification.from_pretrained(directory, prune_mode="topk").config
+        assert (config.prune_mode, config.score_length) == ("topk", 128)
 
     def test_pruning_keys_in_the_file_are_honoured(self, directory, method, dense, batch):
         self.write_keys(directory, **method)
@@ -597,21 +601,25 @@ class TestDenseDirectory:
         model = LTPForSequenceClassification.from_pretrained(
             directory, final_token_threshold=0.02, scoring_mode="mean", lambda_threshold=0.1
         )
-        assert {key: getattr(model.config, key) for key in (*PRUNING_KEYS, "lambda_threshold")} == {
+        assert model.config.pruning == {
             "prune_mode": "absolute_threshold",
+            "masking_mode": "hard",
             "scoring_mode": "mean",
             "score_length": 64,
             "final_token_threshold": 0.02,
-            "token_keep_rate": 0.2,
+            "threshold_shape": "rising",
+            "threshold_temperature": 1e-3,
             "lambda_threshold": 0.1,
         }
-        assert torch.equal(model.thresholds, threshold_schedule(0.02, 6))
+        assert torch.equal(model.thresholds, torch.tensor(threshold_schedule(0.02, 6)))
         other = LTPForSequenceClassification.from_pretrained(directory, prune_mode="topk", token_keep_rate=-0.2)
-        assert isinstance(other.pruner, TopKPruner)
+        assert isinstance(other.pruner.method, TopK)
 
     def test_a_value_out_of_range_in_the_file_names_the_key(self, directory):
         self.write_keys(directory, **THRESHOLD | {"final_token_threshold": 4.0})
-        with pytest.raises(ValueError, match=r"^final_token_threshold is 4.0; it must be in \[0, 1\)$"):
+        with pytest.raises(
+            ValueError, match=r"^final_token_threshold is 4.0; it must be in \[0, 1\); published: 0.004–0.016$"
+        ):
             LTPForSequenceClassification.from_pretrained(directory)
 
     def test_a_float16_file_loads_as_float32(self, dense, tmp_path, batch):
@@ -655,15 +663,15 @@ class TestOwnDirectory:
     def test_pruning_keys_stand_at_the_top_level_of_the_file(self, directory, family):
         content = json.loads((directory / "config.json").read_text())
         assert content["model_type"] == "ltp"
-        assert {key: content[key] for key in PRUNING_KEYS} == {
+        keys = {"prune_mode", "scoring_mode", "score_length", "final_token_threshold", "token_keep_rate"}
+        assert {key: content[key] for key in keys & content.keys()} == {
             "prune_mode": "absolute_threshold",
             "scoring_mode": "mean",
             "score_length": 128,
             "final_token_threshold": 0.01,
-            "token_keep_rate": 0.2,
         }
         assert content["dense_config"]["model_type"] == family
-        assert not set(content["dense_config"]) & {*PRUNING_KEYS, "id2label", "label2id"}
+        assert not set(content["dense_config"]) & {*keys, "id2label", "label2id"}
 
     def test_the_configuration_loads_by_itself_and_knows_the_sizes(self, directory, family):
         config = AutoConfig.from_pretrained(directory)
@@ -689,10 +697,10 @@ class TestOwnDirectory:
         topk = LTPForSequenceClassification.from_pretrained(
             directory, prune_mode="topk", token_keep_rate=0.5, masking_mode="hard"
         )
-        assert topk.pruner.keep_rates[-1] == 0.5
+        assert topk.pruner.method.token_keep_rate == 0.5
         assert topk.thresholds is None
         restarted = LTPForSequenceClassification.from_pretrained(directory, final_token_threshold=0.02)
-        assert torch.equal(restarted.thresholds, threshold_schedule(0.02, 6))
+        assert torch.equal(restarted.thresholds, torch.tensor(threshold_schedule(0.02, 6)))
         same = LTPForSequenceClassification.from_pretrained(directory, final_token_threshold=0.01, masking_mode="hard")
         assert torch.equal(same.thresholds, torch.tensor(self.LEARNED))
 
@@ -701,7 +709,7 @@ class TestOwnDirectory:
         path = tmp_path / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | THRESHOLD))
         model = LTPForSequenceClassification.from_pretrained(tmp_path)
-        assert torch.equal(model.thresholds, threshold_schedule(0.01, 6))
+        assert torch.equal(model.thresholds, torch.tensor(threshold_schedule(0.01, 6)))
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_thresholds_are_not_rounded_by_loading_in_half_precision(self, directory, dtype):
@@ -749,7 +757,6 @@ class TestSetPruning:
             {"masking_mode": "soft", "lambda_threshold": 0.1, "threshold_temperature": 1e-4},
             {"scoring_mode": "mean_norm"},
             {"final_token_threshold": 0.01},
-            {"token_keep_rate": -0.2},
         ],
         ids=str,
     )
@@ -762,12 +769,12 @@ class TestSetPruning:
     def test_another_final_token_threshold_starts_them_again(self, model, caplog):
         with caplog.at_level(logging.WARNING, logger="ltp"):
             model.set_pruning(final_token_threshold=0.02)
-        assert torch.equal(model.thresholds, threshold_schedule(0.02, 6))
+        assert torch.equal(model.thresholds, torch.tensor(threshold_schedule(0.02, 6)))
         assert caplog.messages == ["thresholds start again from final_token_threshold=0.02"]
 
     def test_the_soft_rule_sees_the_new_temperature(self, model):
         model.set_pruning(threshold_temperature=0.5)
-        assert model.pruner.temperature == 0.5
+        assert model.pruner.method.temperature == 0.5
 
     def test_methods_change_in_place(self, model, sentences, make_batch):
         batch = make_batch(model, sentences)
@@ -783,7 +790,7 @@ class TestSetPruning:
         assert not model.pruner.training
         model.train().set_pruning(**THRESHOLD)
         assert model.pruner.training
-        assert isinstance(model.pruner, ThresholdPruner)
+        assert isinstance(model.pruner.method, AbsoluteThreshold)
 
 
 def test_pipeline_round_trip(make_dense, tmp_path):

@@ -42,8 +42,8 @@ def test_the_method_has_its_name_of_the_command_line(make_dense):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("final_threshold", "unknown pruning setting final_threshold; did you mean final_token_threshold"),
-        ("colour", "unknown pruning setting colour; the settings are prune_mode, "),
+        ("final_threshold", "final_threshold is an unknown pruning setting; did you mean final_token_threshold"),
+        ("colour", "colour is an unknown pruning setting; prune_mode "),
         ("target_flops", "target_flops needs training or calibration: python -m ltp.train prune=threshold "),
     ],
 )

@@ -4,9 +4,8 @@ from itertools import pairwise
 
 import pytest
 import torch
+from helpers import dense_layer_flops, layer_flops, relative_flops
 from torch.utils.flop_counter import FlopCounterMode
-
-from ltp.pruning.flops import dense_layer_flops, layer_flops, relative_flops
 
 
 def macs(entering, surviving, hidden, width):

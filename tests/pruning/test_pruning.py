@@ -5,18 +5,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import importance, new_pruner, tokens_of
 
-from ltp.pruning import METHODS, pruner_class
-from ltp.pruning.base import NoPruning
-from ltp.pruning.importance import importance
-from ltp.pruning.threshold import (
-    ThresholdPruner,
+from ltp.pruning import all_methods
+from ltp.pruning.methods.absolute_threshold import (
+    AbsoluteThreshold,
     sparsity_penalty,
     threshold_gate,
     threshold_schedule,
     threshold_survivors,
 )
-from ltp.pruning.topk import TopKPruner, keep_counts, keep_rates, topk_survivors
+from ltp.pruning.methods.none import NoPruning
+from ltp.pruning.methods.topk import TopK
+from ltp.pruning.ranking import keep_counts, keep_highest, keep_rates
 
 # One example of three tokens and two heads: probabilities of query (row) on key (column).
 HEADS = [
@@ -111,19 +112,20 @@ class TestImportance:
         assert torch.equal(probs.grad, expected)
 
     def test_unknown_scoring_mode(self):
-        with pytest.raises(ValueError, match=r"^scoring_mode is 'max'; it must be one of mean, mean_norm$"):
+        with pytest.raises(ValueError, match=r"^scoring_mode is 'max'; it must be one of mean, mean_norm, max_norm, "):
             importance(torch.tensor([HEADS]), bools([1, 1, 1]), scoring_mode="max")
 
 
 class TestThresholds:
     def test_published_schedule_at_layers_3_6_9_12(self):
-        thresholds = threshold_schedule(0.01, 12)
+        thresholds = new_pruner(AbsoluteThreshold(final_token_threshold=0.01)).thresholds
         assert thresholds.dtype == torch.float32
         assert thresholds[[2, 5, 8, 11]].tolist() == torch.tensor([0.0025, 0.005, 0.0075, 0.01]).tolist()
 
     def test_schedule_is_linear_from_the_first_layer(self):
-        assert threshold_schedule(0.02, 4).tolist() == torch.tensor([0.005, 0.01, 0.015, 0.02]).tolist()
-        assert threshold_schedule(0.0, 3).tolist() == [0, 0, 0]
+        assert threshold_schedule(0.02, 4) == [0.005, 0.01, 0.015, 0.02]
+        assert threshold_schedule(0.0, 3) == [0, 0, 0]
+        assert threshold_schedule(0.02, 3, "flat") == [0.02, 0.02, 0.02]
 
     def test_hard_rule_keeps_equality_and_the_classification_token(self):
         scores = torch.tensor([[0.0, 0.25, 0.125, 0.5], [0.5, 0.24, 0.26, 0.25]])
@@ -141,18 +143,18 @@ class TestThresholds:
         assert alive.tolist() == [[True, True]]
 
     def test_pruner_reads_the_threshold_of_its_layer(self):
-        pruner = ThresholdPruner(4, 0.4)  # thresholds .1, .2, .3, .4
+        pruner = new_pruner(AbsoluteThreshold(final_token_threshold=0.4, score_length=1), 4)  # .1, .2, .3, .4
         scores, alive = torch.tensor([[0.0, 0.05, 0.15, 0.25, 0.35, 0.45]]), torch.ones(1, 6, dtype=torch.bool)
-        kept = [int(pruner.survivors(layer, scores, alive, torch.tensor([6])).sum()) for layer in (1, 2, 3, 4)]
-        assert kept == [5, 4, 3, 2]
-        assert not pruner.survivors(1, scores, alive, torch.tensor([6])).requires_grad
+        kept = [pruner.survivors(tokens_of(scores, alive, layer=layer, num_layers=4)) for layer in (1, 2, 3, 4)]
+        assert [int(survivors.sum()) for survivors in kept] == [5, 4, 3, 2]
+        assert not kept[0].requires_grad
 
     def test_reset_puts_the_schedule_back(self):
-        pruner = ThresholdPruner(4, 0.4)
+        pruner = new_pruner(AbsoluteThreshold(final_token_threshold=0.4), 4)
         with torch.no_grad():
             pruner.thresholds.fill_(2.9e32)
         pruner.reset()
-        assert pruner.thresholds.tolist() == threshold_schedule(0.4, 4).tolist()
+        assert pruner.thresholds.tolist() == torch.tensor(threshold_schedule(0.4, 4)).tolist()
         assert pruner.thresholds.dtype == torch.float32
 
 
@@ -208,9 +210,9 @@ class TestSoftRule:
         assert threshold.grad.item() == pytest.approx(-sum(m * (1 - m) / 0.2 for m in gates), rel=1e-5)
 
     def test_only_thresholds_have_a_soft_form(self):
-        for pruner in (NoPruning(), TopKPruner(12, 0.2)):
+        for method in (NoPruning(), TopK()):
             with pytest.raises(TypeError, match=r"has no soft form: it has nothing to learn$"):
-                pruner.gate(1, torch.zeros(1, 2), bools([1, 1]))
+                new_pruner(method).gate(tokens_of(torch.zeros(1, 2), bools([1, 1])))
 
 
 class TestPenalty:
@@ -293,38 +295,38 @@ class TestTopKSurvivors:
     def test_most_important_by_hand(self):
         scores = torch.tensor([[0.9, 0.1, 0.4, 0.3, 0.2], [0.9, 0.4, 0.3, 0.2, 0.1]])
         alive = torch.ones(2, 5, dtype=torch.bool)
-        survivors = topk_survivors(scores, torch.tensor([3, 2]), alive)
+        survivors = keep_highest(scores, torch.tensor([3, 2]), alive)
         assert survivors.int().tolist() == [[1, 0, 1, 1, 0], [1, 1, 0, 0, 0]]
 
     def test_classification_token_takes_one_place_even_with_the_lowest_score(self):
         scores, alive = torch.tensor([[0.0, 0.5, 0.6, 0.7]]), torch.ones(1, 4, dtype=torch.bool)
-        assert topk_survivors(scores, torch.tensor([2]), alive).int().tolist() == [[1, 0, 0, 1]]
-        assert topk_survivors(scores, torch.tensor([1]), alive).int().tolist() == [[1, 0, 0, 0]]
+        assert keep_highest(scores, torch.tensor([2]), alive).int().tolist() == [[1, 0, 0, 1]]
+        assert keep_highest(scores, torch.tensor([1]), alive).int().tolist() == [[1, 0, 0, 0]]
 
     def test_ties_go_to_the_earlier_token(self):
         alive = torch.ones(1, 40, dtype=torch.bool)
-        survivors = topk_survivors(torch.full((1, 40), 0.25), torch.tensor([17]), alive)
+        survivors = keep_highest(torch.full((1, 40), 0.25), torch.tensor([17]), alive)
         assert survivors[0].nonzero().flatten().tolist() == list(range(17))
 
     def test_counts_above_what_is_alive_keep_all_that_is_alive(self):
         alive = bools([1, 0, 1, 1, 0])
-        assert topk_survivors(torch.rand(1, 5), torch.tensor([9]), alive).tolist() == alive.tolist()
+        assert keep_highest(torch.rand(1, 5), torch.tensor([9]), alive).tolist() == alive.tolist()
 
     def test_dead_tokens_never_return_whatever_their_score(self):
         alive = bools([1, 0, 1, 1])
-        survivors = topk_survivors(torch.tensor([[0.1, 9.0, 0.2, 0.3]]), torch.tensor([2]), alive)
+        survivors = keep_highest(torch.tensor([[0.1, 9.0, 0.2, 0.3]]), torch.tensor([2]), alive)
         assert survivors.int().tolist() == [[1, 0, 0, 1]]
 
     def test_leaves_its_arguments_alone(self):
         scores = torch.tensor([[0.1, 0.2]])
-        topk_survivors(scores, torch.tensor([1]), bools([1, 0]))
+        keep_highest(scores, torch.tensor([1]), bools([1, 0]))
         assert scores.tolist() == torch.tensor([[0.1, 0.2]]).tolist()
 
     def test_equals_sorting_in_plain_python(self):
         scores, alive = torch.rand(8, 30).mul(10).round() / 10, torch.rand(8, 30) < 0.7  # many ties
         alive[:, 0] = True
         counts = torch.randint(1, 25, (8,))
-        survivors = topk_survivors(scores, counts, alive)
+        survivors = keep_highest(scores, counts, alive)
         for example in range(8):
             candidates = [j for j in range(1, 30) if alive[example, j]]
             candidates.sort(key=lambda j: (-scores[example, j].item(), j))
@@ -332,10 +334,10 @@ class TestTopKSurvivors:
             assert set(survivors[example].nonzero().flatten().tolist()) == expected
 
     def test_cascade_counts_shares_of_the_input_not_of_what_is_left(self):
-        pruner, length = TopKPruner(6, 0.25), torch.tensor([10])  # rates 1, 1, 1, .75, .5, .25
+        pruner, length = new_pruner(TopK(token_keep_rate=0.25), 6), torch.tensor([10])  # rates 1, 1, 1, .75, .5, .25
         alive, kept = torch.ones(1, 10, dtype=torch.bool), []
         for layer in range(1, 7):
-            survivors = pruner.survivors(layer, torch.rand(1, 10), alive, length)
+            survivors = pruner.survivors(tokens_of(torch.rand(1, 10), alive, length, layer=layer, num_layers=6))
             assert not (survivors & ~alive).any()
             alive = survivors
             kept.append(int(alive.sum()))
@@ -343,27 +345,22 @@ class TestTopKSurvivors:
 
 
 class TestRegistry:
-    def test_methods_by_prune_mode(self):
-        methods = {"none": NoPruning, "absolute_threshold": ThresholdPruner, "topk": TopKPruner}
-        assert methods == {prune_mode: pruner_class(prune_mode) for prune_mode in METHODS}
+    def test_the_dense_method_is_the_first(self):
+        names = list(all_methods())
+        assert names[0] == "none"
+        assert names[1:] == sorted(names[1:])
+        assert {"absolute_threshold", "topk"} < set(names)
 
     def test_methods_are_built_from_a_configuration(self):
-        config = SimpleNamespace(
-            num_hidden_layers=4,
-            final_token_threshold=0.4,
-            threshold_temperature=0.25,
-            token_keep_rate=0.5,
-            budgets=[],
-        )
-        threshold, topk = ThresholdPruner.from_config(config), TopKPruner.from_config(config)
-        assert threshold.thresholds.tolist() == threshold_schedule(0.4, 4).tolist()
-        assert threshold.temperature == 0.25
-        assert topk.keep_rates == [1, 1, 1, 0.5]
-        assert not list(topk.parameters())
+        config = SimpleNamespace(final_token_threshold=0.4, threshold_temperature=0.25, token_keep_rate=0.5)
+        threshold, topk = AbsoluteThreshold.from_config(config), TopK.from_config(config)
+        assert (threshold.final_token_threshold, threshold.temperature) == (0.4, 0.25)
+        assert new_pruner(threshold, 4).thresholds.tolist() == torch.tensor(threshold_schedule(0.4, 4)).tolist()
+        assert topk.rates(4) == [1, 1, 1, 0.5]
+        assert not list(new_pruner(topk).parameters())
 
-    def test_no_pruning_keeps_everything_and_reads_no_scores(self):
+    def test_no_pruning_keeps_everything_and_reads_nothing(self):
         alive = bools([1, 1, 0])
-        assert NoPruning().survivors(1, torch.zeros(1, 3), alive, torch.tensor([2])).tolist() == alive.tolist()
-        assert not NoPruning.needs_scores
-        assert ThresholdPruner.needs_scores
-        assert TopKPruner.needs_scores
+        assert NoPruning().survivors(tokens_of(torch.zeros(1, 3), alive), None) is alive
+        assert not NoPruning().reads
+        assert AbsoluteThreshold().reads == TopK().reads == {"received"}

@@ -31,7 +31,8 @@ def test_a_run_directory(root):
     assert (checkpoint.path, str(checkpoint.run_dir), checkpoint.name) == ("run/model", "run", "tiny")
     assert checkpoint.results["run_id"] == "abc"
     assert checkpoint.is_ltp
-    assert checkpoint.holds_thresholds
+    assert checkpoint.holds_learned("absolute_threshold")
+    assert not checkpoint.holds_learned("ltmp")
     assert checkpoint.num_labels == 2
     assert checkpoint.dense_config["hidden_size"] == 768
     assert checkpoint.pruning == {
@@ -39,7 +40,6 @@ def test_a_run_directory(root):
         "scoring_mode": "mean",
         "score_length": 128,
         "final_token_threshold": 0.01,
-        "token_keep_rate": 0.2,
         "masking_mode": "hard",
         "threshold_temperature": 1e-3,
         "lambda_threshold": 0.1,
@@ -58,7 +58,7 @@ def test_a_copied_model_directory_is_no_run(root):
     checkpoint = inspect_checkpoint("deployed")
     assert (checkpoint.run_dir, checkpoint.results, checkpoint.name) == (None, None, "deployed")
     assert checkpoint.pruning["prune_mode"] == "topk"
-    assert not checkpoint.holds_thresholds
+    assert not checkpoint.holds_learned("absolute_threshold")
 
 
 def test_a_dense_hugging_face_directory(root):
@@ -66,7 +66,7 @@ def test_a_dense_hugging_face_directory(root):
     checkpoint = inspect_checkpoint("hf/")
     assert (checkpoint.path, checkpoint.name, checkpoint.num_labels) == ("hf", "hf", 2)
     assert not checkpoint.is_ltp
-    assert not checkpoint.holds_thresholds
+    assert not checkpoint.holds_learned("absolute_threshold")
     assert checkpoint.pruning == {}
 
 
@@ -77,7 +77,7 @@ def test_pruning_keys_of_a_dense_checkpoint(root):
 
 def test_thresholds_are_held_only_by_checkpoints_of_ltp(root):
     dense_checkpoint(root / "hf", prune_mode="absolute_threshold")
-    assert not inspect_checkpoint("hf").holds_thresholds
+    assert not inspect_checkpoint("hf").holds_learned("absolute_threshold")
 
 
 @pytest.mark.parametrize(

@@ -477,8 +477,7 @@ def test_the_name_of_what_auto_takes_changes_nothing(root):
         "prune=topk",
         "prune=manual seed=3 task.max_train_samples=10 trainer=cpu trainer.precision=bf16-mixed output_root=/a/b",
         "stage=hard model.architecture.num_hidden_layers=2 +model.architecture.layer_norm_eps=1e-6",
-        "stage=hard recipe.stages.soft.lr=1e-3 recipe.stages.finetune.epochs.small=1"
-        " recipe.pruning.learned_threshold=0.1",
+        "stage=hard recipe.stages.soft.lr=1e-3 recipe.stages.finetune.epochs.small=1 recipe.name=demo",
         "task=rte prune=topk model=roberta-base model.name_or_path=/data/roberta",
         "prune=threshold stage=hard prune.target_flops=0.4 distill=logits distill.weight=0.7",
         "prune=threshold stage=hard budgets=[0.3,0.7] distill=hidden",

@@ -13,6 +13,7 @@ from ltp import train
 from ltp.command import cli
 from ltp.data.tasks import TASKS
 from ltp.errors import UserError
+from ltp.pruning.importance import SCORING_MODES
 from ltp.runs import settings as config
 from ltp.runs.settings import TrainSettings, check_ranges, known_keys, unknown_key
 
@@ -30,7 +31,7 @@ OPTIONS = sorted(
 def test_the_groups_are_those_of_the_design():
     groups = {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra"}
     assert groups == {
-        *("task", "model", "prune", "prune_mode", "stage", "trainer", "logger", "sweep", "experiment", "recipe"),
+        *("task", "model", "prune_mode", "stage", "trainer", "logger", "sweep", "experiment", "recipe"),
         *("launcher", "distill", "callbacks"),
     }
     assert {f"task={name}" for name in (*TASKS, "custom")} == {word for word in OPTIONS if word.startswith("task=")}
@@ -209,7 +210,10 @@ def test_the_threshold_learning_rate_follows_lr():
 def test_the_demo_recipe_differs_from_the_paper_s_in_what_it_says_only():
     paper, demo = settings_of("task=rte").recipe, settings_of("task=demo").recipe
     assert (demo.stages["soft"].batch_size, demo.stages["soft"].load_best) == (64, False)
-    assert demo.pruning.temperature == paper.pruning.temperature
+    assert hyperparameters("task=demo stage=soft", "temperature") == hyperparameters(
+        "task=rte stage=soft", "temperature"
+    )
+    assert hyperparameters("task=demo stage=soft", "final_token_threshold", "lambda_threshold") == (0.005, 0.05)
     assert demo.stages["finetune"].lr != paper.stages["finetune"].lr
 
 
@@ -260,9 +264,9 @@ def test_known_keys_are_the_composed_ones():
         ("learning_rate", "Hugging Face's learning_rate is lr here"),
         ("temperature", "did you mean prune.temperature or distill.temperature?"),
         ("task.temperature", "did you mean prune.temperature or distill.temperature?"),
-        ("prune.temprature", "did you mean prune.temperature?"),
-        ("prune.lambda", "did you mean prune.lambda_threshold?"),
-        ("token_keep_rates", "did you mean prune.token_keep_rate?"),
+        ("prune.temprature", "did you mean prune.temperature or prune.gate_temperature?"),
+        ("prune.lambda", "did you mean prune.lambda_retention or prune.lambda_threshold?"),
+        ("token_keep_rates", "did you mean prune.token_keep_rate or prune.keep_rates?"),
         ("max_length", "did you mean task.max_length?"),
         ("devices", "did you mean trainer.devices?"),
         ("batchsize", "did you mean batch_size or trainer.eval_batch_size?"),
@@ -304,8 +308,7 @@ def test_a_key_without_a_value_is_asked_for():
         ("seed", [0, 2**32 - 1], [-1, 2**32], "in [0, 2^32)"),
         ("flops_budget", [0.01, 1.0, None], [0.0, -0.5, 1.1, float("nan")], "in (0, 1] (of the dense FLOPs)"),
         ("stage", ["soft", None], ["softt", "Soft", ""], "one of finetune, soft, hard"),
-        ("prune.mode", ["topk", None], ["top-k", "threshold"], "one of none, absolute_threshold, topk"),
-        ("prune.scoring_mode", ["mean", "mean_norm"], ["max"], "mean or mean_norm"),
+        ("prune.scoring_mode", ["mean", "mean_norm"], ["max"], f"one of {', '.join(SCORING_MODES)}"),
         ("prune.score_length", [1], [0], "1 or more (tokens)"),
         (
             "prune.final_token_threshold",

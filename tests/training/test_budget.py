@@ -4,15 +4,15 @@ import math
 
 import pytest
 import torch
-from helpers import METHODS
+from helpers import METHODS, attention_received, flops_and_dense, lowest_relative_flops, total_relative_flops
 
 from ltp import LTPForSequenceClassification
 from ltp.execution.attention import attention_by_length, attention_by_rows, masked_attention
 from ltp.execution.packing import Packing
-from ltp.pruning.flops import flops_and_dense, lowest_relative_flops, total_relative_flops
-from ltp.pruning.importance import attention_received
+from ltp.pruning.flops import CostModel
 from ltp.training.budget import BudgetMultiplier, sampled_budget
 
+READS = frozenset({"received"})
 SIZES = (32, 48)
 
 
@@ -49,11 +49,11 @@ def test_expected_flops_are_the_counted_ones_as_the_temperature_goes_to_zero(rel
     model.train()
     away = []
     for temperature in (3e-3, 1e-3, 3e-4, 1e-4, 1e-5):
-        model.pruner.temperature = temperature
+        model.pruner.method.temperature = temperature
         soft = model(**inputs)
         cost, wanted = (total_relative_flops(x, *SIZES) for x in (soft.expected_lengths, counted.token_lengths))
         away.append(abs(cost - wanted).item())
-    model.pruner.temperature = 1e-9
+    model.pruner.method.temperature = 1e-9
     soft = model(**inputs)
     torch.testing.assert_close(soft.expected_lengths, counted.token_lengths.float(), rtol=0, atol=1e-4)
     torch.testing.assert_close(soft.logits, counted.logits, rtol=1e-4, atol=1e-4)
@@ -129,14 +129,23 @@ def test_a_token_weighs_what_its_survival_is(attend):
     """Two tokens that each survive with probability 1/2 are one: as keys, and in what is received."""
     query, key, value = (torch.randn(3, 2, 4) for _ in range(3))
     packing = Packing(torch.tensor([3]), torch.tensor([0]))
-    context, received = attend(query, key, value, packing, 0.0, needs_received=True)
+    context, received = attend(query, key, value, packing, 0.0, reads=READS)
     doubled = torch.tensor([0, 1, 2, 2])
     four = Packing(torch.tensor([4]), torch.tensor([0]))
     survival = torch.tensor([1.0, 1.0, 0.5, 0.5])
-    twice = attend(query[doubled], key[doubled], value[doubled], four, 0.0, needs_received=True, survival=survival)
+    twice = attend(
+        query[doubled],
+        key[doubled],
+        value[doubled],
+        four,
+        0.0,
+        reads=READS,
+        key_weights=survival,
+        query_weights=survival,
+    )
     torch.testing.assert_close(twice[0][:3], context)
-    torch.testing.assert_close(twice[1][:2], received[:2])
-    torch.testing.assert_close(twice[1][2:].sum(), received[2])
+    torch.testing.assert_close(twice[1]["received"][:2], received["received"][:2])
+    torch.testing.assert_close(twice[1]["received"][2:].sum(), received["received"][2])
 
 
 def test_a_token_that_is_surely_gone_is_not_there():
@@ -163,7 +172,7 @@ def test_the_lowest_cost_by_hand():
 
 
 def multiplier(budget=0.5):
-    return BudgetMultiplier(budget, dense_flops=1e6, hidden_size=32, intermediate_size=48)
+    return BudgetMultiplier(budget, dense_flops=1e6, cost=CostModel(6, 32, 48))
 
 
 def same(value):

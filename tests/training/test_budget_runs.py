@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import SMALL, ltp_train
+from helpers import SMALL, ltp_train, total_relative_flops
 from interrupting import (
     assert_the_same,
     interrupted,
@@ -25,7 +25,6 @@ from ltp import LTPForSequenceClassification
 from ltp.data.datamodule import GLUEDataModule
 from ltp.data.demo import demo_tokenizer
 from ltp.data.sources import load_splits
-from ltp.pruning.flops import total_relative_flops
 from ltp.runs.plan import task_of
 from ltp.runs.settings import TaskSettings
 

@@ -4,6 +4,7 @@ import datasets
 import pytest
 import pytorch_lightning as pl
 import torch
+from helpers import layer_flops, relative_flops
 from torch import nn
 
 from ltp.data.batching import global_batches
@@ -14,7 +15,7 @@ from ltp.data.tasks import TASKS
 from ltp.errors import RunError
 from ltp.evaluation.cost import CostMetric
 from ltp.model.classifier import LTPForSequenceClassification
-from ltp.pruning.flops import layer_flops, relative_flops
+from ltp.pruning.flops import CostModel
 from ltp.training.module import LTPModule
 
 ROWS = 22  # batches of 8, 8 and 6
@@ -82,7 +83,7 @@ def fit(tokenizer):
 @pytest.mark.parametrize("learned", [True, False])
 def test_parameter_groups(pruned, learned):
     model = pruned("absolute_threshold", masking_mode="soft" if learned else "hard")
-    arguments = {"lr": 1e-4, "lr_threshold": 3e-3 if learned else None, "weight_decay": 0.1}
+    arguments = {"lr": 1e-4, "learns": learned, "lr_pruning": 3e-3, "weight_decay": 0.1}
     optimizer = LTPModule(model, TASKS["demo"], total_steps=10, **arguments).configure_optimizers()["optimizer"]
 
     matrices = {id(part.weight) for part in model.modules() if isinstance(part, nn.Linear | nn.Embedding)}
@@ -106,7 +107,14 @@ def test_a_fused_optimiser_takes_the_same_steps(pruned):
     fused, plain = (pruned("absolute_threshold", masking_mode="soft") for _ in range(2))
     for model in (fused, plain):
         module = LTPModule(
-            model, TASKS["demo"], lr=1e-2, lr_threshold=1e-3, weight_decay=0.1, fused=model is fused, total_steps=10
+            model,
+            TASKS["demo"],
+            lr=1e-2,
+            learns=True,
+            lr_pruning=1e-3,
+            weight_decay=0.1,
+            fused=model is fused,
+            total_steps=10,
         )
         optimizer = module.configure_optimizers()["optimizer"]
         assert optimizer.defaults["fused"] is (model is fused)
@@ -123,9 +131,9 @@ def test_a_fused_optimiser_takes_the_same_steps(pruned):
 
 def test_thresholds_take_a_gradient_only_where_they_are_learned(pruned):
     model = pruned("absolute_threshold")
-    LTPModule(model, TASKS["demo"], lr_threshold=1e-3)
+    LTPModule(model, TASKS["demo"], learns=True, lr_pruning=1e-3)
     assert model.thresholds.requires_grad
-    LTPModule(model, TASKS["demo"], lr_threshold=None)
+    LTPModule(model, TASKS["demo"], learns=False)
     assert not model.thresholds.requires_grad
 
 
@@ -135,7 +143,8 @@ def test_the_learning_rate_rises_and_falls_linearly(pruned, warmup_ratio, warmup
         pruned("absolute_threshold", masking_mode="soft"),
         TASKS["demo"],
         lr=1e-3,
-        lr_threshold=5e-3,
+        learns=True,
+        lr_pruning=5e-3,
         warmup_ratio=warmup_ratio,
         total_steps=20,
     )
@@ -172,7 +181,7 @@ def test_a_step_s_gradient_is_that_of_the_mean_over_its_examples(pruned, fit, to
     model = pruned("absolute_threshold", **pruning)
     gradients = Gradients()
     # with a learning rate of next to nothing every step sees the same weights
-    fit(model, accumulate=accumulate, probe=gradients, lr=1e-20, lr_threshold=1e-20)
+    fit(model, accumulate=accumulate, probe=gradients, lr=1e-20, learns=True, lr_pruning=1e-20)
     assert len(gradients.steps) == 3
 
     reference = pruned("absolute_threshold", **pruning).train()
@@ -207,7 +216,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(pruned, fit, monkeypa
         fit(model, steps=6, lr=1e-3)
     assert str(caught.value) == (
         "the loss is nan at step 2: training stopped before this step's update, and the last checkpoint holds finite "
-        "weights. Lower lr, or prune.lambda_threshold, or use trainer.precision=32-true."
+        "weights. Lower lr, or the weight of the method's penalty, or use trainer.precision=32-true."
     )
     assert len(losses) == 3
     for name, parameter in model.named_parameters():
@@ -226,7 +235,7 @@ def test_an_infinite_loss_stops_too(pruned, fit, monkeypatch):
 def test_the_soft_stage_moves_weights_and_thresholds(pruned, fit):
     model = pruned("absolute_threshold", masking_mode="soft", lambda_threshold=0.3, threshold_temperature=0.01)
     thresholds, weight = model.thresholds.detach().clone(), model.dense.classifier.weight.detach().clone()
-    fit(model, lr=1e-4, lr_threshold=1e-3)
+    fit(model, lr=1e-4, learns=True, lr_pruning=1e-3)
     assert (model.thresholds != thresholds).all()
     assert not torch.equal(model.dense.classifier.weight, weight)
 
@@ -249,16 +258,18 @@ def test_with_budgets_the_thresholds_gradient_does_not_shrink_the_weights(pruned
     def norm(group):
         return torch.cat([one.grad.flatten() for one in group if one.grad is not None]).norm().item()
 
-    fit(model, steps=1, probe=Probe(), lr_threshold=1e-3, budgets=budgets, dense_flops=1e6, clip=0.01)
+    fit(model, steps=1, probe=Probe(), learns=True, lr_pruning=1e-3, budgets=budgets, dense_flops=1e6, clip=0.01)
     assert norms["thresholds"] == pytest.approx(0.01, rel=1e-2)
     assert (norms["weights"] == pytest.approx(0.01, rel=1e-2)) == bool(budgets)
     if not budgets:
         assert 0 < norms["weights"] < 0.005
 
 
-@pytest.mark.parametrize("mode", ["absolute_threshold", "topk", "none"])
-def test_the_hard_stage_moves_weights_only(pruned, fit, mode):
-    model = pruned(mode, final_token_threshold=0.01, masking_mode="hard")
+@pytest.mark.parametrize(
+    ("mode", "settings"), [("absolute_threshold", {"final_token_threshold": 0.01}), ("topk", {}), ("none", {})]
+)
+def test_the_hard_stage_moves_weights_only(pruned, fit, mode, settings):
+    model = pruned(mode, masking_mode="hard", **settings)
     before = None if model.thresholds is None else model.thresholds.detach().clone()
     weight = model.dense.classifier.weight.detach().clone()
     fit(model, lr=1e-4, weight_decay=0.1)
@@ -312,7 +323,7 @@ def test_without_dropout_the_same_weights_give_the_same_loss(pruned, fit):
 
 def test_cost_by_hand():
     # two layers, D = 2, I = 3; FLOPs = 2 · (4·D²·n + 2·D·n² + 2·D·I·m) = 32·n + 8·n² + 24·m
-    cost = CostMetric(num_layers=2, hidden_size=2, intermediate_size=3)
+    cost = CostMetric(CostModel(2, 2, 3))
     cost.update(torch.tensor([[5, 3, 1]]))
     cost.update(torch.tensor([[4, 4, 2], [3, 1, 1]]))
     first = (32 * 5 + 8 * 25 + 24 * 3) + (32 * 4 + 8 * 16 + 24 * 4) + (32 * 3 + 8 * 9 + 24 * 1)
@@ -330,7 +341,7 @@ def test_cost_over_batches_is_the_cost_of_the_split():
     generator = torch.Generator().manual_seed(1)
     lengths = torch.randint(1, 40, (50, 7), generator=generator).sort(dim=1, descending=True).values
     lengths[0] = 200  # one long example, of which nothing is pruned
-    cost = CostMetric(6, 32, 48)
+    cost = CostMetric(CostModel(6, 32, 48))
     for batch in lengths.split([1, 20, 3, 26]):
         cost.update(batch)
     result = cost.compute()

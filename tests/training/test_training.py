@@ -16,7 +16,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import SMALL, Finished, directory_of, ltp_train, no_hub, plan_of, write_json
+from helpers import (
+    SMALL,
+    Finished,
+    dense_layer_flops,
+    directory_of,
+    layer_flops,
+    ltp_train,
+    no_hub,
+    plan_of,
+    write_json,
+)
 from interrupting import trained_by_two
 from patience import limit
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -33,8 +43,7 @@ from transformers import (
 from ltp.data.demo import demo_rows, demo_tokenizer
 from ltp.errors import UserError
 from ltp.model.classifier import LTPForSequenceClassification
-from ltp.pruning.flops import dense_layer_flops, layer_flops
-from ltp.pruning.threshold import threshold_schedule
+from ltp.pruning.methods.absolute_threshold import threshold_schedule
 from ltp.reporting.collect import collect
 from ltp.runs.layout import checkpoint_folder
 from ltp.runs.locks import LOCK_FILE
@@ -199,7 +208,7 @@ def test_the_stable_keys_of_results(chain, stage):
     assert results["parent_run_id"] == (results_of(Path(parent))["run_id"] if parent else None)
     assert results["thresholds"] is None if thresholds is None else len(results["thresholds"]) == thresholds
     hyper = results["hyperparameters"]
-    assert (hyper["lr"], hyper["batch_size"], hyper["temperature"], hyper["lambda_threshold"]) == {
+    assert (hyper["lr"], hyper["batch_size"], hyper.get("temperature"), hyper.get("lambda_threshold")) == {
         "dense": (2e-3, 16, None, None),
         "soft": (1e-4, 64, 1e-3, 0.05),
         "hard": (5e-4, 32, 1e-3, 0.05),
@@ -503,7 +512,7 @@ def test_a_loss_that_is_not_finite(monkeypatch):
     assert finished.code == 1
     assert finished.err.splitlines()[-1] == (
         "error: the loss is nan at step 4: training stopped before this step's update, and the last checkpoint holds "
-        "finite weights. Lower lr, or prune.lambda_threshold, or use trainer.precision=32-true."
+        "finite weights. Lower lr, or the weight of the method's penalty, or use trainer.precision=32-true."
     )
     directory = directory_of(command)
     assert not (directory / "results.json").exists()
@@ -803,4 +812,4 @@ def test_manual_thresholds_replace_those_that_a_checkpoint_learned(tmp_path, mak
     run = plan_of(f"task=demo prune=manual prune.final_token_threshold=0.01 restore={tmp_path / 'soft'}")
     assert run.method == "manual"
     built = building.build_model(run, run.task, demo_tokenizer())
-    torch.testing.assert_close(built.thresholds.detach(), threshold_schedule(0.01, 6))
+    torch.testing.assert_close(built.thresholds.detach(), torch.tensor(threshold_schedule(0.01, 6)))

@@ -1,0 +1,1 @@
+"""The methods, one file each. Every file of this folder is imported, and registers its method."""

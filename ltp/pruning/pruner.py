@@ -1,0 +1,121 @@
+"""The pruning of a model: a method, its parameters, and those of each budget."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ltp.pruning.flops import CostModel
+from ltp.pruning.method import Method
+from ltp.pruning.tokens import EncoderShape, Tokens
+
+
+class Pruner(nn.Module):
+    """Applies a method. Its parameters are the method's, under their names.
+
+    Args:
+        method: the method with its settings.
+        shape: sizes of the encoder.
+        num_budgets: K, the number of FLOPs budgets with thresholds of their own.
+
+    Attributes:
+        method, shape: as given.
+        budget_thresholds: thresholds of each budget, (K, L) float32; absent without budgets. The row of the budget
+            in use is updated only when :meth:`use_budget` selects another one.
+        budget_in_use: row of the budget in use, scalar int64; absent without budgets.
+    """
+
+    thresholds: Tensor
+    budget_thresholds: Tensor
+    budget_in_use: Tensor
+
+    def __init__(self, method: Method, shape: EncoderShape, num_budgets: int = 0) -> None:
+        super().__init__()
+        self.method = method
+        self.shape = shape
+        self.num_budgets = num_budgets
+        for name, value in method.parameters(shape).items():
+            setattr(self, name, nn.Parameter(value) if isinstance(value, Tensor) else value)
+        if num_budgets:
+            self.register_buffer("budget_thresholds", self.thresholds.detach().repeat(num_budgets, 1))
+            self.register_buffer("budget_in_use", torch.zeros((), dtype=torch.int64))
+
+    @classmethod
+    def from_config(cls, method: type[Method], config: Any) -> "Pruner":
+        """Create the pruner from an :class:`~ltp.model.configuration.LTPConfig`, read by attribute."""
+        shape = EncoderShape(
+            config.num_hidden_layers,
+            config.hidden_size,
+            config.intermediate_size,
+            config.num_attention_heads,
+            config.max_position_embeddings,
+        )
+        return cls(method.from_config(config), shape, len(config.budgets))
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Set parameters to their initial values (called for parameters that are not in the checkpoint)."""
+        initial = Pruner(self.method, self.shape, self.num_budgets)
+        self.load_state_dict(initial.state_dict())
+
+    @property
+    def own_thresholds(self) -> Tensor | None:
+        """Effective thresholds of layers 1..L, (L,) float32; None if the method has none."""
+        return self._parameters.get("thresholds")
+
+    @torch.no_grad()
+    def share_thresholds(self) -> None:
+        """Copy the effective thresholds to every budget."""
+        self.budget_thresholds.copy_(self.thresholds.expand_as(self.budget_thresholds))
+
+    @torch.no_grad()
+    def use_budget(self, number: int) -> None:
+        """Make the thresholds of a budget the effective ones, in place, after saving the current ones in their row.
+
+        Args:
+            number: row of the budget.
+        """
+        self.budget_thresholds[self.budget_in_use] = self.thresholds
+        self.thresholds.copy_(self.budget_thresholds[number])
+        self.budget_in_use.fill_(number)
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """What the method reads of a layer; see :data:`ltp.pruning.method.READS`."""
+        return self.method.reads
+
+    @property
+    def decides_before(self) -> bool:
+        """Whether a layer's decision falls before its attention."""
+        return self.method.decides_before
+
+    @property
+    def merges(self) -> bool:
+        """Whether tokens that leave are merged into others."""
+        return self.method.merges
+
+    @property
+    def carries(self) -> bool:
+        """Whether a value a token is passed from layer to layer."""
+        return self.method.carries
+
+    def survivors(self, tokens: Tokens) -> Tensor:
+        """Select the tokens that a layer keeps; see :meth:`ltp.pruning.method.Method.survivors`."""
+        return self.method.survivors(tokens, self)
+
+    def merge_targets(self, tokens: Tokens) -> Tensor:
+        """Return the column that each token goes into; see :meth:`ltp.pruning.method.Method.merge_targets`."""
+        return self.method.merge_targets(tokens, self)
+
+    def gate(self, tokens: Tokens) -> Tensor:
+        """Compute the gates of the soft rule; see :meth:`ltp.pruning.method.Method.gate`."""
+        return self.method.gate(tokens, self)
+
+    def carry(self, tokens: Tokens) -> Tensor:
+        """Return the value that is passed to the next layer; see :meth:`ltp.pruning.method.Method.carry`."""
+        return self.method.carry(tokens)
+
+    @property
+    def cost(self) -> CostModel:
+        """Counts the FLOPs of a forward pass with this pruning."""
+        return CostModel.of_method(self.method, self.shape)
