@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loads
 TRAIN := $(BIN)/python -m ltp.train
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo figures report check test train soft hard manual topk sweep reproduce budgets lint typecheck format docs clean
+.PHONY: help install demo demo-methods leaderboard figures report check test train soft hard manual topk sweep reproduce budgets lint typecheck format docs clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -28,6 +28,13 @@ demo: install  ## dense, soft, hard and both baselines on the embedded corpus, t
 	$(TRAIN) task=demo prune=manual
 	$(TRAIN) task=demo prune=topk
 	$(BIN)/python -m ltp.report outputs/tiny/demo
+
+demo-methods: install  ## every method on the embedded corpus at half of the FLOPs, then the report
+	$(TRAIN) -m task=demo stage=hard prune=threshold,manual,topk,random,first,every,ltmp,power_bert,transkimmer,tome,ltc prune.target_flops=0.5 $(ARGS)
+	$(BIN)/python -m ltp.report outputs/tiny/demo
+
+leaderboard: install  ## methods at equal cost: make leaderboard TASK=sst2 ARGS='budgets=[0.3,0.5] seeds=[0,1,2]'
+	$(BIN)/python -m ltp.leaderboard task=$(TASK) $(ARGS)
 
 report: install  ## tables and figures of all finished runs: make report ARGS=outputs/tiny
 	$(BIN)/python -m ltp.report $(ARGS)

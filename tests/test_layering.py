@@ -13,9 +13,9 @@ ROOT = Path(__file__).resolve().parents[1]
 #: The rooms of ltp from the ground up: each depends only on those before it. The commands stand on top.
 ROOMS = (
     *("errors", "pruning", "data", "encoders", "execution", "deploy", "model", "runs", "benchmark", "evaluation"),
-    *("calibration", "sweeps", "training", "exporting", "reporting", "command"),
+    *("calibration", "sweeps", "training", "exporting", "reporting", "comparison", "command"),
 )
-COMMANDS = ("train", "evaluate", "predict", "calibrate", "export", "bench", "report", "list")
+COMMANDS = ("train", "evaluate", "predict", "calibrate", "export", "bench", "report", "list", "leaderboard")
 
 
 def module_name(path):

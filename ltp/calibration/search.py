@@ -17,7 +17,6 @@ from torch import Tensor
 from ltp.model.classifier import LTPForSequenceClassification
 from ltp.pruning import DENSE_MODE, variants
 from ltp.pruning.method import Method
-from ltp.pruning.pruner import Pruner
 
 #: The search stops at this distance from the target, in relative FLOPs.
 TOLERANCE = 0.002
@@ -59,6 +58,8 @@ class AboveDenseError(ValueError):
         self.target, self.dense = target, dense
 
 
+#: Threshold of the last layer at strength 1, where no threshold is positive: LTP's, of importance with Z = 128.
+FINAL_THRESHOLD = 0.01
 #: Thresholds of 0 or below start at this share of the smallest positive threshold.
 SUBSTITUTE = 0.05
 
@@ -85,9 +86,9 @@ class StrengthControl(ABC):
 class ThresholdControl(StrengthControl):
     """Multiply the thresholds by the strength.
 
-    If no threshold is positive, strength 1 is the method's default schedule. Otherwise thresholds of 0 or below, which
-    a factor cannot raise, start at ``SUBSTITUTE`` times the smallest positive one. Thus every budget down to the
-    classification token alone can be reached.
+    If no threshold is positive, those of strength 1 rise linearly to :data:`FINAL_THRESHOLD`. Otherwise thresholds of 0
+    or below, which a factor cannot raise, start at ``SUBSTITUTE`` times the smallest positive one. Thus every budget
+    down to the classification token alone can be reached.
     """
 
     def __init__(self, model: LTPForSequenceClassification) -> None:
@@ -97,9 +98,7 @@ class ThresholdControl(StrengthControl):
         self.thresholds, self.original = thresholds, start
         if not bool((start > 0).any()):
             self.initial = 0.0
-            default = Pruner(type(model.pruner.method)(), model.pruner.shape).own_thresholds
-            assert default is not None
-            start = default.detach().to(start.device)
+            start = torch.arange(1, len(start) + 1, device=start.device) * (FINAL_THRESHOLD / len(start))
         smallest = start[start > 0].min()
         self.start = torch.where(start > 0, start, SUBSTITUTE * smallest)
         # importance is at most N/Z, so a threshold above it leaves only the classification token

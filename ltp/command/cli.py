@@ -110,6 +110,9 @@ class Command:
     prepare: Callable[[Sequence[str]], list[str]] = list
 
     def __post_init__(self) -> None:
+        self._store_schema()
+
+    def _store_schema(self) -> None:
         ConfigStore.instance().store(name=f"{self.name}_schema", node=self.schema)
 
     def __call__(self) -> int:
@@ -118,6 +121,7 @@ class Command:
             sys.argv[1:] = self.prepare(load_plugins(sys.argv[1:]))
         except UserError as error:
             return report_error(error)
+        self._store_schema()  # with the settings of the methods that plugins have registered
         return run_command(self.name, self._run, self._print_filled, self.unknown_key)
 
     def unknown_key(self, key: str) -> str:

@@ -19,7 +19,7 @@ from ltp.execution.output import EncoderOutput, LTPOutput
 from ltp.execution.packed import packed_encoder
 from ltp.execution.packing import Packing, real_tokens
 from ltp.model.configuration import LTPConfig, check_budgets, check_pruning, check_pruning_keys, pruning_keys
-from ltp.pruning import aliases, method_class
+from ltp.pruning import aliases, default_method, method_class
 from ltp.pruning.flops import CostModel
 from ltp.pruning.pruner import Pruner
 from ltp.pruning.tokens import SoftPass
@@ -403,21 +403,19 @@ def _new_pruner(config: Any) -> Pruner:
     return Pruner.from_config(method_class(config.prune_mode), config)
 
 
-def prune(
-    model: PreTrainedModel, prune_mode: str = "absolute_threshold", **pruning: Any
-) -> LTPForSequenceClassification:
+def prune(model: PreTrainedModel, prune_mode: str | None = None, **pruning: Any) -> LTPForSequenceClassification:
     """Add token pruning to a fine-tuned classifier, or change how a pruned classifier prunes.
 
     Args:
         model: a BERT or RoBERTa sequence classifier, or a classifier returned by this function. Weights are shared.
-        prune_mode: the method, ``absolute_threshold`` (or ``threshold``, as on the command line), ``topk``, ….
+        prune_mode: the method, ``threshold`` (the default), ``topk``, …, by its name or another on the command line.
         pruning: settings of the method: ``final_token_threshold=0.01``, ``token_keep_rate=0.2``, …; and
             ``masking_mode="soft"`` to learn thresholds.
 
     Raises:
         ValueError: ltp has no adapter for the model, a setting is unknown, or a value is outside its range.
     """
-    prune_mode = aliases().get(prune_mode, prune_mode)
+    prune_mode = default_method().name if prune_mode is None else aliases().get(prune_mode, prune_mode)
     if isinstance(model, LTPForSequenceClassification):
         model.set_pruning(prune_mode=prune_mode, **pruning)
         return model

@@ -20,7 +20,12 @@ import pkgutil
 from collections.abc import Iterable
 from typing import Any
 
-from ltp.pruning.method import REGISTERED, UNSET, Method, Variant
+from ltp.pruning.method import REGISTERED, UNSET, Method, Variant, setting
+from ltp.pruning.ranked import RankedMethod
+from ltp.pruning.ranking import keep_highest
+from ltp.pruning.scored import ScoredMethod
+
+__all__ = ["Method", "RankedMethod", "ScoredMethod", "Variant", "keep_highest", "setting"]
 
 #: Masking rules of a forward pass. ``hard`` removes tokens. The other two are soft rules for training: every token is
 #: kept, and each layer computes a gate m in [0, 1] per token. ``soft``: m multiplies the layer's output (LTP §3.3).

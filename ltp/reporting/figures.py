@@ -19,7 +19,8 @@ from ltp.reporting.curves import learning_curve
 from ltp.reporting.predictions import UnreadableError, find_predictions, read_token_lengths
 from ltp.reporting.rows import Group, Row
 
-_STYLE: Any = {  # Any, because Matplotlib types rc settings with a literal of all names
+#: Matplotlib's settings of all figures.
+STYLE: Any = {  # Any, because Matplotlib types rc settings with a literal of all names
     "font.family": "sans-serif",
     "text.parse_math": False,  # names are no formulas
     "font.size": 8,
@@ -56,7 +57,7 @@ class Style:
 
 
 #: Styles of methods that declare none.
-_OTHERS = (
+OTHER_STYLES = (
     Style("#CC79A7", "D", ":"),
     Style("#E69F00", "v", "-"),
     Style("#56B4E9", "P", "--"),
@@ -77,7 +78,7 @@ def draw(group: Group) -> tuple[dict[str, bytes], list[LeftOut]]:
         File contents by file name (``<slug>_tradeoff.png``, …), and the predictions files that cannot be read.
     """
     lengths, left_out = _lengths(group)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figures: dict[str, Figure] = {}
         if group.methods:
             figures["tradeoff"] = tradeoff(group)
@@ -92,11 +93,11 @@ def draw(group: Group) -> tuple[dict[str, bytes], list[LeftOut]]:
             figures["examples"] = trajectories(group, lengths)
         files: dict[str, bytes] = {}
         for name, figure in figures.items():
-            files |= {f"{group.slug}_{name}.{form}": content for form, content in _saved(figure).items()}
+            files |= {f"{group.slug}_{name}.{form}": content for form, content in saved(figure).items()}
         return files, left_out
 
 
-def _saved(figure: Figure) -> dict[str, bytes]:
+def saved(figure: Figure) -> dict[str, bytes]:
     """Render a figure as PNG and as PDF."""
     files = {}
     for form in ("png", "pdf"):
@@ -324,7 +325,7 @@ def _styles(group: Group) -> list[tuple[str, Style]]:
         if name in known and known[name].color
     }
     others = [name for name in group.methods if name not in styles]
-    styles |= {name: _OTHERS[index % len(_OTHERS)] for index, name in enumerate(others)}
+    styles |= {name: OTHER_STYLES[index % len(OTHER_STYLES)] for index, name in enumerate(others)}
     return [(name, styles[name]) for name in group.methods]
 
 

@@ -138,7 +138,7 @@ def run_directory(
 def _place(key: str, value: Any) -> str:
     """Return the folder name of a setting: ``batch_size_16``, ``finetune_epochs_1``."""
     name = key.removeprefix("model.architecture.")
-    for group in ("task.", "prune.", "trainer.", "distill."):
+    for group in ("task.", "model.", "prune.", "trainer.", "distill."):
         name = name.removeprefix(group)
     return f"{_safe(name.replace('.', '_'))}_{_safe(_as_text(value))}"
 

@@ -166,11 +166,13 @@ def _check_model_fits(settings: TrainSettings, restored: Checkpoint, model_is_ch
     model = settings.model
     if not model_is_chosen:
         name = restored.name if restored.run_dir is not None else checkpoint_folder(restored.path)
-        model.name, model.name_or_path, model.architecture = name, None, {}
+        model.name, model.name_or_path, model.architecture, model.num_layers = name, None, {}, None
         return
     expected = model.architecture
     if model.name_or_path is not None and (Path(model.name_or_path) / "config.json").is_file():
         expected = read_config(Path(model.name_or_path) / "config.json", f"model.name_or_path={model.name_or_path}")
+    if model.num_layers is not None:
+        expected = {**expected, "num_hidden_layers": model.num_layers}
     for key in ("model_type", "num_hidden_layers", "hidden_size"):
         actual = restored.dense_config.get(key)
         if key in expected and actual is not None and actual != expected[key]:

@@ -84,13 +84,14 @@ class ModelSettings:
     """The encoder (group ``model``).
 
     ``name`` is the model's folder in ``output_root``. ``name_or_path`` is the pretrained checkpoint, or null for an
-    encoder with random weights. ``architecture`` is that encoder's Hugging Face configuration; a restored checkpoint
-    must match it. ``gradient_checkpointing`` computes activations again in the backward pass, which takes less memory
-    and more time, and gives the same weights.
+    encoder with random weights. ``num_layers`` takes its first layers only; null takes all. ``architecture`` is that
+    encoder's Hugging Face configuration; a restored checkpoint must match it. ``gradient_checkpointing`` computes
+    activations again in the backward pass, which takes less memory and more time, and gives the same weights.
     """
 
     name: str | None = None
     name_or_path: str | None = None
+    num_layers: int | None = None
     architecture: dict[str, Any] = field(default_factory=dict)
     gradient_checkpointing: bool = False
 
@@ -456,6 +457,7 @@ _RANGES: tuple[_Range, ...] = (
     ("distill.weight", lambda value: 0 < value <= 1, "above 0 and at most 1"),
     ("distill.temperature", lambda value: 0 < value < math.inf, "above 0"),
     ("distill.hidden_weight", lambda value: 0 <= value < math.inf, "0 or more"),
+    ("model.num_layers", lambda value: value >= 1, "1 or more"),
     ("task.max_length", lambda value: value >= 8, "8 or more (tokens)"),
     ("task.max_train_samples", lambda value: value >= 1, "1 or more (rows)"),
     ("task.max_validation_samples", lambda value: value >= 1, "1 or more (rows)"),

@@ -93,9 +93,10 @@ class BudgetMultiplier(nn.Module):
         cost, dense = total(self._step_flops).tolist()
         self._step_flops.zero_()
         expected = cost / dense
-        if self.mean == 0:  # first step: the thresholds were just calibrated, so an evaluation costs the budget
+        if self.mean == 0:
             self.mean.fill_(expected)
-            self.measured(self.budget)
+            if thresholds is not None:  # which were just calibrated, so an evaluation costs the budget
+                self.measured(self.budget)
         self.mean += MEAN_SHARE * (expected - self.mean)
         gap = self.mean + self.offset - self.budget
         self.value += STEP_SIZE * gap

@@ -120,6 +120,8 @@ def build_dense(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> Any
     if settings.name_or_path is None:
         architecture = dict(settings.architecture)
         model_type = architecture.pop("model_type", None)
+        if settings.num_layers is not None:
+            architecture["num_hidden_layers"] = settings.num_layers
         if model_type not in FAMILIES:
             known = ", ".join(sorted(FAMILIES))
             raise UserError(
@@ -140,10 +142,16 @@ def build_dense(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> Any
             return family.classifier_class(config)
         except (StrictDataclassError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:  # bad sizes
             raise UserError(f"model.architecture: {' '.join(str(error).split())}") from error
-    pretrained_config(settings.name_or_path)
+    depth = pretrained_config(settings.name_or_path).num_hidden_layers
+    if settings.num_layers is not None and settings.num_layers > depth:
+        raise UserError(f"model.num_layers={settings.num_layers}: {settings.name_or_path} has {depth} layers")
     with loading_from_hub(f"model.name_or_path={settings.name_or_path}", _MODEL_REMEDY, source=settings.name_or_path):
         return AutoModelForSequenceClassification.from_pretrained(
-            settings.name_or_path, num_labels=task.num_labels, dtype=torch.float32, trust_remote_code=False
+            settings.name_or_path,
+            num_labels=task.num_labels,
+            num_hidden_layers=settings.num_layers or depth,
+            dtype=torch.float32,
+            trust_remote_code=False,
         )
 
 

@@ -231,6 +231,8 @@ class LTPModule(pl.LightningModule):
     def _apply_budget(self, step: int) -> None:
         """Select the budget that an optimiser step trains, and recalibrate or measure it periodically."""
         if self.multiplier is not None:
+            if self.model.thresholds is None:  # what is searched does not change the gates: the price alone works
+                return
             if step == 0:
                 self.calibrate(indices=[0])
             self._use_budget(0)

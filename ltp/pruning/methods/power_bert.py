@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 def retained_counts(retention: Tensor, scale: float = 1.0) -> Tensor:
     """Return the number of tokens that each layer keeps: ``⌈scale · Σ_k r_l[k]⌉``, which does not rise, at least 1.
 
+    With a scale the layers are rounded in turn, the last ones down first: a small change of the scale then changes few
+    layers, so that costs lie close together.
+
     Args:
         retention: r, the share of each rank that a layer retains, (L, N) float32, in [0, 1].
         scale: factor on the sums.
@@ -27,6 +30,8 @@ def retained_counts(retention: Tensor, scale: float = 1.0) -> Tensor:
         (L,) int64.
     """
     mass = retention.clamp(0, 1).double().sum(dim=1) * scale
+    if scale != 1:
+        mass = mass - torch.arange(len(mass), device=mass.device) / len(mass)
     return (mass - 1e-6).ceil().long().clamp(min=1).cummin(dim=0).values  # 1e-6: a sum of float32 that is whole
 
 
@@ -74,6 +79,7 @@ class PowerBert(ScoredMethod):
             description="Each layer keeps the tokens that rank highest by the attention they receive from others; how "
             "many, was learned (PoWER-BERT, [arXiv 2001.08950](https://arxiv.org/abs/2001.08950)).",
             learned=True,
+            demo={"lr_retention": 2e-2},
             color="#E69F00",
             marker="v",
             line="-",

@@ -82,6 +82,7 @@ class Transkimmer(Method):
             description="Before each layer a small network decides which tokens skip the rest of the encoder "
             "(Transkimmer, [arXiv 2205.07324](https://arxiv.org/abs/2205.07324)).",
             learned=True,
+            demo={"lr_predictor": 2e-3},
             color="#56B4E9",
             marker="P",
             line="--",

@@ -1,0 +1,63 @@
+"""Settings of a leaderboard, and their checks."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import MISSING
+
+from ltp.errors import UserError, check_range
+from ltp.pruning import aliases, all_methods, known_methods
+from ltp.runs.settings import check_shares
+
+
+@dataclass
+class LeaderboardSettings:
+    """Settings of a leaderboard; ``python -m ltp.leaderboard --help`` explains the keys.
+
+    ``methods`` is a str or a list of str: :func:`check` makes it a list.
+    """
+
+    methods: Any = None
+    budgets: Any = MISSING
+    seeds: Any = MISSING
+    layers: bool = MISSING
+    int8: bool = MISSING
+    speed_batch_size: int = MISSING
+    threads: int | None = None
+    to: str | None = None
+    train: Any = MISSING
+
+
+#: Keys of trainings that the leaderboard sets.
+_ITS_OWN = ("prune", "prune_mode", "prune.target_flops", "budgets", "seed", "stage", "model.num_layers")
+
+
+def check(settings: LeaderboardSettings) -> LeaderboardSettings:
+    """Check the settings, and fill their nulls.
+
+    Raises:
+        UserError: a value is out of range, or a method is unknown or cannot be brought to a budget.
+    """
+    for key in ("methods", "budgets", "seeds"):
+        value = getattr(settings, key)
+        if value is not None and not isinstance(value, list):
+            setattr(settings, key, [value])
+    if settings.methods is None:
+        settings.methods = [name for name, method in all_methods().items() if method.has_strength()]
+    for name in settings.methods:
+        known = aliases().get(name, name)
+        if known not in all_methods():
+            raise UserError(f"methods: there is no method {name}; {known_methods(str(name))}")
+        if not all_methods()[known].has_strength():
+            raise UserError(f"methods: {name} cannot be compared at equal cost: it has no setting that sets its cost")
+    numbers = all(isinstance(value, int | float) for value in settings.budgets)
+    check_range(numbers, "budgets", settings.budgets, "shares of the dense FLOPs, as [0.3,0.5,0.7]")
+    settings.budgets = sorted(float(value) for value in settings.budgets)
+    check_shares("budgets", settings.budgets)
+    seeds = all(isinstance(value, int) and value >= 0 for value in settings.seeds) and len(settings.seeds) > 0
+    check_range(seeds, "seeds", settings.seeds, "one or more whole numbers from 0 on, as [0,1,2]")
+    check_range(settings.speed_batch_size >= 1, "speed_batch_size", settings.speed_batch_size, "1 or more")
+    for word in settings.train:
+        if word.split("=", 1)[0].lstrip("+") in _ITS_OWN:
+            raise UserError(f"{word}: the leaderboard sets it; choose with methods=, budgets= and seeds=")
+    return settings

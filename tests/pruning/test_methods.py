@@ -1,0 +1,336 @@
+"""Every method: an example worked by hand, and the same results in every form that executes it."""
+
+import ast
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import new_pruner, tokens_of
+
+import ltp
+from ltp.exporting.graph import GraphForm
+from ltp.model.classifier import LTPForSequenceClassification
+from ltp.pruning import all_methods, variants
+from ltp.pruning.importance import SCORING_MODES
+from ltp.pruning.method import READS, Method
+from ltp.pruning.methods.every import Every
+from ltp.pruning.methods.first import First
+from ltp.pruning.methods.ltc import LTC
+from ltp.pruning.methods.ltmp import LTMP
+from ltp.pruning.methods.power_bert import PowerBert, retained_counts
+from ltp.pruning.methods.random import Random, drawn
+from ltp.pruning.methods.tome import ToMe, matched
+from ltp.pruning.methods.transkimmer import Transkimmer
+from ltp.pruning.ranking import keep_rates
+from ltp.pruning.tokens import EncoderShape, SoftPass, Tokens
+
+#: Settings with which each method loses tokens in several layers of the small classifier.
+SETTINGS = {
+    "none": [{}],
+    "absolute_threshold": [
+        {"final_token_threshold": 0.012},
+        {"scoring_mode": "max_norm", "final_token_threshold": 0.7},
+    ],
+    "topk": [{"first_layer": 1, "scoring_mode": mode} for mode in SCORING_MODES]
+    + [{"keep_shape": "constant", "first_layer": 2}, {"keep_rates": [1.0, 0.8, 0.6, 0.5, 0.3, 0.1]}],
+    "random": [{"first_layer": 1}],
+    "first": [{"first_layer": 1}],
+    "every": [{"first_layer": 1}],
+    "ltmp": [{"scoring_mode": "mean_norm"}],
+    "power_bert": [{"retention_scale": 0.06}],
+    "transkimmer": [{"skim_threshold": 0.9933}],
+    "tome": [{"first_layer": 1, "token_keep_rate": 0.1}],
+    "ltc": [{"pool_layer": 2, "pool_rate": 0.4}],
+}
+CASES = [(name, settings) for name, several in SETTINGS.items() for settings in several]
+
+
+def bools(*rows):
+    return torch.tensor(rows, dtype=torch.bool)
+
+
+def seen(alive, *, layer=1, num_layers=2, lengths=None, training=False, attention=None, **states):
+    lengths = alive.sum(dim=1) if lengths is None else torch.tensor(lengths)
+    return Tokens(layer, num_layers, 1, alive, lengths, attention=attention or {}, states=states, training=training)
+
+
+@pytest.fixture
+def pruned(make_dense, family):
+    def make(name, settings):
+        model = LTPForSequenceClassification.from_dense(make_dense(family), prune_mode=name, **settings).eval()
+        if name == "ltmp":
+            with torch.no_grad():
+                model.thresholds.copy_(torch.linspace(0.02, 0.08, 6))
+        return model
+
+    return make
+
+
+@pytest.fixture
+def inputs():
+    lengths = torch.tensor([17, 3, 30, 2, 14, 9, 17])
+    mask = (torch.arange(30) < lengths[:, None]).long()
+    return {"input_ids": torch.randint(5, 100, mask.shape), "attention_mask": mask}
+
+
+def test_every_method_is_here():
+    assert SETTINGS.keys() == {name for name, method in all_methods().items() if method.__module__.startswith("ltp.")}
+
+
+@pytest.mark.parametrize(("name", "settings"), CASES)
+def test_all_forms_agree(pruned, inputs, name, settings):
+    """Packed, deployed and as a graph, against the masked reference."""
+    model = pruned(name, settings)
+    model.execution = "masked"
+    with torch.no_grad():
+        expected = model(**inputs)
+        model.execution = "packed"
+        graph_logits, graph_lengths = GraphForm(model)(**inputs)
+        forms = {"packed": model(**inputs), "deployed": model.deploy()(**inputs)}
+    for form, output in forms.items():
+        assert torch.equal(output.token_lengths, expected.token_lengths), form
+        torch.testing.assert_close(output.logits, expected.logits, atol=1e-5, rtol=1e-5, msg=form)
+    assert torch.equal(graph_lengths, expected.token_lengths)
+    torch.testing.assert_close(graph_logits, expected.logits, atol=1e-5, rtol=1e-5)
+    leaving = expected.token_lengths.sum(dim=0).diff().lt(0).sum()
+    assert leaving >= {"none": 0, "ltc": 1, "power_bert": 1}.get(name, 2)
+
+
+@pytest.mark.parametrize(("name", "settings"), CASES)
+def test_an_input_alone_gives_what_it_gives_in_a_batch(pruned, inputs, name, settings):
+    model = pruned(name, settings)
+    with torch.no_grad():
+        together = model(**inputs)
+        alone = model(input_ids=inputs["input_ids"][4:5, :14])
+    assert alone.token_lengths[0].tolist() == together.token_lengths[4].tolist()
+    torch.testing.assert_close(alone.logits[0], together.logits[4], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name, method in all_methods().items() if method.learns])
+def test_soft_forms_agree_and_gradients_reach_the_parameters(pruned, inputs, name):
+    settings = {"skim_noise": False} if name == "transkimmer" else {}
+    method = all_methods()[name]
+    model = pruned(name, {"masking_mode": method.masking, **settings}).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    gradients = {}
+    for form in ("masked", "packed"):
+        model.execution = form
+        model.zero_grad()
+        output = model(**inputs, labels=torch.arange(7) % 3)
+        output.loss.backward()
+        gradients[form] = [parameter.grad.clone() for parameter in model.pruner.parameters()]
+        logits = output.logits.detach()
+        if form == "masked":
+            expected = logits
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+    for packed, masked in zip(gradients["packed"], gradients["masked"], strict=True):
+        torch.testing.assert_close(packed, masked, atol=1e-5, rtol=1e-3)
+    assert any(gradient.abs().sum() > 0 for gradient in gradients["packed"])
+
+
+@pytest.mark.parametrize("name", [name for name, method in all_methods().items() if method.has_strength()])
+def test_the_strength_turns_a_method_from_dense_to_its_hardest(pruned, inputs, name):
+    from ltp.calibration.search import strength_control
+
+    model = pruned(name, SETTINGS[name][0])
+    control = strength_control(model)
+    costs = []
+    with torch.no_grad():
+        for strength in (0.0, 0.5, 1.0, 2.0, control.strongest):
+            control.apply(strength)
+            costs.append(model.cost.total_relative_flops(model(**inputs).token_lengths))
+    own = model.pruner.method.own_flops(model.pruner.shape)
+    assert costs == sorted(costs, reverse=True)
+    assert costs[0] == pytest.approx(1.0) or own
+    assert costs[-1] < 0.85
+    control.reset_to_start()
+    with torch.no_grad():
+        assert model.cost.total_relative_flops(model(**inputs).token_lengths) == pytest.approx(costs[2])
+
+
+# -- examples by hand ----------------------------------------------------------------------------------------
+
+
+def test_keep_rates_as_shapes():
+    assert keep_rates(0.2, 4, first_layer=1) == pytest.approx([0.8, 0.6, 0.4, 0.2])
+    assert keep_rates(0.25, 4, first_layer=3, shape="constant") == pytest.approx([1, 1, 0.5, 0.25])
+    assert keep_rates(-0.5, 4, shape="constant", first_layer=1) == [0, 0, 0, 0]
+
+
+def test_first_keeps_the_first():
+    alive = bools([1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0])
+    kept = First(token_keep_rate=0.5, first_layer=1, keep_rates=[0.5, 0.5]).survivors(seen(alive), None)
+    assert kept.int().tolist() == [[1, 1, 1, 0, 0, 0], [1, 1, 0, 0, 0, 0]]
+
+
+def test_every_keeps_tokens_at_equal_distances():
+    alive = bools([1] * 8, [1, 1, 1, 1, 1, 1, 0, 0])
+    kept = Every(keep_rates=[0.5, 0.5]).survivors(seen(alive), None)
+    # floor(i·4/8) rises at 0, 2, 4, 6; floor(i·3/6) at 0, 2, 4
+    assert kept.int().tolist() == [[1, 0, 1, 0, 1, 0, 1, 0], [1, 0, 1, 0, 1, 0, 0, 0]]
+
+
+def test_random_draws_by_length_and_position_alone():
+    positions = torch.arange(40).repeat(2, 1)
+    numbers = drawn(positions, torch.tensor([40, 40]), seed=0)
+    assert torch.equal(numbers[0], numbers[1])
+    assert not torch.equal(numbers[0], drawn(positions, torch.tensor([39, 40]), seed=0)[0])
+    assert not torch.equal(numbers[0], drawn(positions, torch.tensor([40, 40]), seed=1)[0])
+    many = drawn(torch.arange(500)[None], torch.tensor([500]), seed=3)
+    assert many.mean().item() == pytest.approx(0.5, abs=0.05)
+    assert len(many.unique()) == 500
+    kept = Random(keep_rates=[0.5, 0.5]).survivors(seen(torch.ones(2, 40).bool(), positions=positions), None)
+    assert kept[:, 0].all()
+    assert kept.sum(dim=1).tolist() == [20, 20]
+
+
+def test_ltmp_s_gate_is_hard_forwards_and_soft_backwards():
+    method = LTMP(score_length=1, gate_temperature=0.5, kept_share=0.4, penalty_weight=10)
+    pruner = new_pruner(method, 1)
+    with torch.no_grad():
+        pruner.thresholds.fill_(0.3)
+    gate = pruner.gate(tokens_of(torch.tensor([[0.1, 0.2, 0.4, 0.9]]), bools([1, 1, 1, 0])))
+    assert gate.tolist() == [[1, 0, 1, 0]]
+    gate.sum().backward()
+    sigmoids = [1 / (1 + torch.tensor(-(s - 0.3) / 0.5).exp()) for s in (0.2, 0.4)]
+    assert pruner.thresholds.grad.item() == pytest.approx(-sum((m * (1 - m) / 0.5).item() for m in sigmoids), rel=1e-5)
+    soft = SoftPass(torch.zeros(2, 2), torch.tensor([[10.0, 6.0, 2.0], [4.0, 4.0, 2.0]]))
+    # kept: (6 + 2)/2/10 = 0.4 and (4 + 2)/2/4 = 0.75; mean 0.575
+    assert float(method.penalty(soft, pruner)) == pytest.approx(10 * 0.175**2)
+
+
+def test_power_bert_by_hand():
+    pruner = new_pruner(PowerBert(score_length=4, lambda_retention=0.1), 2)
+    with torch.no_grad():
+        pruner.retention.copy_(torch.tensor([[1.0, 0.9, 0.5, 0.0], [1.0, 1.0, 0.6, 0.2]]))
+    assert retained_counts(pruner.retention).tolist() == [3, 3]  # ⌈2.4⌉, ⌈2.8⌉
+    assert retained_counts(torch.tensor([[1.0, 0.0], [1.0, 1.0]])).tolist() == [1, 1]  # it does not rise
+    sums = {"received": torch.tensor([[9.0, 5.0, 7.0, 6.0]]), "diagonal": torch.tensor([[0.0, 0.0, 6.0, 0.0]])}
+    tokens = seen(bools([1, 1, 1, 1]), attention=sums)  # off the diagonal: 9, 5, 1, 6: ranks 0, 2, 3, 1
+    assert pruner.gate(tokens).tolist() == [pytest.approx([1.0, 0.5, 0.0, 0.9])]
+    assert pruner.survivors(tokens).int().tolist() == [[1, 1, 0, 1]]
+    soft = SoftPass(torch.zeros(1, 2), torch.zeros(1, 3))
+    assert pruner.method.penalty(soft, pruner).item() == pytest.approx(0.1 * (1 * 2.4 + 2 * 2.8))
+
+
+def test_transkimmer_keeps_everything_at_first_and_then_what_the_predictor_says():
+    pruner = new_pruner(Transkimmer(skim_noise=False), 2)
+    alive, hidden = bools([1, 1, 1, 0]), torch.randn(1, 4, 8)
+    assert torch.equal(pruner.survivors(seen(alive, hidden=hidden)), alive)
+    assert pruner.gate(seen(alive, hidden=hidden, training=True)).tolist() == [[1, 1, 1, 0]]
+    with torch.no_grad():  # reject all
+        pruner.predictors[0][4].bias.copy_(torch.tensor([9.0, -9.0]))
+    assert pruner.survivors(seen(alive, hidden=hidden)).int().tolist() == [[1, 0, 0, 0]]
+    soft = SoftPass(torch.zeros(1, 2), torch.tensor([[8.0, 4.0, 2.0]]))
+    assert float(pruner.method.penalty(soft, pruner)) == pytest.approx(0.5 * 3 / 8)
+    assert pruner.cost.own_flops == 2 * (8 * 8 + 2 * 8)
+    noisy = Transkimmer()
+    alive = torch.ones(1, 4001, dtype=torch.bool)
+    gate = noisy.gate(seen(alive, hidden=torch.zeros(1, 4001, 8), training=True), new_pruner(noisy, 2))
+    kept = 1 / (1 + torch.tensor(-5.0).exp().item())  # the difference of two Gumbel variables is logistic
+    assert gate[0, 1:].mean().item() == pytest.approx(kept, abs=0.004)
+
+
+def test_tome_merges_the_most_alike_pair():
+    # tokens 0, 2, 4 are the first set (0 is the class token and receives none), 1, 3, 5 the second
+    keys = torch.tensor([[[1.0, 0], [1, 0.1], [0, 1], [0.1, 1], [-1, 0], [-1, 0.9]]])
+    alive = bools([1, 1, 1, 1, 1, 1])
+    # cosines: 3 with 2 is .995; 5 with 4 is .743; 1 with 2 is .0995
+    assert matched(keys, alive, torch.tensor([1])).tolist() == [[0, 1, 2, 2, 4, 5]]
+    assert matched(keys, alive, torch.tensor([2])).tolist() == [[0, 1, 2, 2, 4, 4]]
+    assert matched(keys, alive, torch.tensor([9])).tolist() == [[0, 2, 2, 2, 4, 4]]
+    assert matched(keys, bools([1, 1, 0, 0, 0, 0]), torch.tensor([1])).tolist() == [[0, 1, 2, 3, 4, 5]]
+    targets = new_pruner(ToMe(keep_rates=[0.8, 0.8]), 2).merge_targets(seen(alive, keys=keys))
+    assert targets.tolist() == [[0, 1, 2, 2, 4, 5]]  # round(0.8 · 6) = 5 stay
+
+
+def test_ltc_pools_neighbours():
+    alive = bools([1] * 7, [1, 1, 1, 1, 0, 0, 0])
+    targets = LTC(pool_layer=1, pool_rate=0.5).merge_targets(seen(alive), None)
+    # six others into three groups of two; three others into ⌈1.5⌉ groups: tokens 1 and 2, and token 3
+    assert targets.tolist() == [[0, 1, 1, 3, 3, 5, 5], [0, 1, 1, 3, 4, 5, 6]]
+    assert LTC(pool_layer=2).merge_targets(seen(alive), None)[0].tolist() == list(range(7))
+
+
+def test_a_token_that_others_go_into_is_their_mean_and_counts_as_many(make_dense, family):
+    """Four equal tokens that merge into one change nothing: attention counts it four times."""
+    dense = make_dense(family)
+    dense.base_model.embeddings.position_embeddings.weight.data.zero_()
+    ids = torch.tensor([[2, 7, 7, 7, 7]])
+    plain = LTPForSequenceClassification.from_dense(dense).eval()
+    merged = LTPForSequenceClassification.from_dense(dense, prune_mode="ltc", pool_layer=1, pool_rate=0.0).eval()
+    with torch.no_grad():
+        output = merged(ids)
+        assert output.token_lengths[0].tolist() == [5, 2, 2, 2, 2, 2, 2]
+        torch.testing.assert_close(output.logits, plain(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+# -- the contract --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", all_methods())
+def test_the_contract(name):
+    method = all_methods()[name]
+    assert method.__doc__
+    for field, fact in method.settings().items():
+        assert fact.help, field
+    assert method().reads <= READS
+    for variant in method.variants:
+        assert variant.label
+        assert variant.description, "model cards describe it"
+        assert {*variant.defaults, *variant.demo, *variant.shown} <= method.settings().keys()
+        assert all(key == "lr" or key.removeprefix("prune.") in method.settings() for key in variant.grid)
+    method.check(method.defaults())
+
+
+def test_names_and_styles_are_distinct():
+    styles = [(item.color, item.marker) for item in variants().values() if item.color]
+    assert len(set(styles)) == len(styles)
+    labels = [item.label for item in variants().values()]
+    assert len(set(labels)) == len(labels)
+
+
+def test_nothing_but_its_file_names_a_method():
+    package = Path(ltp.__file__).parent
+    words = {"none", "dense", "learned", "random", "first", "every"}  # in use for other things, too
+    names = {*all_methods(), *variants()} - words
+    names |= {field for method in all_methods().values() for field in method.settings()}
+    names -= {"scoring_mode", "score_length"}  # of many methods: ltp/pruning/scored.py
+    names -= {"temperature"}  # distillation has one, too
+    for path in package.rglob("*.py"):
+        if (package / "pruning") in path.parents:
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        strings = {
+            node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
+        attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        modules = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        named = names & (strings | attributes)
+        assert not named, path
+        assert not any(module.startswith("ltp.pruning.methods.") for module in modules), path
+
+
+def test_reading_what_a_method_does_not_name_is_an_error():
+    with pytest.raises(LookupError, match=r"^keys was not computed in layer 1: name it in the method's reads$"):
+        seen(bools([1, 1])).keys  # noqa: B018
+
+
+def test_own_flops_are_counted():
+    plain = new_pruner(all_methods()["topk"](), 2).cost
+    skimming = new_pruner(Transkimmer(), 2).cost
+    lengths = torch.tensor([[10, 5, 2]])
+    # D = 8, I = 16: entering tokens of layer 1 are those after its decision
+    first = 2 * (4 * 64 * 5 + 2 * 8 * 25 + 2 * 8 * 16 * 5) + 160 * 10
+    second = 2 * (4 * 64 * 2 + 2 * 8 * 4 + 2 * 8 * 16 * 2) + 160 * 5
+    assert skimming.layer_flops(lengths).tolist() == [[first, second]]
+    assert plain.layer_flops(lengths)[0, 0] == 2 * (4 * 64 * 10 + 2 * 8 * 100 + 2 * 8 * 16 * 5)
+
+
+def test_the_base_of_all_has_no_name():
+    assert Method.name == ""
+    assert dataclasses.is_dataclass(Method)
+    assert EncoderShape(2).max_positions == 512
