@@ -2,8 +2,6 @@
 
 import ast
 import importlib
-import json
-import os
 import re
 import shlex
 import shutil
@@ -16,7 +14,6 @@ import pytest
 import torch
 import transformers
 import yaml
-from helpers import SMALL
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from torch.utils.data import DataLoader, default_collate
@@ -210,37 +207,6 @@ def test_the_site_builds_and_fetches_nothing_from_elsewhere(tmp_path):
         fetched = re.findall(r"<(?:script|img|iframe)[^>]*\ssrc=\"?(\S+)|<link[^>]*\shref=\"?(\S+)", html)
         assert not [pair for pair in fetched if re.match(r"(https?:)?//", "".join(pair))], page.name
         assert not re.search(r":(func|class|meth|mod|data|attr|exc):", html), page.name
-
-
-@pytest.mark.slow
-def test_the_method_of_the_docs_is_one_file_and_one_entry(tmp_path):
-    """In a copy of the package: trained by the command line, executed packed, and counted."""
-    for folder in ("ltp", "conf"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    page = blocks("python", TEXTS["docs/extending.md"])
-    source = next(block for block in page if "(Pruner)" in block)
-    loader, methods = next(block for block in page if "METHODS" in block).split("\n\n\n")
-    (tmp_path / "ltp/pruning/random.py").write_text(source)
-    init = tmp_path / "ltp/pruning/__init__.py"
-    before = init.read_text()
-    shipped = methods.replace('    "random": _random,\n', "")
-    assert shipped in before  # the page shows the dictionary as it is
-    comment = "#: Maps ``prune_mode`` to a function"
-    assert comment in before
-    init.write_text(before.replace(shipped, methods).replace(comment, f"{loader}\n\n\n{comment}"))
-    finished = subprocess.run(
-        [sys.executable, "-m", "ltp.train", *SMALL, "prune=random", "prune.token_keep_rate=0"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
-    assert finished.returncode == 0, finished.stderr
-    (path,) = (tmp_path / "outputs/tiny/demo/random/rate_0").rglob("results.json")
-    results = json.loads(path.read_text())
-    assert (results["method"], results["prune_mode"]) == ("random", "random")
-    assert results["tokens_per_layer"][-1] == 1  # rate 0 keeps the classification token
-    assert results["relative_flops"] < 0.95
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Lightning's and the Trainer's about a training this small
