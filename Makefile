@@ -10,7 +10,7 @@ TRAIN := $(BIN)/python -m ltp.train
 .PHONY: help install demo demo-methods leaderboard figures report check test train soft hard manual topk sweep reproduce budgets lint typecheck format docs clean
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 	@echo
 	@echo "TASK=mrpc chooses the task, ARGS='lr=1e-5 seed=1' adds to the command."
 
@@ -23,10 +23,8 @@ install: .venv/.installed  ## create .venv and install ltp with its pinned depen
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: install  ## dense, soft, hard and both baselines on the embedded corpus, then the report (minutes on a laptop)
-	$(TRAIN) task=demo prune=threshold stage=hard
-	$(TRAIN) task=demo prune=manual
-	$(TRAIN) task=demo prune=topk
+demo: install  ## learned and given thresholds and top-k at the same costs, on the embedded corpus, then the report
+	$(TRAIN) -m task=demo stage=hard prune=threshold,manual,topk prune.target_flops=0.2,0.4
 	$(BIN)/python -m ltp.report outputs/tiny/demo
 
 demo-methods: install  ## every method on the embedded corpus at half of the FLOPs, then the report
