@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -245,6 +245,14 @@ class Method:
     def own_flops(self, shape: EncoderShape) -> float:
         """Return the FLOPs that it adds for a token that enters a decision, in each layer."""
         return 0.0
+
+    def passes(self, num_layers: int, seed: int, step: int) -> Sequence[Method]:
+        """Return the further passes of a training step of the hard stage: the method with other settings in each.
+
+        Where there are any, the step's first pass keeps every token and learns from the labels, and its logits teach
+        the others. Equal in all processes and after a resume.
+        """
+        return ()
 
     # -- how it is trained, and brought to a budget ----------------------------------------------------------------
 

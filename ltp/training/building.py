@@ -98,6 +98,11 @@ def build_model(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> LTP
     model.config.label2id = {label: index for index, label in enumerate(labels)}
     model.config.problem_type = "regression" if task.is_regression else "single_label_classification"
     model.gradient_checkpointing = settings.model.gradient_checkpointing
+    if model.gradient_checkpointing and settings.stage == "hard" and method.passes(model.pruner.shape.num_layers, 0, 0):
+        raise UserError(
+            f"model.gradient_checkpointing=true: {method.name} trains several forms of the model in a step, and only "
+            "the last could be computed again in the backward pass; leave it out"
+        )
     if settings.task.max_length > (limit := model.config.max_input_tokens):
         raise UserError(f"task.max_length={settings.task.max_length}: the model reads at most {limit} tokens")
     return model

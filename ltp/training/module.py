@@ -21,8 +21,10 @@ from ltp.data.tasks import Task, build_metrics
 from ltp.errors import RunError
 from ltp.evaluation.cost import CostMetric
 from ltp.model.classifier import LTPForSequenceClassification
+from ltp.pruning import DENSE_MODE, method_class
+from ltp.pruning.method import Method
 from ltp.training.budget import BudgetMultiplier, sampled_budget
-from ltp.training.distillation import Distillation
+from ltp.training.distillation import Distillation, logits_loss
 
 log = logging.getLogger(__name__)
 
@@ -143,11 +145,20 @@ class LTPModule(pl.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the micro-batch's loss, weighted so that an optimiser step averages over its examples."""
         distillation = self.distillation
+        pruner = self.model.pruner
+        in_use, passes = pruner.method, self._further_passes()
+        if passes:
+            pruner.method = method_class(DENSE_MODE)()
         output = self.model(**batch, output_class_states=distillation is not None and distillation.needs_states)
         loss = output.loss
         if distillation is not None:
             task_loss = self.model.task_loss(output.logits, batch["labels"])
             loss = loss + distillation.added_loss(output, batch, task_loss)
+        for method in passes:  # what keeps every token teaches them
+            pruner.method = method
+            logits = self.model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+            loss = loss + logits_loss(logits, output.logits.detach(), temperature=1.0)
+        loss, pruner.method = loss / (1 + len(passes)), in_use
         if self.multiplier is not None:
             loss = loss + self.multiplier.penalty(output.expected_lengths)
         self._check_finite(loss)
@@ -158,6 +169,12 @@ class LTPModule(pl.LightningModule):
             self.log("train/kept_fraction", kept.mean().float(), prog_bar=True, batch_size=rows)
         datamodule: GLUEDataModule = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
         return loss * datamodule.loss_weight(batch_idx, rows)
+
+    def _further_passes(self) -> Sequence[Method]:
+        if self.model.config.masking_mode != "hard":
+            return ()
+        pruner = self.model.pruner
+        return pruner.method.passes(pruner.shape.num_layers, self.seed, self.global_step)
 
     def _check_finite(self, loss: Tensor) -> None:
         non_finite = (~torch.isfinite(loss.detach())).float()

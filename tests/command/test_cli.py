@@ -135,7 +135,7 @@ def test_unknown_keys(root, word, message):
             "prune=threshold prune.final_token_threshold=1",
             "prune.final_token_threshold=1 is out of range: it must be in [0, 1); published: 0.004–0.016",
         ),
-        ("prune.mode=top", "prune.mode=top: there is no such method; did you mean topk?"),
+        ("prune.mode=top", "prune.mode=top: there is no such method; did you mean topk or tome?"),
     ],
 )
 def test_wrong_types_and_ranges(root, word, message):

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from ltp.pruning.importance import SCORING_MODES
 from ltp.pruning.method import READS, Method
 from ltp.pruning.methods.every import Every
 from ltp.pruning.methods.first import First
+from ltp.pruning.methods.lat import LAT
 from ltp.pruning.methods.ltc import LTC
 from ltp.pruning.methods.ltmp import LTMP
 from ltp.pruning.methods.power_bert import PowerBert, retained_counts
@@ -41,6 +43,7 @@ SETTINGS = {
     "power_bert": [{"retention_scale": 0.06}],
     "transkimmer": [{"skim_threshold": 0.9933}],
     "tome": [{"first_layer": 1, "token_keep_rate": 0.1}],
+    "lat": [{"first_layer": 1}],
     "ltc": [{"pool_layer": 2, "pool_rate": 0.4}],
 }
 CASES = [(name, settings) for name, several in SETTINGS.items() for settings in several]
@@ -245,6 +248,17 @@ def test_tome_merges_the_most_alike_pair():
     assert matched(keys, bools([1, 1, 0, 0, 0, 0]), torch.tensor([1])).tolist() == [[0, 1, 2, 3, 4, 5]]
     targets = new_pruner(ToMe(keep_rates=[0.8, 0.8]), 2).merge_targets(seen(alive, keys=keys))
     assert targets.tolist() == [[0, 1, 2, 2, 4, 5]]  # round(0.8 · 6) = 5 stay
+
+
+def test_lat_s_passes():
+    method = LAT(length_drop=0.5, random_passes=2)
+    smallest, *between = method.passes(3, seed=1, step=7)
+    assert smallest.rates(3) == [0.5, 0.25, 0.125]
+    assert len(between) == 2
+    for drawn_one in between:
+        assert all(high >= low >= high / 2 for high, low in pairwise([1.0, *drawn_one.rates(3)]))
+    assert method.passes(3, seed=1, step=7) == [smallest, *between]
+    assert method.passes(3, seed=1, step=8) != [smallest, *between]
 
 
 def test_ltc_pools_neighbours():

@@ -1,5 +1,7 @@
 """The LightningModule: what is optimised, by how much, and what is counted."""
 
+import copy
+
 import datasets
 import pytest
 import pytorch_lightning as pl
@@ -366,3 +368,31 @@ def test_an_evaluation_is_over_exactly_the_split(pruned, fit, tokenizer):
     lengths = torch.stack(lengths)
     assert evaluated.cost["tokens_per_layer"] == pytest.approx(lengths.double().mean(dim=0).tolist())
     assert evaluated.cost["gflops"] == pytest.approx(layer_flops(lengths, 32, 48).sum(dim=1).mean().item() / 1e9)
+
+
+def test_a_method_with_passes_trains_the_whole_model_and_teaches_the_others(pruned, fit):
+    """The loss of a step: the labels' of the whole model, and the others' distance from it, a mean over the passes."""
+    model = pruned("lat", masking_mode="hard", length_drop=0.5, random_passes=1, first_layer=1)
+    before, own = copy.deepcopy(model).train(), model.pruner.method
+
+    class Probe(pl.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            self.batch, self.loss = batch, trainer.callback_metrics["train/loss"].item()
+
+    probe = Probe()
+    fit(model, steps=1, probe=probe, lr=1e-4, seed=3)
+    inputs = {name: values for name, values in probe.batch.items() if name != "labels"}
+    passes = own.passes(model.config.num_hidden_layers, 3, 0)
+    with torch.no_grad():
+        before.set_pruning(prune_mode="none")
+        whole = before(**inputs).logits
+        losses = [torch.nn.functional.cross_entropy(whole, probe.batch["labels"])]
+        for number, method in enumerate(passes):
+            before.set_pruning(prune_mode="topk", keep_rates=method.keep_rates)
+            output = before(**inputs)
+            assert output.token_lengths[:, -1].sum() < output.token_lengths[:, 0].sum(), number
+            log_whole, log_part = whole.log_softmax(dim=-1), output.logits.log_softmax(dim=-1)
+            losses.append((log_whole.exp() * (log_whole - log_part)).sum(dim=-1).mean())
+    assert len(losses) == 3
+    assert probe.loss == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+    assert model.pruner.method == own
