@@ -13,6 +13,7 @@ COMMANDS = {
     "export": "export a run as a Hugging Face directory or an ONNX graph",
     "bench": "benchmark the speed of pruned and dense inference engines",
     "report": "tables and figures of all finished runs",
+    "leaderboard": "compare methods at equal cost, with the error of every difference",
     "list": "the runs of a folder: finished, under way, and how to go on with the others",
 }
 
@@ -27,7 +28,7 @@ def main() -> int:
     if "--version" in arguments:
         print(f"ltp {__version__}")
         return 0
-    lines = [f"  python -m ltp.{name:10} {summary}" for name, summary in COMMANDS.items()]
+    lines = [f"  python -m ltp.{name:11} {summary}" for name, summary in COMMANDS.items()]
     print(
         "\n".join(["Train, compare and deploy token-pruned encoders.", "", *lines, "", "--help explains each command."])
     )

@@ -321,6 +321,17 @@ def register_options() -> None:
             store(group="sweep", name=variant.sweep or variant.name, node=node, package="_global_")
 
 
+def _describe_settings() -> str:
+    """Return one line for each setting of the methods, for ``--help``."""
+    described: dict[str, tuple[str, list[str]]] = {}
+    for method_name, method in all_methods().items():
+        for name, fact in method.settings().items():
+            described.setdefault(name, (fact.help, []))[1].append(method_name)
+    lines = [f"  prune.{name:23} {help} ({', '.join(names)})" for name, (help, names) in described.items()]
+    return "\n".join(lines)
+
+
+OmegaConf.register_new_resolver("method_settings", _describe_settings, replace=True)
 register_options()
 prune_settings()
 

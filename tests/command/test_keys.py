@@ -1,5 +1,6 @@
 """Every key that a command's help lists is used once, on a small run."""
 
+import dataclasses
 import importlib
 import json
 import re
@@ -8,6 +9,7 @@ import pytest
 from helpers import SMALL, in_process, ltp_train
 
 from ltp.data.demo import demo_rows, demo_tokenizer
+from ltp.pruning import all_methods
 
 pytestmark = [
     pytest.mark.slow,
@@ -16,6 +18,21 @@ pytestmark = [
 ]
 
 TASK_KEYS = ("task.max_length=16", "task.max_train_samples=20", "task.max_validation_samples=10")
+
+
+def method_trials():
+    """A command for each setting of each method, with its default or a valid value."""
+    values = {"first_layer": 2, "keep_rates": "[1,0.8,0.6,0.5,0.4,0.3]", "pool_layer": 2, "lr_threshold": 1e-3}
+    trials = {}
+    for name, method in all_methods().items():
+        for item in dataclasses.fields(method):
+            fact = item.metadata["setting"]
+            value = values.get(item.name, item.default)
+            stage = fact.stage or ("soft" if fact.learned else "hard")
+            trials[f"prune.{item.name}"] = f"prune={name} stage={stage} prune.{item.name}={value}"
+    return trials
+
+
 #: The arguments that try a key, by command and key. RUN is a run with the budgets 0.4 and 0.7, DENSE its dense parent.
 TRIALS = {
     "evaluate": {
@@ -100,6 +117,17 @@ TRIALS = {
         "bench.device": "restore=RUN bench.device=cpu",
         "bench.output": "restore=RUN bench.output=HERE/bench.json",
     },
+    "leaderboard": {
+        "methods": "--cfg job methods=[topk]",
+        "budgets": "--cfg job budgets=[0.5]",
+        "seeds": "--cfg job seeds=[0,1]",
+        "layers": "--cfg job layers=false",
+        "int8": "--cfg job int8=false",
+        "speed_batch_size": "--cfg job speed_batch_size=8",
+        "threads": "--cfg job threads=1",
+        "to": "--cfg job to=HERE/board",
+        "any": "--cfg job task=mrpc",
+    },
     "export": {
         "restore": "restore=RUN to=HERE/exported",
         "budget": "restore=RUN to=HERE/exported budget=0.4",
@@ -133,18 +161,15 @@ TRIALS = {
         "output_root": "output_root=HERE",
         "overwrite": "overwrite=true",
         "flops_budget": "flops_budget=0.5",
-        "prune.final_token_threshold": "prune=manual prune.final_token_threshold=0.02",
         "prune.target_flops": "prune=threshold prune.target_flops=0.5",
         "budgets": "prune=threshold budgets=[0.3,0.5]",
         "distill.weight": "prune=topk distill=logits distill.weight=0.3",
         "distill.temperature": "prune=topk distill=logits distill.temperature=3",
         "distill.hidden_weight": "prune=topk distill=hidden distill.hidden_weight=0.2",
         "distill.teacher": "prune=topk restore=DENSE distill=logits distill.teacher=DENSE",
-        "prune.temperature": "prune=threshold stage=soft prune.temperature=1e-3",
-        "prune.lambda_threshold": "prune=threshold stage=soft prune.lambda_threshold=0.2",
-        "prune.lr_threshold": "prune=threshold stage=soft prune.lr_threshold=1e-3",
-        "prune.token_keep_rate": "prune=topk prune.token_keep_rate=0.1",
-        "prune.scoring_mode": "prune=manual prune.scoring_mode=mean_norm",
+        **method_trials(),
+        "plugins": "plugins=[ltp.pruning.methods.topk]",
+        "model.num_layers": "model.num_layers=2",
         "model.name_or_path": "model.name_or_path=PRETRAINED",
         "model.gradient_checkpointing": "model.gradient_checkpointing=true",
         **{item.partition("=")[0]: item for item in TASK_KEYS},
