@@ -18,7 +18,7 @@ from patience import limit
 from ltp import report
 from ltp.reporting.collect import collect
 from ltp.reporting.documents import latex, summary_markdown, summary_tex, table_of_runs
-from ltp.reporting.figures import _STYLE, draw, thresholds, tradeoff
+from ltp.reporting.figures import STYLE, draw, thresholds, tradeoff
 from ltp.reporting.predictions import UnreadableError, find_predictions, read_token_lengths
 from ltp.reporting.rows import Spread, compare
 from ltp.reporting.table import MAX_ROWS, comparison, left_out, shown_rows
@@ -649,7 +649,7 @@ def test_the_figures_tell_variants_apart(tmp_path):
     ]
     files, _ = draw(group)
     assert all(is_drawn(content) for name, content in files.items() if name.endswith(".png"))
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = tradeoff(group)
         figure.draw_without_rendering()
         box = figure.legends[0].get_window_extent()
@@ -827,7 +827,7 @@ def test_the_tradeoff_has_a_curve_a_method_and_tells_what_it_cuts(tree):
     assert "dense, 91.0" in curves
     assert [text.get_text() for text in axes.texts] == ["1 below the axis"]
     assert axes.get_ylim()[0] > 50
-    assert _STYLE["font.family"] == "sans-serif"
+    assert STYLE["font.family"] == "sans-serif"
 
 
 def test_a_method_of_somebody_else_is_drawn_too(tmp_path):

@@ -239,6 +239,18 @@ def test_a_step_of_the_multiplier_by_hand():
     assert thresholds.tolist() == pytest.approx([0.01 * factor, 0.02 * factor])
 
 
+def test_without_thresholds_the_price_is_proportional_to_the_gap():
+    control = multiplier(0.7)
+    cheap, dense = torch.tensor([[9.0, 8, 7, 6, 5, 4, 3]]), torch.full((2, 7), 9.0)
+    control.penalty(dense)
+    control.update(None, same)
+    assert control.value.item() == pytest.approx(20 * (1 - 0.7))  # the gradient of 10 · (E − 0.7)²
+    control.penalty(cheap)
+    control.update(None, same)
+    mean = 0.7 + 0.3 * total_relative_flops(cheap, *SIZES).item()
+    assert control.value.item() == pytest.approx(20 * (mean - 0.7))
+
+
 def test_every_budget_is_sampled_the_harder_ones_more_often_and_the_same_everywhere():
     budgets = [0.25, 0.5, 1.0]
     drawn = [sampled_budget(budgets, 5, step) for step in range(2190)]
