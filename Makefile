@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loads
 TRAIN := $(BIN)/python -m ltp.train
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-methods leaderboard figures report check test train soft hard manual topk sweep reproduce budgets lint typecheck format docs clean
+.PHONY: help install demo demo-methods leaderboard figures report check test gpu train soft hard manual topk sweep reproduce budgets lint typecheck format docs clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -42,6 +42,9 @@ figures: install  ## the pictures of README and docs, from the demo's runs
 
 check: lint typecheck  ## before a commit: ruff, mypy and the fast tests, in a minute or so
 	$(PYTEST) -m "not slow"
+
+gpu: install  ## on a machine with a GPU: its tests and benchmarks, one report in outputs/gpu
+	$(BIN)/python scripts/gpu.py
 
 test: install  ## every test, offline, on the CPU
 	$(PYTEST)

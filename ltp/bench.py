@@ -132,7 +132,10 @@ def check(settings: BenchSettings) -> None:
     options = settings.bench
 
     check_choice("bench.shape", options.shape, list(SHAPES))
-    check_choice("bench.lengths", options.lengths, list(LENGTHS))
+    if options.lengths is None or not options.lengths.isdecimal():
+        check_choice("bench.lengths", options.lengths, list(LENGTHS))
+    else:
+        check_range(4 <= int(options.lengths) <= 512, "bench.lengths", options.lengths, "a task's name, or in [4, 512]")
     check_choice("bench.order", options.order, ("random", "sorted"))
     check_choice("bench.clock", options.clock, ("wall", "processor"))
     check_choice("bench.device", options.device, ("auto", "cpu", "cuda"))
@@ -316,6 +319,10 @@ def read_sequences(
     options = settings.bench
     if settings.task is None:
         assert options.lengths is not None
+        if options.lengths.isdecimal():
+            same = [int(options.lengths)] * options.sequences
+            source = f"synthetic, {options.lengths} tokens each"
+            return Sequences(source, random_sequences(same, model.config.vocab_size, settings.seed))
         lengths = synthetic_lengths(options.lengths, options.sequences, settings.seed)
         mean = LENGTHS[options.lengths].mean
         source = f"synthetic, like {options.lengths} (log-normal, mean {mean:g}, 4 to 128 tokens)"

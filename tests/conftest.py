@@ -5,8 +5,11 @@ What takes seconds to import is imported by the fixtures: the process that deals
 
 import gc
 import os
+import shutil
 from collections import Counter
 
+if shutil.which("nvidia-smi") is None:  # no GPU: kernels run in Triton's interpreter, which is chosen at its import
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start, too: several share few cores
 
 import pytest

@@ -12,7 +12,19 @@ ROOT = Path(__file__).resolve().parents[1]
 
 #: The rooms of ltp from the ground up: each depends only on those before it. The commands stand on top.
 ROOMS = (
-    *("errors", "pruning", "data", "encoders", "execution", "deploy", "model", "runs", "benchmark", "evaluation"),
+    *(
+        "errors",
+        "pruning",
+        "data",
+        "encoders",
+        "kernels",
+        "execution",
+        "deploy",
+        "model",
+        "runs",
+        "benchmark",
+        "evaluation",
+    ),
     *("calibration", "sweeps", "training", "exporting", "reporting", "comparison", "command"),
 )
 COMMANDS = ("train", "evaluate", "predict", "calibrate", "export", "bench", "report", "list", "leaderboard")
@@ -109,9 +121,9 @@ def test_a_command_is_thin_and_depends_on_no_other(command):
         ("ltp.data.metrics", []),
         ("ltp.data.tasks", ["ltp.data.metrics"]),
         ("ltp.encoders", []),
-        ("ltp.execution", ["ltp.encoders", "ltp.pruning"]),
-        ("ltp.deploy", ["ltp.data.sequences", "ltp.encoders", "ltp.execution", "ltp.pruning"]),
-        ("ltp.model", ["ltp.deploy", "ltp.encoders", "ltp.execution", "ltp.pruning"]),
+        ("ltp.execution", ["ltp.encoders", "ltp.kernels", "ltp.pruning"]),
+        ("ltp.deploy", ["ltp.data.sequences", "ltp.encoders", "ltp.execution", "ltp.kernels", "ltp.pruning"]),
+        ("ltp.model", ["ltp.deploy", "ltp.encoders", "ltp.execution", "ltp.kernels", "ltp.pruning"]),
         ("ltp.reporting", ["ltp.runs.checkpoints", "ltp.runs.summary", "ltp"]),
     ],
 )
@@ -124,7 +136,7 @@ def test_a_room_leaves_out_what_it_does_not_need(package, allowed):
 @pytest.mark.parametrize(
     "package",
     [
-        *("ltp.pruning", "ltp.encoders", "ltp.execution", "ltp.deploy", "ltp.model", "ltp.benchmark"),
+        *("ltp.pruning", "ltp.encoders", "ltp.kernels", "ltp.execution", "ltp.deploy", "ltp.model", "ltp.benchmark"),
         *("ltp.evaluation.page", "ltp.exporting", "ltp.reporting"),
     ],
 )

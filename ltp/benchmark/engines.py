@@ -63,10 +63,9 @@ def _ltp(*, pruned: bool, execution: str) -> Callable[[Models, str], Infer]:
 
 def _deployed(*, pruned: bool) -> Callable[[Models, str], Infer]:
     def build(models: Models, dtype: str) -> Infer:
-        _require_cpu(models, "deploy() is")
         try:
             deployed = models.ltp("float32", pruned=pruned).deploy(dtype)
-        except RuntimeError as error:  # the CPU has no matrix products for this type
+        except (RuntimeError, ValueError, ImportError) as error:  # the device has no products for this type
             raise UnavailableError(str(error)) from error
         return lambda batch: cast("Tensor", deployed(**batch).logits)
 

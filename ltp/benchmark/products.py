@@ -42,6 +42,8 @@ def bare_products(config: Any, token_lengths: Sequence[Tensor], dtype: str, back
         backend: ``plain`` (``F.linear``) or ``deployed`` (the linears of ``deploy()``, with its padding of rows).
         device: where the products are computed.
     """
+    if device.type == "cuda":
+        backend = "plain"  # the device's library is the limit there
     make_linear = {"plain": _plain, "deployed": _deployed}[backend]
     padded_rows = linear_type(dtype).row_count if backend == "deployed" else PlainLinear.row_count
     hidden_size, inner_size = config.hidden_size, config.intermediate_size

@@ -66,7 +66,7 @@ class DeployedClassifier:
         self._dense = copy.deepcopy(dense, {id(layers): nn.ModuleList()}).float().eval().requires_grad_(False)
         with torch.no_grad():
             for number, layer in enumerate(layers, start=1):
-                _check_plain(family.parts(layer), number)
+                check_plain(family.parts(layer), number)
             self._layers = [DeployedLayer(family.parts(layer), self.back_end, self._hidden_type) for layer in layers]
 
     def set_pruner(self, pruner: Pruner) -> None:
@@ -232,7 +232,7 @@ def _merged(rows: Tensor, into: Tensor, sizes: Tensor, merged_sizes: Tensor) -> 
     return total / merged_sizes.clamp(min=1)[:, None].to(rows.dtype)
 
 
-def _check_plain(parts: LayerParts, number: int) -> None:
+def check_plain(parts: LayerParts, number: int) -> None:
     """Check that the parts of a layer are plain modules: only their weights are copied.
 
     Raises:

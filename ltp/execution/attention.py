@@ -1,5 +1,8 @@
 """Self-attention over padded and packed tokens that also returns what it gives each token."""
 
+import warnings
+from functools import cache
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -65,8 +68,6 @@ def packed_attention(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Scaled dot-product attention within each packed sequence.
 
-    A kernel for packed sequences can replace this function.
-
     Args:
         query, key, value: (T, H, D/H).
         packing: positions of the sequences.
@@ -79,8 +80,13 @@ def packed_attention(
     Returns:
         The context, (T, D), and the sums over each token's own sequence, by name, each (T,) float32.
     """
-    # a CPU is faster without computing padding, a GPU with fewer kernel launches
-    attend = attention_by_length if query.device.type == "cpu" else attention_by_rows
+    # neither computes padding; the padded form is for GPUs that cannot run the kernels
+    if query.device.type == "cpu":
+        attend = attention_by_length
+    elif kernels_work(query.device, query.dtype, query.shape[-1]):
+        attend = attention_by_kernel
+    else:
+        attend = attention_by_rows
     weights = {"key_weights": key_weights, "query_weights": query_weights}
     return attend(query, key, value, packing, dropout, reads=reads, **weights)
 
@@ -147,3 +153,77 @@ def attention_by_rows(
     mask = packing.alive[:, None, None, :]
     context = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
     return packing.pack(context.transpose(1, 2).flatten(2)), {}
+
+
+def attention_by_kernel(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packing: Packing,
+    dropout: float,
+    *,
+    reads: frozenset[str] = frozenset(),
+    key_weights: Tensor | None = None,
+    query_weights: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """:func:`packed_attention` with Triton's kernels for packed sequences, without padding."""
+    from ltp.kernels.attention import attention
+
+    bias = None if key_weights is None else key_bias(key_weights)
+    context, lse, received = attention(
+        *(query, key, value, packing.starts, packing.counts, packing.alive.shape[1]),
+        bias=bias,
+        query_weights=query_weights,
+        dropout=dropout,
+        seed=int(torch.randint(2**31 - 1, ())) if dropout else 0,  # from the host's generator: no wait
+        received=bool(reads & {"received", "value_weighted"}),
+    )
+    sums: dict[str, Tensor] = {}
+    with torch.autocast(query.device.type, enabled=False):
+        if "received" in reads and received is not None:
+            sums["received"] = packing.pack(received.sum(dim=1))
+        if "value_weighted" in reads and received is not None:
+            by_head = packing.pack(received.transpose(1, 2))  # (T, H)
+            sums["value_weighted"] = (by_head * value.float().norm(dim=-1)).sum(dim=1)
+        scale, added = query.shape[-1] ** -0.5, 0.0 if bias is None else bias[:, None]
+        if "diagonal" in reads:
+            logits = (query.float() * key.float()).sum(dim=-1) * scale + added
+            diagonal = (logits - lse).exp().sum(dim=1)
+            sums["diagonal"] = diagonal if query_weights is None else diagonal * query_weights
+        if "class_attention" in reads:
+            first = packing.starts.repeat_interleave(packing.counts, output_size=packing.total)
+            logits = (query[first].float() * key.float()).sum(dim=-1) * scale + added
+            sums["class_attention"] = (logits - lse[first]).exp().sum(dim=1)
+    return context.flatten(1), sums
+
+
+@cache
+def kernels_work(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
+    """Whether Triton's kernels run on a device and agree with the padded form, on a small example; warns if not."""
+    try:
+        from ltp.kernels.attention import LARGEST_HEAD
+
+        if head_size > LARGEST_HEAD:
+            reason = f"heads of {head_size} numbers; they take {LARGEST_HEAD} at most"
+        else:
+            reason = "" if _kernels_agree(device, dtype, head_size) else "they gave wrong results in a check"
+    except Exception as error:  # no Triton, or a device that it does not compile for
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    if reason:
+        warnings.warn(f"attention on {device} is padded, which is slower than ltp's kernels: {reason}", stacklevel=3)
+    return not reason
+
+
+@torch.no_grad()
+def _kernels_agree(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
+    counts = torch.tensor([1, 17, 70], device=device)
+    packing = Packing(counts, torch.arange(3, device=device))
+    numbers = torch.linspace(-40, 40, 88 * 2 * head_size, device=device)  # not random: leaves the generator as it is
+    query, key, value = ((numbers * (2 + part)).sin().view(88, 2, head_size).to(dtype) for part in range(3))
+    reads = frozenset({"received"})
+    context, sums = attention_by_kernel(query, key, value, packing, 0.0, reads=reads)
+    exact = (query.float(), key.float(), value.float())
+    expected, expected_sums = attention_by_rows(*exact, packing, 0.0, reads=reads)
+    allowed = 1e-4 if dtype == torch.float32 else 2e-2
+    differences = (context.float() - expected, sums["received"] - expected_sums["received"])
+    return all(bool(difference.abs().max() <= allowed * 2) for difference in differences)

@@ -37,7 +37,8 @@ def packed_encoder(
 ) -> EncoderOutput:
     """Run the encoder's layers over packed tokens.
 
-    On a GPU each layer that prunes synchronises once with the device, to read the number of remaining tokens.
+    On a GPU each layer that prunes waits for the device once, to read the number of remaining tokens; the deployed form
+    (:mod:`ltp.deploy.cuda`) never does.
 
     Args:
         family: adapter to the encoder.

@@ -26,6 +26,7 @@ from ltp.pruning.tokens import SoftPass
 
 if TYPE_CHECKING:
     from ltp.deploy.classifier import DeployedClassifier
+    from ltp.deploy.cuda import DeployedOnCUDA
 
 log = logging.getLogger(__name__)
 
@@ -334,24 +335,24 @@ class LTPForSequenceClassification(PreTrainedModel):
         )
         return output if return_dict is not False else output.to_tuple()
 
-    def deploy(self, dtype: str = "float32") -> "DeployedClassifier":
-        """Create a frozen copy for inference on a CPU, with prepacked or quantised weights. Call it like the model.
+    def deploy(self, dtype: str = "float32") -> "DeployedClassifier | DeployedOnCUDA":
+        """Create a frozen copy for inference on the model's device. Call it like the model.
 
         Args:
-            dtype: ``float32``, ``bfloat16`` or ``int8`` (dynamic).
+            dtype: on a CPU ``float32``, ``bfloat16`` or ``int8`` (dynamic), with prepacked or quantised weights; on a
+                GPU ``float32``, ``bfloat16`` or ``float16``.
 
         Raises:
-            ValueError: an unknown dtype, or a model that is not on the CPU.
+            ValueError: an unknown dtype, or a model on another kind of device.
             RuntimeError: int8 without a PyTorch engine for it.
         """
+        if self.device.type == "cuda":
+            from ltp.deploy.cuda import DeployedOnCUDA  # needs Triton
+
+            return DeployedOnCUDA(self.family, self.dense, self.pruner, dtype=dtype)
         from ltp.deploy.classifier import DeployedClassifier  # not needed for training
 
-        return DeployedClassifier(
-            self.family,
-            self.dense,
-            self.pruner,
-            dtype=dtype,
-        )
+        return DeployedClassifier(self.family, self.dense, self.pruner, dtype=dtype)
 
     def task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Compute the task loss, the mean over the examples, by the rule of Hugging Face's classifiers.

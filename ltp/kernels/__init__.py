@@ -1,0 +1,1 @@
+"""Triton kernels for GPUs; only :mod:`ltp.execution` and :mod:`ltp.deploy` use them, and only on CUDA."""
