@@ -28,19 +28,10 @@ def _logits(q, k, bias, column, count, scale, HAS_BIAS: tl.constexpr):
 
 
 @triton.jit
-def _mixed(x):
-    """Mix the bits of numbers, uint32 (lowbias32, by C. Wellons); Triton's interpreter cannot run ``tl.rand``."""
-    x = (x ^ (x >> 16)) * 0x7FEB352D
-    x = (x ^ (x >> 15)) * 0x846CA68B
-    return x ^ (x >> 16)
-
-
-@triton.jit
 def _kept(seed, head, row, column, total, width, dropout):
     """Whether dropout keeps the weight of a query (a row of the packed tensor) and a key (a column)."""
     offset = ((head * total + row)[:, None] * width + column[None, :]).to(tl.uint32)
-    number = _mixed(_mixed(offset) + tl.cast(seed, tl.uint32))
-    return (number >> 8).to(tl.float32) * (1.0 / 16777216) >= dropout
+    return tl.rand(seed, offset) >= dropout
 
 
 @triton.jit(do_not_specialize=["seed", "total"])
@@ -169,8 +160,8 @@ def _backward_queries_kernel(
     lse = tl.load(Lse + rows * HEADS + head, mask=query < count, other=float("inf"))
     delta = tl.load(Delta + rows * HEADS + head, mask=query < count, other=0.0)
     weights = tl.load(Weights + rows, mask=query < count, other=0.0) if HAS_WEIGHTS else 1.0
-    received = GradReceived + (sequence * HEADS + head).to(tl.int64) * width
     if HAS_RECEIVED:  # Σ_j P(i, j) dR(j)
+        received = GradReceived + (sequence * HEADS + head).to(tl.int64) * width
         sums = tl.zeros((BLOCK_M,), tl.float32)
         for offset in range(0, count, BLOCK_N):
             column = offset + tl.arange(0, BLOCK_N)
