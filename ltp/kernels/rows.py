@@ -79,8 +79,7 @@ def linear_blocks(rows: int, dtype: torch.dtype) -> dict[str, int]:
 
 def linear(
     rows: Tensor, weight: Tensor, bias: Tensor, count: Tensor, *, index: Tensor | None = None,
-    residual: Tensor | None = None, activation: str = "", capacity: int | None = None,
-    blocks: dict[str, int] | None = None,
+    residual: Tensor | None = None, activation: str = "",
 ) -> Tensor:  # fmt: skip
     """Compute ``activation(x Wᵀ + b) + residual`` of the first ``count`` rows.
 
@@ -91,16 +90,14 @@ def linear(
         index: rows of ``rows`` and ``residual`` to take, (R',) integers; None for the first ones.
         residual: (R, out); None for 0.
         activation: one of :data:`ACTIVATIONS`.
-        capacity: rows of the result; None for R' or R.
-        blocks: block sizes; None for those of :func:`linear_blocks`.
 
     Returns:
-        (capacity, out); rows from ``count`` on are not written.
+        (R', out), or (R, out); rows from ``count`` on are not written.
     """
     columns, depth = weight.shape
-    capacity = capacity or len(rows if index is None else index)
+    capacity = len(rows if index is None else index)
     out = torch.empty(capacity, columns, dtype=rows.dtype, device=rows.device)
-    blocks = blocks or linear_blocks(capacity, rows.dtype)
+    blocks = linear_blocks(capacity, rows.dtype)
     grid = (triton.cdiv(capacity, blocks["BLOCK_M"]) * triton.cdiv(columns, blocks["BLOCK_N"]),)
     _linear_kernel[grid](
         rows, weight, bias, residual, index, count, out, columns, rows.stride(0),
