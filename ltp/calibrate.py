@@ -13,13 +13,13 @@ from types import ModuleType
 from typing import Any
 
 from ltp.calibration.directory import check_directory, check_model_directory, new_directory
-from ltp.calibration.request import BUDGETS, LATENCY_DEFAULTS, CalibrateSettings, Request, is_dense
+from ltp.calibration.request import BUDGETS, GENERATIONS, LATENCY_DEFAULTS, CalibrateSettings, Request, is_dense
 from ltp.calibration.summary import print_record, print_summary
 from ltp.command.cli import Command
 from ltp.command.imports import fast_imports
 from ltp.command.output import progress
 from ltp.errors import UserError, check_choice, check_range, format_value
-from ltp.pruning import DENSE_MODE, method_class
+from ltp.pruning import DENSE_MODE, RankedMethod, method_class
 from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint, is_finished
 from ltp.runs.loading import stored_task, task_and_data
 from ltp.runs.plan import task_of
@@ -29,6 +29,7 @@ from ltp.runs.settings import check_shares, is_unset
 log = logging.getLogger("ltp")
 
 EXECUTIONS = ("deployed", "packed")
+SEARCHES = ("strength", "evolution")
 DTYPES = ("float32", "bfloat16", "int8")
 
 
@@ -70,6 +71,8 @@ def resolve_texts(settings: CalibrateSettings) -> tuple[Checkpoint, Path]:
             is in use.
     """
     check(settings)
+    if settings.search == "evolution":
+        raise UserError("search=evolution calibrates runs: leave texts out, or search")
     given = [key for key in ("target_latency_ms", "budgets", "data_dir") if getattr(settings, key) is not None]
     for key in [*given, *([] if is_unset(settings.task) else ["task"])]:
         raise UserError(f"{key} needs a task with its data, in place of texts={settings.texts}: leave one of them out")
@@ -134,6 +137,14 @@ def check(settings: CalibrateSettings) -> None:
         raise UserError(f"columns={format_value(settings.columns)} goes with texts=FILE")
     latency = settings.target_latency_ms
     check_range(latency is None or 0 < latency < math.inf, "target_latency_ms", latency, "above 0 (milliseconds)")
+    check_choice("search", settings.search, SEARCHES)
+    if settings.search == "evolution":
+        settings.generations = GENERATIONS if settings.generations is None else settings.generations
+        check_range(settings.generations >= 1, "generations", settings.generations, "1 or more")
+        if settings.target_flops is None:
+            raise UserError(f"search=evolution goes with target_flops=…, not with {given[0]}")
+    elif settings.generations is not None:
+        raise UserError(f"generations={settings.generations} goes with search=evolution")
     check_choice("execution", settings.execution, EXECUTIONS)
     check_choice("dtype", settings.dtype, DTYPES)
     check_choice("device", settings.device, ("auto", "cpu", "cuda"))
@@ -174,6 +185,11 @@ def check_method(settings: CalibrateSettings, checkpoint: Checkpoint) -> None:
         raise UserError(
             f"restore={settings.restore} prunes by {mode}, which has no setting that brings it to a cost; "
             "train it with other settings"
+        )
+    if settings.search == "evolution" and not issubclass(method, RankedMethod):
+        raise UserError(
+            f"search=evolution finds keep rates, and restore={settings.restore} prunes by {mode}, which has none: "
+            "leave search out"
         )
     if settings.budgets is not None and mode != DENSE_MODE and not method.has_thresholds():
         raise UserError(

@@ -56,7 +56,8 @@ def new_directory(settings: CalibrateSettings, checkpoint: Checkpoint) -> Path:
 
 def _leaf(settings: CalibrateSettings) -> str:
     if settings.target_flops is not None:
-        return f"target_{format_number(settings.target_flops)}"
+        searched = f"_{settings.search}_{settings.generations}" if settings.search == "evolution" else ""
+        return f"target_{format_number(settings.target_flops)}{searched}"
     if settings.budgets is not None:
         return "_".join(["budgets", *map(format_number, settings.budgets)])
     if settings.agreement is not None:

@@ -20,6 +20,9 @@ BUDGETS = {
 #: The keys that need ``target_latency_ms``, with their defaults.
 LATENCY_DEFAULTS = {"batch_size": 1, "execution": "deployed", "dtype": "float32"}
 
+#: Generations of ``search=evolution``.
+GENERATIONS = 15
+
 
 @dataclass
 class CalibrateSettings:
@@ -35,6 +38,8 @@ class CalibrateSettings:
     batch_size: int | None = None
     execution: str | None = None
     dtype: str | None = None
+    search: str | None = None
+    generations: int | None = None
     task: TaskSettings = field(default_factory=unset_task)
     data_dir: str | None = None
     examples: int = MISSING

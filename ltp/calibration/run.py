@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ltp.calibration.agreement import keep_agreement, measure_against_dense
 from ltp.calibration.directory import check_can_write, check_directory, new_config, write_run
+from ltp.calibration.evolution import POPULATION, evolve
 from ltp.calibration.flops import Tick, calibrate_flops, flops_of, prepare_budgets
 from ltp.calibration.latency import ServedModel, Stopwatch, calibrate_latency
 from ltp.calibration.request import LATENCY_DEFAULTS, CalibrateSettings, Request
@@ -34,6 +35,7 @@ log = logging.getLogger("ltp")
 
 _TYPICAL_TRIALS = 7  # per budget, for the progress bar
 _SUBSAMPLE_FROM = 256  # smallest sample for which a search starts on a subsample
+_EVOLUTION_STEP = 4  # configurations are measured on every fourth example
 _SUBSAMPLE_STEP = 8  # the subsample has every eighth example
 
 
@@ -142,6 +144,9 @@ def run_facts(request: Request, model: LTPForSequenceClassification) -> dict[str
     hyperparameters |= {"target_flops": settings.target_flops, "budgets": settings.budgets}
     if request.is_dense:
         hyperparameters |= {**defaults, "agreement_bound": settings.agreement}
+    if settings.search == "evolution":
+        hyperparameters |= {"search": settings.search, "generations": settings.generations}
+        hyperparameters["keep_rates"] = getattr(method, "keep_rates", None)
     hyperparameters["max_length"] = settings.task.max_length
     latency_settings = {"target_latency_ms": settings.target_latency_ms}
     latency_settings |= {f"latency_{key}": getattr(settings, key) for key in LATENCY_DEFAULTS}
@@ -204,6 +209,8 @@ def calibrate_to_goal(
     has_thresholds = model.thresholds is not None
     examples = sum(len(batch["input_ids"]) for batch in timed) or len(sample)
     searching = _TYPICAL_TRIALS * examples
+    if settings.generations is not None:
+        searching += 2 * POPULATION * settings.generations * len(sample) // _EVOLUTION_STEP
     scoring = sum(map(len, data.splits.validation.values()))
     scores: list[dict[str, Any]] = []
     searches: list[dict[str, float]] = []
@@ -229,6 +236,19 @@ def calibrate_to_goal(
             searches.append({**costs, "strength": result.strength, "trials": result.trials})
             if against_dense is not None:
                 searches[-1]["agreement"] = against_dense().agreement
+            if settings.search == "evolution":
+                assert settings.generations is not None
+                part = sample.batches(EVALUATION_BATCH, every=1 if rough is None else _EVOLUTION_STEP)
+                tick.begin(2 * POPULATION * settings.generations * sum(len(batch["input_ids"]) for batch in part))
+                evolved = evolve(model, part, generations=settings.generations, tick=tick)
+                searches[-1] |= {
+                    "reached": cost(),
+                    "relative_flops": cost(),
+                    "keep_rates": list(evolved.rates),
+                    "configurations": evolved.tried,
+                    "divergence": evolved.divergence,
+                    "divergence_before": evolved.start_divergence,
+                }
             tick.begin(scoring)
             scores.append(score(model, data, dtype, device, tick))
         if settings.agreement is not None:

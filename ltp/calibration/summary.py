@@ -29,6 +29,13 @@ def print_summary(results: dict[str, Any], directory: Path) -> None:
         threads = f", {calibrated['threads']} threads" if "threads" in calibrated else ""
         span = f"{calibrated['dense_ms']:.3g} ms without pruning, {calibrated['lowest_ms']:.3g} ms with the hardest"
         lines.insert(1, f"milliseconds: median, {served}, on {calibrated['processor']}{threads}; {span}")
+    if "keep_rates" in calibrated:
+        rates = ", ".join(f"{rate:.2f}" for rate in calibrated["keep_rates"])
+        lines.insert(
+            1,
+            f"keep rates {rates}, the best of {calibrated['configurations']}: divergence from the unpruned model "
+            f"{calibrated['divergence']:.3g}, before {calibrated['divergence_before']:.3g}",
+        )
     for line in lines:
         console.print(printable(line), soft_wrap=True, highlight=False, markup=False)
 

@@ -18,7 +18,7 @@ from ltp.pruning.pruner import Pruner
 from ltp.pruning.tokens import Tokens
 
 #: What is known of each token besides its hidden state, by name, each (B, N): ``alive``; ``survival`` under a soft
-#: rule; and of what the method needs ``sizes`` and ``carried``.
+#: rule; and of what the method needs ``sizes``, ``carried`` and ``owner``, the column that a merged token went into.
 State = dict[str, Tensor]
 
 
@@ -51,7 +51,8 @@ def masked_encoder(
     token_lengths, gate_sums = [real_lengths], []
     expected_lengths = [alive.float().sum(dim=1)]
     class_states: list[Tensor] = []
-    states: list[Tensor] = [hidden]
+    restored = hidden * alive[:, :, None]
+    states: list[Tensor] = [restored]
     attentions: list[Tensor] = []
     columns = torch.arange(alive.shape[1], device=alive.device).expand(alive.shape)
     reads, is_soft, is_weighted = pruner.reads, masking_mode != "hard", masking_mode == "survival"
@@ -61,6 +62,7 @@ def masked_encoder(
         state["survival"] = alive.float()
     if pruner.merges:
         state["sizes"] = alive.float()
+        state["owner"] = columns
     if pruner.carries:
         state["carried"] = torch.zeros_like(alive, dtype=torch.float32)
 
@@ -96,7 +98,8 @@ def masked_encoder(
         into = (targets[:, None, :] == columns[:, :, None]) * state["sizes"][:, None, :]
         sizes = into.sum(dim=2)
         rows = tuple(into.to(row.dtype) @ row / sizes.clamp(min=1)[:, :, None].to(row.dtype) for row in rows)
-        return {**state, "alive": state["alive"] & (targets == columns), "sizes": sizes}, rows, None
+        owner = targets.gather(1, state["owner"])
+        return {**state, "alive": state["alive"] & (targets == columns), "sizes": sizes, "owner": owner}, rows, None
 
     def run_layer(number: int, hidden: Tensor, state: State) -> tuple[Tensor, State, Tensor | None, Tensor]:
         """Run a layer: its output, what is known of the tokens, the gates, and the probabilities."""
@@ -112,19 +115,29 @@ def masked_encoder(
         if not pruner.decides_before:
             sums = attention_sums(probs, value.transpose(1, 2), presence, reads & ATTENTION_READS)
             state, (context, hidden), gate = decide(number, state, sums, (context, hidden), key)
-        hidden = family.attention_output(layer, context, hidden)
-        factor = gate if gate is not None and masking_mode == "soft" else state["alive"]
-        return family.feed_forward(layer, hidden) * factor[:, :, None], state, gate, probs
+        hidden = family.feed_forward(layer, family.attention_output(layer, context, hidden))
+        return hidden, state, gate, probs
+
+    def settled(restored: Tensor, hidden: Tensor, state: State) -> Tensor:
+        """Return the state of every token after a layer, (B, N, D)."""
+        if is_soft:
+            survival = state["survival"][:, :, None].to(hidden.dtype)
+            return survival * hidden + (1 - survival) * restored
+        return torch.where(state["alive"][:, :, None], hidden, restored)
 
     run = partial(checkpoint, run_layer, use_reentrant=False) if recompute else run_layer
     for number in range(1, len(layers) + 1):
         hidden, state, gate, probs = run(number, hidden, state)
+        if keep_states:
+            restored = settled(restored, hidden, state)
+            owner = state.get("owner")
+            states.append(restored if owner is None else restored.gather(1, owner[:, :, None].expand_as(restored)))
+        factor = gate if gate is not None and masking_mode == "soft" else state["alive"]
+        hidden = hidden * factor[:, :, None]
         if gate is not None:
             gate_sums.append(gate.sum(dim=1))
             expected_lengths.append(state["survival"].sum(dim=1))
         token_lengths.append(state["alive"].sum(dim=1))
-        if keep_states:
-            states.append(hidden)
         if keep_attentions:
             attentions.append(probs)
         if keep_class_states:

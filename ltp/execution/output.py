@@ -17,8 +17,10 @@ class EncoderOutput:
         expected_lengths: expected number of tokens alive under a soft rule, Σ_j Π_{k<l} m_k(b, j) entering layer l,
             and after the last, (B, L+1) float32; None under the hard rule.
         class_states: each layer's output for the classification tokens, (L, B, D); None unless requested.
-        hidden_states: embeddings and each layer's output, L+1 of (B, N, D), 0 for tokens that are not alive; empty
-            unless requested.
+        hidden_states: the state of every token before layer 1 and after each layer, L+1 of the layout of the embeddings
+            given; empty unless requested. A pruned token keeps the state with which it entered the layer that pruned
+            it, a merged one has that of the token which it went into. Under a soft rule a state is the mean of the
+            layer's output and of the state before, weighted by the survival.
         attentions: each layer's probabilities before dropout, L of (B, H, N, N); empty unless requested.
     """
 
@@ -43,7 +45,9 @@ class LTPOutput(SequenceClassifierOutput):
         expected_lengths: expected number of tokens alive entering each layer, and after the last, under a soft rule,
             (B, L+1) float32, differentiable; else None.
         class_states: each layer's output for the classification tokens, (L, B, D); None unless requested.
-        hidden_states, attentions: as in Hugging Face models (attentions before dropout); None unless requested.
+        hidden_states: embeddings and the state of every token after each layer, L+1 of (B, N, D), 0 for padding; a
+            pruned token keeps the state with which it left. None unless requested.
+        attentions: as in Hugging Face models, before dropout; None unless requested.
     """
 
     token_lengths: Tensor | None = None

@@ -20,7 +20,7 @@ from ltp.pruning.pruner import Pruner
 from ltp.pruning.tokens import Tokens
 
 #: What is known of each token besides its hidden state, by name, each (T,): ``survival`` under a soft rule, and of what
-#: the method needs ``sizes``, ``positions`` and ``carried``.
+#: the method needs ``sizes``, ``positions`` and ``carried``; ``origin``, its row in the embeddings, to restore states.
 State = dict[str, Tensor]
 
 
@@ -32,6 +32,7 @@ def packed_encoder(
     packing: Packing,
     *,
     masking_mode: str,
+    keep_states: bool = False,
     keep_class_states: bool = False,
     recompute: bool = False,
 ) -> EncoderOutput:
@@ -47,6 +48,7 @@ def packed_encoder(
         hidden: embeddings of the real tokens, (T, D).
         packing: positions of these tokens; position 0 of each example must be a real token.
         masking_mode: see :data:`~ltp.pruning.MASKING_MODES`.
+        keep_states: whether to return the state of every token after every layer.
         keep_class_states: whether to return the class states of every layer.
         recompute: whether to compute activations again in the backward pass rather than keep them.
     """
@@ -66,6 +68,11 @@ def packed_encoder(
         state["positions"] = packing.positions
     if pruner.carries:
         state["carried"] = hidden.new_zeros(packing.total, dtype=torch.float32)
+    if keep_states:
+        state["origin"] = torch.arange(packing.total, device=hidden.device)
+    restored, states = hidden, [hidden]
+    owner: Tensor | None = None  # of each token of the embeddings: that which it was merged into, (T,)
+    merged_into: dict[int, Tensor] = {}  # by layer, not in the state, because no row of it leaves
 
     def decide(
         number: int, packing: Packing, state: State, sums: State, rows: tuple[Tensor, ...], keys: Tensor | None
@@ -73,11 +80,11 @@ def packed_encoder(
         """Apply the method: the tokens that are left, their states, their rows, and the gates, (T,)."""
         heads = 1 if keys is None else keys.shape[1]
         padded = {name: packing.pad(value) for name, value in state.items()}
-        states = {"positions": padded["positions"]} if "positions" in reads else {}
+        read = {"positions": padded["positions"]} if "positions" in reads else {}
         if "hidden" in reads:
-            states["hidden"] = packing.pad(rows[-1])
+            read["hidden"] = packing.pad(rows[-1])
         if "keys" in reads and keys is not None:
-            states["keys"] = packing.pad(keys.mean(dim=1))
+            read["keys"] = packing.pad(keys.mean(dim=1))
         tokens = Tokens(
             number,
             len(layers),
@@ -88,7 +95,7 @@ def packed_encoder(
             sizes=padded.get("sizes"),
             carried=padded.get("carried"),
             attention={name: packing.pad(value) for name, value in sums.items()},
-            states=states,
+            states=read,
             training=pruner.training,
         )
         if pruner.carries:
@@ -99,6 +106,7 @@ def packed_encoder(
         if pruner.merges:
             targets = pruner.merge_targets(tokens)
             into = packing.pack(packing.starts[:, None] + targets)  # (T,): the row that each token goes into
+            merged_into[number] = into
             sizes = torch.zeros_like(state["sizes"]).index_add(0, into, state["sizes"])
             rows = tuple(_merged(row, into, state["sizes"], sizes) for row in rows)
             state = {**state, "sizes": sizes}
@@ -130,32 +138,56 @@ def packed_encoder(
         )
         if not pruner.decides_before:
             packing, state, (context, hidden), gate = decide(number, packing, state, sums, (context, hidden), key)
-        factor = gate if masking_mode == "soft" else None
-        if number == len(layers):  # after its attention only the classification tokens are needed
+        if number == len(layers) and not keep_states:  # after its attention only the classification tokens are needed
             context, hidden = context[packing.starts], hidden[packing.starts]
-            factor = factor[packing.starts] if factor is not None else None
         hidden = family.feed_forward(layer, family.attention_output(layer, context, hidden))
-        if factor is not None:
-            hidden = hidden * factor[:, None]
         return hidden, packing, state, gate
 
     run = partial(checkpoint, run_layer, use_reentrant=False) if recompute else run_layer
     for number in range(1, len(layers) + 1):
+        previous = state
         hidden, packing, state, gate = run(number, hidden, packing, state)
+        is_last = number == len(layers)
+        if keep_states:
+            restored = _settled(restored, hidden, state)
+            if number in merged_into:
+                owner = _owner(owner, previous["origin"], merged_into[number], len(restored))
+            states.append(restored if owner is None else restored[owner])
+        if gate is not None and masking_mode == "soft":
+            factor = gate[packing.starts] if is_last and not keep_states else gate
+            hidden = hidden * factor[:, None]
         token_lengths.append(packing.to_example_order(packing.counts))
         if gate is not None:
             gate_sums.append(packing.to_example_order(packing.pad(gate).sum(dim=1)))
             expected_lengths.append(packing.to_example_order(packing.pad(state["survival"]).sum(dim=1)))
         if keep_class_states:
-            states = hidden if number == len(layers) else hidden[packing.starts]
-            class_states.append(packing.to_example_order(states))
+            of_class = hidden if len(hidden) == len(packing.starts) else hidden[packing.starts]
+            class_states.append(packing.to_example_order(of_class))
+    if keep_states:
+        hidden = hidden[packing.starts]
     return EncoderOutput(
         class_token=packing.to_example_order(hidden),
         token_lengths=torch.stack(token_lengths, dim=1),
         gate_sums=torch.stack(gate_sums, dim=1) if gate_sums else None,
         expected_lengths=torch.stack(expected_lengths, dim=1) if gate_sums else None,
         class_states=torch.stack(class_states) if keep_class_states else None,
+        hidden_states=tuple(states) if keep_states else (),
     )
+
+
+def _settled(restored: Tensor, hidden: Tensor, state: State) -> Tensor:
+    """Return the state of every token of the embeddings after a layer, (T, D); a pruned one keeps its last."""
+    if "survival" in state:
+        survival = state["survival"][:, None].to(hidden.dtype)
+        return survival * hidden + (1 - survival) * restored
+    return restored.index_copy(0, state["origin"], hidden.to(restored.dtype))
+
+
+def _owner(owner: Tensor | None, origin: Tensor, into: Tensor, total: int) -> Tensor:
+    """Return which token each token of the embeddings is merged into after a layer, (total,) int64."""
+    of_layer = torch.arange(total, device=origin.device)
+    of_layer = of_layer.index_copy(0, origin, origin[into])
+    return of_layer if owner is None else of_layer[owner]
 
 
 def _product(factors: Sequence[Tensor]) -> Tensor | None:

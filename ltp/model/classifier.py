@@ -38,7 +38,7 @@ class LTPForSequenceClassification(PreTrainedModel):
         dense_model: the Hugging Face classifier with the weights; ``dense`` is short for it.
         pruner: the pruning method with its parameters (learned thresholds).
         execution: ``packed`` removes pruned tokens; ``masked`` computes and masks them (the reference; always used
-            to return hidden states or attentions).
+            to return attentions).
         gradient_checkpointing: whether training computes the activations of a layer again in the backward pass rather
             than keep them; ``gradient_checkpointing_enable()`` sets it.
         has_penalty: whether the objective of a soft rule includes the method's penalty; a budget sets its own price.
@@ -299,11 +299,12 @@ class LTPForSequenceClassification(PreTrainedModel):
         alive = real_tokens(attention_mask, inputs)
         common: dict[str, Any] = {
             "masking_mode": self.config.masking_mode if self.training else "hard",
+            "keep_states": bool(output_hidden_states),
             "keep_class_states": output_class_states,
             "recompute": self.gradient_checkpointing and self.training,
         }
         layers = self.family.layers(self.dense)
-        if self.execution == "packed" and not (output_attentions or output_hidden_states):
+        if self.execution == "packed" and not output_attentions:
             packing, indices = Packing.from_mask(alive)
             limit = self.family.max_input_tokens(self.dense.config)
             if position_ids is None and packing.lengths[-1] > limit:
@@ -314,19 +315,23 @@ class LTPForSequenceClassification(PreTrainedModel):
                 hidden = self.family.embed(self.dense, None, token_type_ids, position_ids, inputs_embeds)
                 hidden = hidden.flatten(0, 1)[indices]
             encoded = packed_encoder(self.family, layers, self.pruner, hidden, packing, **common)
+            hidden_states = tuple(
+                rows.new_zeros(alive.numel(), rows.shape[1]).index_copy(0, indices, rows).unflatten(0, alive.shape)
+                for rows in encoded.hidden_states
+            )
         else:
             hidden = self.family.embed(self.dense, input_ids, token_type_ids, position_ids, inputs_embeds)
             encoded = masked_encoder(
                 *(self.family, layers, self.pruner, hidden, alive),
                 **common,
-                keep_states=bool(output_hidden_states),
                 keep_attentions=bool(output_attentions),
             )
+            hidden_states = encoded.hidden_states
         logits = self.family.classify(self.dense, encoded.class_token)
         output = LTPOutput(
             loss=None if labels is None else self.objective(logits, labels, encoded),
             logits=logits,
-            hidden_states=encoded.hidden_states or None,
+            hidden_states=hidden_states or None,
             attentions=encoded.attentions or None,
             token_lengths=encoded.token_lengths,
             gate_sums=encoded.gate_sums,

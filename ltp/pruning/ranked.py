@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from ltp.pruning.lazy import torch
 from ltp.pruning.method import Method, setting
 from ltp.pruning.ranking import SHAPES, keep_counts, keep_highest, keep_rates
 
@@ -68,6 +71,21 @@ class RankedMethod(Method):
         if self.first_layer is not None and self.first_layer > num_layers:
             raise ValueError(f"first_layer is {self.first_layer}; the encoder has {num_layers} layers")
         return keep_rates(self.token_keep_rate, num_layers, shape=self.keep_shape, first_layer=self.first_layer)
+
+    def with_rates(self, rates: Sequence[float]) -> Self:
+        """Return the method with the given keep rates of layers 1..L."""
+        return dataclasses.replace(self, keep_rates=list(rates))
+
+    def expected_lengths(self, lengths: Tensor, num_layers: int) -> Tensor:
+        """Return the tokens alive entering each layer, and after the last, (B, L+1) int64, of inputs of ``lengths``."""
+        kept = [lengths]
+        for rate in self.rates(num_layers):
+            kept.append(self.kept(keep_counts(rate, lengths), kept[-1]))
+        return torch.stack(kept, dim=1)
+
+    def kept(self, counts: Tensor, alive: Tensor) -> Tensor:
+        """Return how many tokens a layer keeps, (B,), of those alive, (B,), where its rate asks for ``counts``, (B,)."""
+        return torch.minimum(counts, alive)
 
     def keep(self, scores: Tensor, tokens: Tokens) -> Tensor:
         """Keep as many tokens with the highest scores, (B, N) float, as the layer's rate says: (B, N) bool."""

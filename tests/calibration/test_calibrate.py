@@ -17,6 +17,7 @@ from ltp import LTPForSequenceClassification, calibrate, evaluate
 from ltp.calibration import directory as folder
 from ltp.calibration import flops, latency
 from ltp.calibration import run as calibrating_run
+from ltp.calibration.evolution import evolve
 from ltp.calibration.flops import calibrate_flops, flops_of, prepare_budgets
 from ltp.calibration.latency import ServedModel, Stopwatch, calibrate_latency
 from ltp.calibration.sample import Sample
@@ -585,6 +586,56 @@ def test_a_run_meets_its_budget_on_its_own_sample(runs, method, target):
         assert results["thresholds"] is None
     for name, value in parent.dense.state_dict().items():  # nothing else is touched
         assert torch.equal(value, model.dense.state_dict()[name]), name
+
+
+def test_evolution_finds_keep_rates_at_the_same_cost(runs):
+    directory, results = calibrated(f"restore={runs['topk']} target_flops=0.9 search=evolution generations=2")
+    assert directory.name == "target_0.9_evolution_2"
+    model = LTPForSequenceClassification.from_pretrained(directory)
+    details = results["calibrated"]
+    assert model.config.keep_rates == details["keep_rates"] == results["hyperparameters"]["keep_rates"]
+    assert sorted(model.config.keep_rates, reverse=True) == model.config.keep_rates
+    assert details["reached"] == pytest.approx(0.9, abs=0.01)
+    sample = Sample.from_data(demo_data(), 512)
+    assert closed_form(model, sample.batches(96)) == pytest.approx(details["reached"], abs=1e-4)
+    assert 2 < details["configurations"] <= 33
+    assert details["divergence"] <= details["divergence_before"]
+
+
+def test_evolution_comes_nearer_to_the_unpruned_model(make_dense):
+    model = LTPForSequenceClassification.from_dense(make_dense("bert"), prune_mode="topk", first_layer=1)
+    lengths = torch.tensor([17, 3, 30, 21, 14, 9, 17, 28])
+    mask = (torch.arange(30) < lengths[:, None]).long()
+    batch = {"input_ids": torch.randint(5, 100, mask.shape), "attention_mask": mask}
+
+    def divergence_and_cost():
+        with torch.no_grad():
+            dense, output = model.dense(**batch).logits.double(), model(**batch)
+        dense, pruned = dense.softmax(-1), output.logits.double().softmax(-1)
+        cost = model.cost.total_relative_flops(output.token_lengths)
+        return (dense * (dense / pruned).log()).sum(dim=1).mean().item(), cost
+
+    before, cost = divergence_and_cost()
+    found = evolve(model, [batch], generations=3)
+    after, cost_after = divergence_and_cost()
+    assert found.start_divergence == pytest.approx(before, rel=1e-3)
+    assert found.divergence == pytest.approx(after, rel=1e-3)
+    assert after < 0.7 * before
+    assert cost_after == pytest.approx(cost, abs=0.002)
+    assert model.config.keep_rates == list(found.rates)
+
+
+def test_evolution_is_for_keep_rates(runs):
+    for words, message in [
+        ("manual target_flops=0.7 search=evolution", "search=evolution finds keep rates, and restore="),
+        ("topk target_latency_ms=3 search=evolution", "search=evolution goes with target_flops=…, not with target_lat"),
+        ("topk target_flops=0.7 generations=2", "generations=2 goes with search=evolution"),
+        ("topk target_flops=0.7 search=evolution generations=0", "generations=0"),
+    ]:
+        run, *rest = words.split()
+        failed = ltp_calibrate(f"restore={runs[run]} {' '.join(rest)}")
+        assert failed.code == 2
+        assert message in failed.err
 
 
 @pytest.mark.slow

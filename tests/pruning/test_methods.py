@@ -12,7 +12,8 @@ from helpers import new_pruner, tokens_of
 import ltp
 from ltp.exporting.graph import GraphForm
 from ltp.model.classifier import LTPForSequenceClassification
-from ltp.pruning import all_methods, variants
+from ltp.model.tracing import recording
+from ltp.pruning import RankedMethod, all_methods, variants
 from ltp.pruning.importance import SCORING_MODES
 from ltp.pruning.method import READS, Method
 from ltp.pruning.methods.every import Every
@@ -101,6 +102,30 @@ def test_all_forms_agree(pruned, inputs, name, settings):
 
 
 @pytest.mark.parametrize(("name", "settings"), CASES)
+def test_a_token_that_leaves_keeps_its_last_state(pruned, inputs, name, settings):
+    model = pruned(name, settings)
+    states = {}
+    with torch.no_grad():
+        for form in ("masked", "packed"):
+            model.execution = form
+            states[form] = torch.stack(model(**inputs, output_hidden_states=True).hidden_states)  # (L+1, B, N, D)
+        with recording(model) as recorder:
+            model(**inputs)
+    torch.testing.assert_close(states["packed"], states["masked"], atol=1e-5, rtol=1e-5)
+    masked = states["masked"]
+    for number, (_, before, after) in enumerate(recorder.layers, start=1):
+        left = inputs["attention_mask"].bool() & ~after
+        if not model.pruner.merges:
+            assert torch.equal(masked[number][left], masked[number - 1][left])
+        elif (before & ~after).any():  # a merged token has the state of one that is left
+            distances = torch.cdist(masked[number], masked[number]).masked_fill(~after[:, None, :], torch.inf)
+            assert distances.amin(dim=2)[left].max() < 0.01
+        moved = (masked[number] - masked[number - 1]).abs().amax(dim=2)
+        assert (moved[after] > 1e-3).all()
+    assert (masked[:, ~inputs["attention_mask"].bool()] == 0).all()
+
+
+@pytest.mark.parametrize(("name", "settings"), CASES)
 def test_an_input_alone_gives_what_it_gives_in_a_batch(pruned, inputs, name, settings):
     model = pruned(name, settings)
     with torch.no_grad():
@@ -122,13 +147,15 @@ def test_soft_forms_agree_and_gradients_reach_the_parameters(pruned, inputs, nam
     for form in ("masked", "packed"):
         model.execution = form
         model.zero_grad()
-        output = model(**inputs, labels=torch.arange(7) % 3)
+        output = model(**inputs, labels=torch.arange(7) % 3, output_hidden_states=True)
         output.loss.backward()
         gradients[form] = [parameter.grad.clone() for parameter in model.pruner.parameters()]
         logits = output.logits.detach()
+        states = torch.stack(output.hidden_states).detach()
         if form == "masked":
-            expected = logits
+            expected, expected_states = logits, states
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(states, expected_states, atol=1e-5, rtol=1e-5)
     for packed, masked in zip(gradients["packed"], gradients["masked"], strict=True):
         torch.testing.assert_close(packed, masked, atol=1e-5, rtol=1e-3)
     assert any(gradient.abs().sum() > 0 for gradient in gradients["packed"])
@@ -161,6 +188,14 @@ def test_keep_rates_as_shapes():
     assert keep_rates(0.2, 4, first_layer=1) == pytest.approx([0.8, 0.6, 0.4, 0.2])
     assert keep_rates(0.25, 4, first_layer=3, shape="constant") == pytest.approx([1, 1, 0.5, 0.25])
     assert keep_rates(-0.5, 4, shape="constant", first_layer=1) == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(("name", "settings"), [case for case in CASES if issubclass(all_methods()[case[0]], RankedMethod)])
+def test_the_counts_of_keep_rates_are_known_beforehand(pruned, inputs, name, settings):
+    model = pruned(name, settings)
+    with torch.no_grad():
+        counted = model(**inputs).token_lengths
+    assert torch.equal(model.pruner.method.expected_lengths(counted[:, 0], 6), counted)
 
 
 def test_first_keeps_the_first():

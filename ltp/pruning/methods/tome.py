@@ -62,6 +62,11 @@ class ToMe(RankedMethod):
     def reads(self) -> frozenset[str]:
         return frozenset({"keys"})
 
+    def kept(self, counts: Tensor, alive: Tensor) -> Tensor:
+        # every second token may leave, if there is one of the first set to go into
+        most = torch.where(alive > 2, alive // 2, 0)
+        return torch.maximum(super().kept(counts, alive), alive - most)
+
     def merge_targets(self, tokens: Tokens, weights: Any) -> Tensor:
         kept = keep_counts(self.rates(tokens.num_layers)[tokens.layer - 1], tokens.lengths)
         merges = (tokens.alive.sum(dim=1) - kept).clamp(min=0)
