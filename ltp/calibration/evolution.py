@@ -1,6 +1,7 @@
 """Search the keep rates of all layers at a given cost by evolution, as LAT does (Kim and Cho, arXiv 2010.07003).
 
-No labels are read: of two configurations with the same cost, the better one changes the logits of the unpruned model less.
+No labels are read: of two configurations with the same cost, the better one changes the unpruned
+model's logits less.
 """
 
 import dataclasses
@@ -83,7 +84,7 @@ def evolve(
             if rates is not None and rates not in found:
                 found[rates] = measure(rates)
     best = min(found, key=lambda rates: found[rates])
-    model.set_pruning(keep_rates=list(best))
+    model.set_pruning(**method.setting_of(best))
     return Evolved(best, found[best], found[start], len(found))
 
 

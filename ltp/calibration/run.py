@@ -22,7 +22,7 @@ from ltp.errors import RunError, UserError, format_value
 from ltp.evaluation.run import Progress
 from ltp.evaluation.scoring import Engine, evaluate, summarise
 from ltp.model.classifier import LTPForSequenceClassification
-from ltp.pruning import untrained, variants
+from ltp.pruning import RankedMethod, untrained, variants
 from ltp.pruning.flops import DEFINITION
 from ltp.runs.checkpoints import is_finished
 from ltp.runs.loading import load_model, load_tokenizer, select_device, set_threads, silence_libraries
@@ -146,7 +146,8 @@ def run_facts(request: Request, model: LTPForSequenceClassification) -> dict[str
         hyperparameters |= {**defaults, "agreement_bound": settings.agreement}
     if settings.search == "evolution":
         hyperparameters |= {"search": settings.search, "generations": settings.generations}
-        hyperparameters["keep_rates"] = getattr(method, "keep_rates", None)
+        assert isinstance(method, RankedMethod)
+        hyperparameters |= method.setting_of(method.rates(model.pruner.shape.num_layers))
     hyperparameters["max_length"] = settings.task.max_length
     latency_settings = {"target_latency_ms": settings.target_latency_ms}
     latency_settings |= {f"latency_{key}": getattr(settings, key) for key in LATENCY_DEFAULTS}
@@ -213,7 +214,7 @@ def calibrate_to_goal(
         searching += 2 * POPULATION * settings.generations * len(sample) // _EVOLUTION_STEP
     scoring = sum(map(len, data.splits.validation.values()))
     scores: list[dict[str, Any]] = []
-    searches: list[dict[str, float]] = []
+    searches: list[dict[str, Any]] = []
     extra: dict[str, Any] = {}
     with progress(max(len(targets), 1) * (searching + scoring)) as advance:
         tick = _PhasedProgress(advance)
@@ -244,7 +245,7 @@ def calibrate_to_goal(
                 searches[-1] |= {
                     "reached": cost(),
                     "relative_flops": cost(),
-                    "keep_rates": list(evolved.rates),
+                    "rates": list(evolved.rates),
                     "configurations": evolved.tried,
                     "divergence": evolved.divergence,
                     "divergence_before": evolved.start_divergence,

@@ -29,8 +29,8 @@ def print_summary(results: dict[str, Any], directory: Path) -> None:
         threads = f", {calibrated['threads']} threads" if "threads" in calibrated else ""
         span = f"{calibrated['dense_ms']:.3g} ms without pruning, {calibrated['lowest_ms']:.3g} ms with the hardest"
         lines.insert(1, f"milliseconds: median, {served}, on {calibrated['processor']}{threads}; {span}")
-    if "keep_rates" in calibrated:
-        rates = ", ".join(f"{rate:.2f}" for rate in calibrated["keep_rates"])
+    if "rates" in calibrated:
+        rates = ", ".join(f"{rate:.2f}" for rate in calibrated["rates"])
         lines.insert(
             1,
             f"keep rates {rates}, the best of {calibrated['configurations']}: divergence from the unpruned model "

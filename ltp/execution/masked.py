@@ -33,6 +33,7 @@ def masked_encoder(
     keep_states: bool = False,
     keep_attentions: bool = False,
     keep_class_states: bool = False,
+    keep_scores: bool = False,
     recompute: bool = False,
 ) -> EncoderOutput:
     """Run the encoder's layers over padded sequences.
@@ -44,7 +45,7 @@ def masked_encoder(
         hidden: embeddings, (B, N, D).
         alive: real tokens, (B, N) bool, position 0 among them.
         masking_mode: see :data:`~ltp.pruning.MASKING_MODES`.
-        keep_states, keep_attentions, keep_class_states: whether to return these outputs of every layer.
+        keep_states, keep_attentions, keep_class_states, keep_scores: whether to return these outputs of every layer.
         recompute: whether to compute activations again in the backward pass rather than keep them.
     """
     real_lengths = alive.sum(dim=1)
@@ -54,6 +55,7 @@ def masked_encoder(
     restored = hidden * alive[:, :, None]
     states: list[Tensor] = [restored]
     attentions: list[Tensor] = []
+    scores: list[Tensor] = []
     columns = torch.arange(alive.shape[1], device=alive.device).expand(alive.shape)
     reads, is_soft, is_weighted = pruner.reads, masking_mode != "hard", masking_mode == "survival"
 
@@ -88,6 +90,8 @@ def masked_encoder(
         )
         if pruner.carries:
             state = {**state, "carried": pruner.carry(tokens)}
+        if keep_scores:
+            state = {**state, "scores": pruner.method.scores(tokens)}
         if is_soft:
             gate = pruner.gate(tokens)
             return {**state, "survival": state["survival"] * gate}, rows, gate
@@ -138,6 +142,8 @@ def masked_encoder(
             gate_sums.append(gate.sum(dim=1))
             expected_lengths.append(state["survival"].sum(dim=1))
         token_lengths.append(state["alive"].sum(dim=1))
+        if keep_scores:
+            scores.append(state["scores"].masked_fill(~state["alive"], -1))
         if keep_attentions:
             attentions.append(probs)
         if keep_class_states:
@@ -149,5 +155,6 @@ def masked_encoder(
         expected_lengths=torch.stack(expected_lengths, dim=1) if gate_sums else None,
         class_states=torch.stack(class_states) if keep_class_states else None,
         hidden_states=tuple(states) if keep_states else (),
+        scores=tuple(scores),
         attentions=tuple(attentions),
     )

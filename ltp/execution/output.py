@@ -21,6 +21,8 @@ class EncoderOutput:
             given; empty unless requested. A pruned token keeps the state with which it entered the layer that pruned
             it, a merged one has that of the token which it went into. Under a soft rule a state is the mean of the
             layer's output and of the state before, weighted by the survival.
+        scores: importance of each token in each layer, :meth:`ltp.pruning.method.Method.scores`, L of the layout of the
+            embeddings without D, float32; -1 for tokens that the layer does not keep. Empty unless requested.
         attentions: each layer's probabilities before dropout, L of (B, H, N, N); empty unless requested.
     """
 
@@ -30,6 +32,7 @@ class EncoderOutput:
     expected_lengths: Tensor | None
     class_states: Tensor | None
     hidden_states: tuple[Tensor, ...] = field(default=())
+    scores: tuple[Tensor, ...] = field(default=())
     attentions: tuple[Tensor, ...] = field(default=())
 
 
@@ -45,6 +48,8 @@ class LTPOutput(SequenceClassifierOutput):
         expected_lengths: expected number of tokens alive entering each layer, and after the last, under a soft rule,
             (B, L+1) float32, differentiable; else None.
         class_states: each layer's output for the classification tokens, (L, B, D); None unless requested.
+        scores: importance of each token in each layer, (L, B, N) float32; -1 for tokens that the layer does not keep,
+            and for padding; None unless requested.
         hidden_states: embeddings and the state of every token after each layer, L+1 of (B, N, D), 0 for padding; a
             pruned token keeps the state with which it left. None unless requested.
         attentions: as in Hugging Face models, before dropout; None unless requested.
@@ -54,3 +59,4 @@ class LTPOutput(SequenceClassifierOutput):
     gate_sums: Tensor | None = None
     expected_lengths: Tensor | None = None
     class_states: Tensor | None = None
+    scores: Tensor | None = None

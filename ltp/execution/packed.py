@@ -20,7 +20,8 @@ from ltp.pruning.pruner import Pruner
 from ltp.pruning.tokens import Tokens
 
 #: What is known of each token besides its hidden state, by name, each (T,): ``survival`` under a soft rule, and of what
-#: the method needs ``sizes``, ``positions`` and ``carried``; ``origin``, its row in the embeddings, to restore states.
+#: the method needs ``sizes``, ``positions`` and ``carried``; to restore states ``origin``, its row in the embeddings;
+#: and ``scores`` of the last decision.
 State = dict[str, Tensor]
 
 
@@ -34,6 +35,7 @@ def packed_encoder(
     masking_mode: str,
     keep_states: bool = False,
     keep_class_states: bool = False,
+    keep_scores: bool = False,
     recompute: bool = False,
 ) -> EncoderOutput:
     """Run the encoder's layers over packed tokens.
@@ -50,6 +52,7 @@ def packed_encoder(
         masking_mode: see :data:`~ltp.pruning.MASKING_MODES`.
         keep_states: whether to return the state of every token after every layer.
         keep_class_states: whether to return the class states of every layer.
+        keep_scores: whether to return the importance of every token in every layer.
         recompute: whether to compute activations again in the backward pass rather than keep them.
     """
     real_lengths = packing.to_example_order(packing.counts)
@@ -68,9 +71,9 @@ def packed_encoder(
         state["positions"] = packing.positions
     if pruner.carries:
         state["carried"] = hidden.new_zeros(packing.total, dtype=torch.float32)
-    if keep_states:
+    if keep_states or keep_scores:
         state["origin"] = torch.arange(packing.total, device=hidden.device)
-    restored, states = hidden, [hidden]
+    restored, states, scores = hidden, [hidden], []
     owner: Tensor | None = None  # of each token of the embeddings: that which it was merged into, (T,)
     merged_into: dict[int, Tensor] = {}  # by layer, not in the state, because no row of it leaves
 
@@ -100,6 +103,8 @@ def packed_encoder(
         )
         if pruner.carries:
             state = {**state, "carried": packing.pack(pruner.carry(tokens))}
+        if keep_scores:
+            state = {**state, "scores": packing.pack(pruner.method.scores(tokens))}
         if is_soft:
             gate = packing.pack(pruner.gate(tokens))
             return packing, {**state, "survival": state["survival"] * gate}, rows, gate
@@ -153,6 +158,9 @@ def packed_encoder(
             if number in merged_into:
                 owner = _owner(owner, previous["origin"], merged_into[number], len(restored))
             states.append(restored if owner is None else restored[owner])
+        if keep_scores:
+            none = state["scores"].new_full((len(restored),), -1)
+            scores.append(none.index_copy(0, state["origin"], state["scores"]))
         if gate is not None and masking_mode == "soft":
             factor = gate[packing.starts] if is_last and not keep_states else gate
             hidden = hidden * factor[:, None]
@@ -172,6 +180,7 @@ def packed_encoder(
         expected_lengths=torch.stack(expected_lengths, dim=1) if gate_sums else None,
         class_states=torch.stack(class_states) if keep_class_states else None,
         hidden_states=tuple(states) if keep_states else (),
+        scores=tuple(scores),
     )
 
 

@@ -272,6 +272,7 @@ class LTPForSequenceClassification(PreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         output_class_states: bool = False,
+        output_scores: bool = False,
         head_mask: Tensor | None = None,
     ) -> LTPOutput | tuple[Any, ...]:
         """Classify a batch.
@@ -284,6 +285,7 @@ class LTPForSequenceClassification(PreTrainedModel):
             output_attentions, output_hidden_states: whether to return these outputs of every layer.
             return_dict: whether to return an :class:`~ltp.execution.output.LTPOutput` (default) or a tuple.
             output_class_states: whether to return the class states of every layer.
+            output_scores: whether to return the importance of every token in every layer.
             head_mask: not supported, as in transformers 5; must be None.
 
         Raises:
@@ -301,6 +303,7 @@ class LTPForSequenceClassification(PreTrainedModel):
             "masking_mode": self.config.masking_mode if self.training else "hard",
             "keep_states": bool(output_hidden_states),
             "keep_class_states": output_class_states,
+            "keep_scores": output_scores,
             "recompute": self.gradient_checkpointing and self.training,
         }
         layers = self.family.layers(self.dense)
@@ -315,10 +318,8 @@ class LTPForSequenceClassification(PreTrainedModel):
                 hidden = self.family.embed(self.dense, None, token_type_ids, position_ids, inputs_embeds)
                 hidden = hidden.flatten(0, 1)[indices]
             encoded = packed_encoder(self.family, layers, self.pruner, hidden, packing, **common)
-            hidden_states = tuple(
-                rows.new_zeros(alive.numel(), rows.shape[1]).index_copy(0, indices, rows).unflatten(0, alive.shape)
-                for rows in encoded.hidden_states
-            )
+            hidden_states = tuple(_padded(rows, indices, alive.shape, 0) for rows in encoded.hidden_states)
+            scores = tuple(_padded(rows, indices, alive.shape, -1) for rows in encoded.scores)
         else:
             hidden = self.family.embed(self.dense, input_ids, token_type_ids, position_ids, inputs_embeds)
             encoded = masked_encoder(
@@ -326,7 +327,7 @@ class LTPForSequenceClassification(PreTrainedModel):
                 **common,
                 keep_attentions=bool(output_attentions),
             )
-            hidden_states = encoded.hidden_states
+            hidden_states, scores = encoded.hidden_states, encoded.scores
         logits = self.family.classify(self.dense, encoded.class_token)
         output = LTPOutput(
             loss=None if labels is None else self.objective(logits, labels, encoded),
@@ -337,6 +338,7 @@ class LTPForSequenceClassification(PreTrainedModel):
             gate_sums=encoded.gate_sums,
             expected_lengths=encoded.expected_lengths,
             class_states=encoded.class_states,
+            scores=torch.stack(scores) if scores else None,
         )
         return output if return_dict is not False else output.to_tuple()
 
@@ -403,6 +405,12 @@ class LTPForSequenceClassification(PreTrainedModel):
             soft = SoftPass(encoded.gate_sums, encoded.expected_lengths)
             loss = loss + self.pruner.method.penalty(soft, self.pruner)
         return loss
+
+
+def _padded(rows: Tensor, indices: Tensor, shape: torch.Size, padding: float) -> Tensor:
+    """Return rows, (T, …), at their indices, (T,), in the padded form, (B, N, …)."""
+    padded = rows.new_full((shape.numel(), *rows.shape[1:]), padding)
+    return padded.index_copy(0, indices, rows).unflatten(0, shape)
 
 
 def _new_pruner(config: Any) -> Pruner:

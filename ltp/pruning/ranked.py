@@ -74,7 +74,12 @@ class RankedMethod(Method):
 
     def with_rates(self, rates: Sequence[float]) -> Self:
         """Return the method with the given keep rates of layers 1..L."""
-        return dataclasses.replace(self, keep_rates=list(rates))
+        return dataclasses.replace(self, **self.setting_of(rates))
+
+    @staticmethod
+    def setting_of(rates: Sequence[float]) -> dict[str, Any]:
+        """Return the setting, by name, that gives the keep rates of layers 1..L."""
+        return {"keep_rates": list(rates)}
 
     def expected_lengths(self, lengths: Tensor, num_layers: int) -> Tensor:
         """Return the tokens alive entering each layer, and after the last, (B, L+1) int64, of inputs of ``lengths``."""
@@ -84,7 +89,7 @@ class RankedMethod(Method):
         return torch.stack(kept, dim=1)
 
     def kept(self, counts: Tensor, alive: Tensor) -> Tensor:
-        """Return how many tokens a layer keeps, (B,), of those alive, (B,), where its rate asks for ``counts``, (B,)."""
+        """Return how many of the tokens ``alive``, (B,), a layer keeps where its rate asks for ``counts``, (B,)."""
         return torch.minimum(counts, alive)
 
     def keep(self, scores: Tensor, tokens: Tokens) -> Tensor:

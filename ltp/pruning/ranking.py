@@ -43,11 +43,11 @@ def keep_rates(
     return rates
 
 
-def keep_counts(rate: float, lengths: Tensor) -> Tensor:
+def keep_counts(rate: float | Tensor, lengths: Tensor) -> Tensor:
     """Compute the number of tokens that a layer keeps: ``max(1, round(rate · n))``, halves rounded to even.
 
     Args:
-        rate: keep rate of the layer.
+        rate: keep rate of the layer, a number or a scalar.
         lengths: number of real tokens n of each input, (B,) int64.
 
     Returns:

@@ -110,7 +110,7 @@ def saved(figure: Figure) -> dict[str, bytes]:
 
 
 def tradeoff(group: Group) -> Figure:
-    """Plot metric over relative FLOPs: a curve through the Pareto front of each method and variant, and other rows."""
+    """Plot metric over relative FLOPs: the curve of each method and variant, and other rows."""
     figure = Figure((_WIDTH, _HEIGHT), layout="constrained")
     axes = figure.subplots()
     if group.dense is not None:
@@ -121,12 +121,12 @@ def tradeoff(group: Group) -> Figure:
     others = 0
     metrics = [] if group.dense is None else [100 * group.dense.metric.mean]
     for (method, variant), style in _variant_styles(group):
-        front = group.front_of(method, variant)
-        metrics += [100 * row.metric.mean for row in front]
-        if front:
-            _curve(axes, front, style, label=text.method_title(method, variant))
+        curve = group.curve_of(method, variant)
+        metrics += [100 * row.metric.mean for row in curve]
+        if curve:
+            _curve(axes, curve, style, label=text.method_title(method, variant))
         alike = [row for row in group.rows if (row.method, row.variant) == (method, variant)]
-        rest = [row for row in alike if row not in front]
+        rest = [row for row in alike if row not in curve]
         others += len(rest)
         axes.plot(
             *_points(rest), style.marker, color=style.color, fillstyle="none", markersize=3.5, alpha=0.6, zorder=2

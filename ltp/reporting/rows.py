@@ -150,6 +150,22 @@ class Group:
         )
         return sorted(front, key=lambda row: row.relative_flops.mean)
 
+    def curve_of(self, method: str, variant: tuple[str, ...]) -> list[Row]:
+        """Return the points of a variant's trade-off curve, sorted by cost.
+
+        They are its Pareto front; of runs with a budget the best row of each budget, because their costs were asked for,
+        and a cheaper row that is better by chance must not hide one of them.
+        """
+        if "target" not in variant:
+            return self.front_of(method, variant)
+        best: dict[float, Row] = {}
+        for row in self.rows:
+            if (row.method, row.variant) == (method, variant) and not row.is_superseded:
+                target = row.settings["target_flops"]
+                if target not in best or row.metric.mean > best[target].metric.mean:
+                    best[target] = row
+        return sorted(best.values(), key=lambda row: row.relative_flops.mean)
+
 
 def compare(runs: Sequence[Run], points: float = 1.0) -> list[Group]:
     """Group comparable runs, sorted by task and model.

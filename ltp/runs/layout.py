@@ -32,7 +32,7 @@ from ltp.runs.settings import TrainSettings, flatten, is_free, prune_values
 _NAMED = (
     *("task.name", "model.name", "model.name_or_path", "stage", "lr", "seed", "budgets"),
     *("prune.mode", "prune.learned", "prune.target_flops"),
-    *("distill.mode", "distill.weight", "distill.temperature", "distill.hidden_weight"),
+    *("distill.mode", "distill.weight", "distill.temperature", "distill.hidden_weight", "distill.ranking_weight"),
 )
 #: Keys that say what a task is: it has one name, so that another definition with this name is refused.
 _TASK_DEFINITION = (
@@ -176,7 +176,9 @@ def _distillation_folder(settings: TrainSettings) -> str:
     if distill.mode is None:
         return ""
     hidden = f"_hidden_{format_number(distill.hidden_weight)}" if distill.hidden_weight else ""
-    return f"distill_logits_{format_number(distill.weight)}_temperature_{format_number(distill.temperature)}{hidden}"
+    ranking = f"_ranking_{format_number(distill.ranking_weight)}" if distill.ranking_weight else ""
+    logits = f"distill_logits_{format_number(distill.weight)}_temperature_{format_number(distill.temperature)}"
+    return f"{logits}{hidden}{ranking}"
 
 
 def checkpoint_folder(name_or_path: str | None) -> str:

@@ -23,10 +23,11 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from ltp.data.tasks import SIZES
 from ltp.errors import UserError, check_range
 from ltp.pruning import DENSE_MODE, all_methods, known_methods, method_class, variants
+from ltp.pruning.importance import ATTENTION_READS
 from ltp.pruning.method import Method
 
 STAGES = ("finetune", "soft", "hard")
-DISTILL_MODES = ("logits", "hidden")
+DISTILL_MODES = ("logits", "hidden", "ranking")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
@@ -187,6 +188,7 @@ class DistillSettings:
     weight: float = 0.5
     temperature: float = 2.0
     hidden_weight: float = 0.0
+    ranking_weight: float = 0.0
     teacher: str = "auto"
 
 
@@ -468,6 +470,7 @@ _RANGES: tuple[_Range, ...] = (
     ("distill.weight", lambda value: 0 < value <= 1, "above 0 and at most 1"),
     ("distill.temperature", lambda value: 0 < value < math.inf, "above 0"),
     ("distill.hidden_weight", lambda value: 0 <= value < math.inf, "0 or more"),
+    ("distill.ranking_weight", lambda value: 0 <= value < math.inf, "0 or more"),
     ("model.num_layers", lambda value: value >= 1, "1 or more"),
     ("task.max_length", lambda value: value >= 8, "8 or more (tokens)"),
     ("task.max_train_samples", lambda value: value >= 1, "1 or more (rows)"),
@@ -527,9 +530,15 @@ def check_ranges(settings: TrainSettings) -> None:
             "give one of them"
         )
     if distill.mode is None and distill != DistillSettings():
-        raise UserError("distill.… is given, but nothing is distilled: add distill=logits or distill=hidden")
-    if (distill.mode == "hidden") != (distill.hidden_weight > 0):
-        raise UserError(
-            f"distill={distill.mode} with distill.hidden_weight={distill.hidden_weight}: "
-            "hidden states are distilled by distill=hidden, with a weight above 0"
-        )
+        raise UserError("distill.… is given, but nothing is distilled: add distill=logits, hidden or ranking")
+    for mode, weight, what in (
+        ("hidden", distill.hidden_weight, "hidden states are"),
+        ("ranking", distill.ranking_weight, "the ranking of the tokens is"),
+    ):
+        if (distill.mode == mode) != (weight > 0):
+            raise UserError(
+                f"distill={distill.mode} with distill.{mode}_weight={weight}: "
+                f"{what} distilled by distill={mode}, with a weight above 0"
+            )
+    if distill.mode == "ranking" and prune.mode in known and not known[prune.mode]().reads & ATTENTION_READS:
+        raise UserError(f"distill=ranking: prune={prune.mode} does not rank tokens by attention; take distill=logits")

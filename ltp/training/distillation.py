@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from ltp.execution.output import LTPOutput
 from ltp.model.classifier import LTPForSequenceClassification
+from ltp.pruning import DENSE_MODE, method_class
 
 
 def logits_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -47,6 +48,44 @@ def hidden_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return functional.mse_loss(student.float(), teacher.float())
 
 
+def ranking_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return how far the student's ranking of the tokens is from the teacher's: LambdaRank's loss, as in ToP.
+
+    Each pair of tokens adds the logistic loss of the difference of its logarithmic scores, times what the normalised
+    DCG would change if the two swapped their places (Wang et al., *The LambdaLoss Framework*). The gain of a token is
+    the share of the tokens that the teacher ranks below it.
+
+    Args:
+        student: importance in each layer, (L, B, N) float32; -1 for tokens that are gone, and padding.
+        teacher: importance in the teacher's last layer, (B, N) float32; -1 for padding.
+
+    Returns:
+        Scalar float32, a mean over layers and examples.
+    """
+    alive = student >= 0
+    score = student.clamp(min=1e-12).log()
+    below = (teacher[:, None, :] < teacher[:, :, None]) & (teacher >= 0)[:, None, :]  # j is below i, (B, i, j)
+    gain = below.sum(dim=2) / (teacher >= 0).sum(dim=1, keepdim=True)  # (B, N)
+    rank = score.masked_fill(~alive, -torch.inf).argsort(dim=2, descending=True, stable=True).argsort(dim=2)
+    discount = torch.where(alive, 1 / (rank + 2.0).log2(), torch.zeros_like(score))
+    order = torch.where(alive, gain, -torch.ones_like(score)).sort(dim=2, descending=True).values.clamp(min=0)
+    places = 1 / torch.arange(2, score.shape[2] + 2, device=score.device).log2()
+    best = (order * places).sum(dim=2).clamp(min=1e-6)  # the DCG of the teacher's ranking, (L, B)
+    change = (gain[:, :, None] - gain[:, None, :]).abs() * (discount[..., :, None] - discount[..., None, :]).abs()
+    pairs = below & alive[..., :, None] & alive[..., None, :]
+    losses = functional.softplus(score[..., None, :] - score[..., :, None])
+    return (losses * change.detach() * pairs).sum(dim=(2, 3)).div(best).mean()
+
+
+@dataclass
+class Dense(method_class(DENSE_MODE)):  # type: ignore[misc]  # the base is looked up
+    """The method that keeps every token, with importance by the attention received."""
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"received"})
+
+
 @dataclass
 class Distillation:
     """A teacher and the weights of its losses.
@@ -56,38 +95,53 @@ class Distillation:
         weight: weight of the logits loss, in [0, 1]; the task loss has weight ``1 - weight``.
         temperature: T of the logits loss.
         hidden_weight: weight of the hidden-state loss; 0 disables it.
+        ranking_weight: weight of the ranking loss; 0 disables it.
     """
 
     teacher: LTPForSequenceClassification
     weight: float = 0.5
     temperature: float = 2.0
     hidden_weight: float = 0.0
+    ranking_weight: float = 0.0
 
     def __post_init__(self) -> None:
         self.teacher.requires_grad_(False).eval()
+        if self.needs_scores:
+            self.teacher.pruner.method = Dense()
 
     @property
     def needs_states(self) -> bool:
         """Whether the student must return its classification tokens' hidden states."""
         return self.hidden_weight > 0
 
+    @property
+    def needs_scores(self) -> bool:
+        """Whether the student must return the importance of its tokens."""
+        return self.ranking_weight > 0
+
     def added_loss(self, output: LTPOutput, batch: Mapping[str, Tensor], task_loss: Tensor) -> Tensor:
         """Return the term that distillation adds to the student's loss on a micro-batch.
 
         Args:
-            output: the student's output, with ``class_states`` if :attr:`needs_states`.
+            output: the student's output, with ``class_states`` if :attr:`needs_states`, and ``scores`` if
+                :attr:`needs_scores`.
             batch: the student's inputs; labels are ignored.
             task_loss: loss against the labels, scalar; the logits loss replaces a share ``weight`` of it.
 
         Returns:
-            ``weight · (logits loss − task loss) + hidden_weight · hidden loss``, scalar float32.
+            ``weight · (logits loss − task loss) + hidden_weight · hidden loss + ranking_weight · ranking loss``, scalar
+            float32.
         """
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         assert output.logits is not None
         with torch.no_grad():
-            target = self.teacher(**inputs, output_class_states=self.needs_states)
+            wanted = {"output_class_states": self.needs_states, "output_scores": self.needs_scores}
+            target = self.teacher(**inputs, **wanted)
         added = self.weight * (logits_loss(output.logits, target.logits, self.temperature) - task_loss)
         if self.needs_states:
             assert output.class_states is not None
             added = added + self.hidden_weight * hidden_loss(output.class_states, target.class_states)
+        if self.needs_scores:
+            assert output.scores is not None
+            added = added + self.ranking_weight * ranking_loss(output.scores, target.scores[-1])
         return added

@@ -149,7 +149,10 @@ class LTPModule(pl.LightningModule):
         in_use, passes = pruner.method, self._further_passes()
         if passes:
             pruner.method = method_class(DENSE_MODE)()
-        output = self.model(**batch, output_class_states=distillation is not None and distillation.needs_states)
+        wanted = {}
+        if distillation is not None:
+            wanted = {"output_class_states": distillation.needs_states, "output_scores": distillation.needs_scores}
+        output = self.model(**batch, **wanted)
         loss = output.loss
         if distillation is not None:
             task_loss = self.model.task_loss(output.logits, batch["labels"])

@@ -233,7 +233,9 @@ def build_module(
         dense_flops=model.cost.mean_dense_flops(torch.tensor(datamodule.train_lengths)),
         distillation=None
         if run.teacher is None
-        else Distillation(build_teacher(run), distill.weight, distill.temperature, distill.hidden_weight),
+        else Distillation(
+            build_teacher(run), distill.weight, distill.temperature, distill.hidden_weight, distill.ranking_weight
+        ),
         fused=settings.trainer.precision == "32-true",
     )
 

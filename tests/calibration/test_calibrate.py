@@ -593,7 +593,7 @@ def test_evolution_finds_keep_rates_at_the_same_cost(runs):
     assert directory.name == "target_0.9_evolution_2"
     model = LTPForSequenceClassification.from_pretrained(directory)
     details = results["calibrated"]
-    assert model.config.keep_rates == details["keep_rates"] == results["hyperparameters"]["keep_rates"]
+    assert model.config.keep_rates == details["rates"] == results["hyperparameters"]["keep_rates"]
     assert sorted(model.config.keep_rates, reverse=True) == model.config.keep_rates
     assert details["reached"] == pytest.approx(0.9, abs=0.01)
     sample = Sample.from_data(demo_data(), 512)

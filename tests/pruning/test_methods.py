@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import math
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from ltp.pruning.methods.ltmp import LTMP
 from ltp.pruning.methods.power_bert import PowerBert, retained_counts
 from ltp.pruning.methods.random import Random, drawn
 from ltp.pruning.methods.tome import ToMe, matched
+from ltp.pruning.methods.top import BINS, ToP, hard_concrete
 from ltp.pruning.methods.transkimmer import Transkimmer
 from ltp.pruning.ranking import keep_rates
 from ltp.pruning.tokens import EncoderShape, SoftPass, Tokens
@@ -42,6 +44,7 @@ SETTINGS = {
     "every": [{"first_layer": 1}],
     "ltmp": [{"scoring_mode": "mean_norm"}],
     "power_bert": [{"retention_scale": 0.06}],
+    "top": [{"keep_power": 600.0}],
     "transkimmer": [{"skim_threshold": 0.9933}],
     "tome": [{"first_layer": 1, "token_keep_rate": 0.1}],
     "lat": [{"first_layer": 1}],
@@ -104,14 +107,16 @@ def test_all_forms_agree(pruned, inputs, name, settings):
 @pytest.mark.parametrize(("name", "settings"), CASES)
 def test_a_token_that_leaves_keeps_its_last_state(pruned, inputs, name, settings):
     model = pruned(name, settings)
-    states = {}
+    states, scores = {}, {}
     with torch.no_grad():
         for form in ("masked", "packed"):
             model.execution = form
-            states[form] = torch.stack(model(**inputs, output_hidden_states=True).hidden_states)  # (L+1, B, N, D)
+            output = model(**inputs, output_hidden_states=True, output_scores=True)
+            states[form], scores[form] = torch.stack(output.hidden_states), output.scores  # (L+1, B, N, D), (L, B, N)
         with recording(model) as recorder:
             model(**inputs)
     torch.testing.assert_close(states["packed"], states["masked"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(scores["packed"], scores["masked"], atol=1e-6, rtol=1e-5)
     masked = states["masked"]
     for number, (_, before, after) in enumerate(recorder.layers, start=1):
         left = inputs["attention_mask"].bool() & ~after
@@ -120,6 +125,7 @@ def test_a_token_that_leaves_keeps_its_last_state(pruned, inputs, name, settings
         elif (before & ~after).any():  # a merged token has the state of one that is left
             distances = torch.cdist(masked[number], masked[number]).masked_fill(~after[:, None, :], torch.inf)
             assert distances.amin(dim=2)[left].max() < 0.01
+        assert torch.equal(scores["masked"][number - 1] >= 0, after)
         moved = (masked[number] - masked[number - 1]).abs().amax(dim=2)
         assert (moved[after] > 1e-3).all()
     assert (masked[:, ~inputs["attention_mask"].bool()] == 0).all()
@@ -137,12 +143,15 @@ def test_an_input_alone_gives_what_it_gives_in_a_batch(pruned, inputs, name, set
 
 @pytest.mark.parametrize("name", [name for name, method in all_methods().items() if method.learns])
 def test_soft_forms_agree_and_gradients_reach_the_parameters(pruned, inputs, name):
-    settings = {"skim_noise": False} if name == "transkimmer" else {}
+    settings = {"transkimmer": {"skim_noise": False}, "top": {"gate_noise": False}}.get(name, {})
     method = all_methods()[name]
     model = pruned(name, {"masking_mode": method.masking, **settings}).train()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+    if name == "top":  # an open gate has no gradient
+        with torch.no_grad():
+            model.pruner.rank_logits.zero_()
     gradients = {}
     for form in ("masked", "packed"):
         model.execution = form
@@ -190,7 +199,9 @@ def test_keep_rates_as_shapes():
     assert keep_rates(-0.5, 4, shape="constant", first_layer=1) == [0, 0, 0, 0]
 
 
-@pytest.mark.parametrize(("name", "settings"), [case for case in CASES if issubclass(all_methods()[case[0]], RankedMethod)])
+@pytest.mark.parametrize(
+    ("name", "settings"), [case for case in CASES if issubclass(all_methods()[case[0]], RankedMethod)]
+)
 def test_the_counts_of_keep_rates_are_known_beforehand(pruned, inputs, name, settings):
     model = pruned(name, settings)
     with torch.no_grad():
@@ -270,6 +281,35 @@ def test_transkimmer_keeps_everything_at_first_and_then_what_the_predictor_says(
     gate = noisy.gate(seen(alive, hidden=torch.zeros(1, 4001, 8), training=True), new_pruner(noisy, 2))
     kept = 1 / (1 + torch.tensor(-5.0).exp().item())  # the difference of two Gumbel variables is logistic
     assert gate[0, 1:].mean().item() == pytest.approx(kept, abs=0.004)
+
+
+def test_hard_concrete_gates():
+    # without noise: the clamped stretch of the sigmoid
+    logits = torch.tensor([-10.0, -2.0, 0.0, 1.0, 10.0])
+    expected = [0.0, 1.2 / (1 + math.e**2) - 0.1, 0.5, 1.2 / (1 + math.e**-1) - 0.1, 1.0]
+    assert hard_concrete(logits, noise=False).tolist() == pytest.approx(expected, abs=1e-6)
+    # drawn: at logits of 0 a gate is 0 where the logistic noise is below 2/3 · log(1/11), and 1 as often
+    drawn_gates = hard_concrete(torch.zeros(100_000), noise=True)
+    share = 1 / (1 + 11 ** (2 / 3))
+    assert (drawn_gates == 0).float().mean().item() == pytest.approx(share, abs=0.005)
+    assert (drawn_gates == 1).float().mean().item() == pytest.approx(share, abs=0.005)
+
+
+def test_top_keeps_the_ranks_whose_gates_are_open():
+    method = ToP(score_length=1, gate_noise=False)
+    pruner = new_pruner(method, 2)
+    with torch.no_grad():
+        pruner.rank_logits[:, BINS // 2 :] = -10.0  # the lower half of the ranks is gone
+        pruner.layer_logits[0] = -10.0  # but layer 1 does not prune
+    scores = torch.tensor([[0.1, 0.9, 0.3, 0.8, 0.2, 0.7]])
+    alive = bools([1] * 6)
+    first, second = (tokens_of(scores, alive, layer=layer, num_layers=2) for layer in (1, 2))
+    assert pruner.gate(first).tolist() == [[1, 1, 1, 1, 1, 1]]
+    assert pruner.gate(second).tolist() == [[1, 1, 0, 1, 0, 0]]  # ranks 0, 1 and 2 of 6
+    assert pruner.survivors(first).tolist() == [[True] * 6]
+    assert pruner.survivors(second).int().tolist() == [[1, 1, 0, 1, 0, 0]]
+    pruner.method = dataclasses.replace(method, keep_power=2.0)
+    assert pruner.survivors(second).sum() == 2  # round(0.5² · 6)
 
 
 def test_tome_merges_the_most_alike_pair():

@@ -712,10 +712,15 @@ def test_a_teacher_that_does_not_fit(root):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        ("distill.weight=0.7", "distill.… is given, but nothing is distilled: add distill=logits or distill=hidden"),
+        ("distill.weight=0.7", "distill.… is given, but nothing is distilled: add distill=logits, hidden or ranking"),
         ("distill=logits distill.weight=0", "distill.weight=0 is out of range: it must be above 0 and at most 1"),
         ("distill=logits distill.temperature=0", "distill.temperature=0 is out of range: it must be above 0"),
         ("distill=hidden distill.hidden_weight=0", "hidden states are distilled by distill=hidden, with a weight"),
+        (
+            "distill=ranking distill.ranking_weight=0",
+            "the ranking of the tokens is distilled by distill=ranking, with a",
+        ),
+        ("prune=first distill=ranking", "distill=ranking: prune=first does not rank tokens by attention"),
         ("distill=logits distill.hidden_weight=1", "hidden states are distilled by distill=hidden, with a weight"),
     ],
 )

@@ -7,7 +7,7 @@ import torch
 from helpers import METHODS
 
 from ltp import LTPForSequenceClassification
-from ltp.training.distillation import Distillation, hidden_loss, logits_loss
+from ltp.training.distillation import Distillation, hidden_loss, logits_loss, ranking_loss
 
 
 def test_the_logits_loss_by_hand():
@@ -31,6 +31,46 @@ def test_the_gradient_keeps_its_size_as_the_temperature_rises():
 
 def test_a_regression_s_teacher():
     assert logits_loss(torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [4.0]]), 5.0).item() == 2.5
+
+
+def test_the_ranking_loss_by_hand():
+    # the teacher ranks 0, 2, 1 (gains 2/3, 0, 1/3); the student 1, 0, 2; token 3 is padding
+    teacher = torch.tensor([[0.5, 0.1, 0.3, -1.0]])
+    student = torch.tensor([[[0.2, 0.4, 0.1, -1.0]]])
+    discount = {1: 1 / math.log2(2), 0: 1 / math.log2(3), 2: 1 / math.log2(4)}  # by the student's ranks
+    best = 2 / 3 / math.log2(2) + 1 / 3 / math.log2(3)
+
+    def pair_loss(above, below, difference):
+        swapped = difference * abs(discount[above] - discount[below]) / best
+        score = student[0, 0].log()
+        return swapped * math.log(1 + math.exp((score[below] - score[above]).item()))
+
+    expected = pair_loss(0, 1, 2 / 3) + pair_loss(0, 2, 1 / 3) + pair_loss(2, 1, 1 / 3)
+    assert ranking_loss(student, teacher).item() == pytest.approx(expected, rel=1e-5)
+    # a pruned token is in no pair, and a ranking that is right costs less than one that is not
+    gone = torch.tensor([[[0.2, -1.0, 0.1, -1.0]]])
+    assert 0 < ranking_loss(gone, teacher).item() < expected
+    assert (
+        ranking_loss(teacher[None] ** 9, teacher)
+        < 1e-3
+        < ranking_loss(teacher[None].flip(2), teacher.flip(1) * 0 + teacher)
+    )
+
+
+def test_the_ranking_s_teacher_is_hugging_face_s_last_attention(pair, batch):
+    student, teacher = pair
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    teacher.dense.set_attn_implementation("eager")
+    with torch.no_grad():
+        attention = teacher.dense(**inputs, output_attentions=True).attentions[-1]  # (B, H, N, N)
+    received = (attention * inputs["attention_mask"][:, None, :, None]).sum(dim=(1, 2)) / (4 * 128)
+    expected = received.masked_fill(inputs["attention_mask"] == 0, -1)
+    output = student(**batch, output_scores=True)
+    added = Distillation(teacher, 0.3, 2.0, ranking_weight=0.7).added_loss(output, batch, output.loss)
+    logits = Distillation(teacher, 0.3, 2.0).added_loss(output, batch, output.loss)
+    torch.testing.assert_close(added - logits, 0.7 * ranking_loss(output.scores, expected), rtol=1e-4, atol=1e-6)
+    added.backward()
+    assert student.dense.base_model.encoder.layer[0].attention.self.query.weight.grad.abs().max() > 0
 
 
 @pytest.fixture
