@@ -830,6 +830,17 @@ def test_the_tradeoff_has_a_curve_a_method_and_tells_what_it_cuts(tree):
     assert STYLE["font.family"] == "sans-serif"
 
 
+def test_every_budget_is_on_the_curve(tmp_path):
+    write(tmp_path / "dense", "dense", metric=0.9)
+    write_target(tmp_path / "low", 0.3, 0.89)  # by chance better than the dearer one
+    write_target(tmp_path / "high", 0.5, 0.88)
+    write_target(tmp_path / "high_lr", 0.5, 0.87, hyper={"lr": 1e-3})
+    (group,) = groups_of(tmp_path)
+    (axes,) = tradeoff(group).axes
+    curves = {line.get_label(): line for line in axes.get_lines()}
+    assert list(curves["learned threshold, target"].get_ydata()) == pytest.approx([89, 88])
+
+
 def test_a_method_of_somebody_else_is_drawn_too(tmp_path):
     write(tmp_path / "a", "dense")
     write(tmp_path / "b", "magic", None, 0.8, 0.5)
