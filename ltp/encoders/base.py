@@ -1,24 +1,41 @@
 """Base class of the adapters to encoder families."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ltp.encoders.registry import REGISTERED
+from ltp.pruning.tokens import EncoderShape
+
+#: Computes what pairs of positions add to the attention logits: from scaled queries, (…, H, Q, D/H), keys,
+#: (…, H, K, D/H), and the positions of both, (…, Q) and (…, K) int64, to (…, H, Q, K).
+PairBias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+#: Puts positions, (…) int64, into queries and keys, (…, H, D/H): rotary embeddings.
+Rotation = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
 
 @dataclass(frozen=True)
 class LayerParts:
-    """The modules of one post-norm encoder layer, for code that replaces its forward pass (:mod:`ltp.deploy`).
+    """The modules of one encoder layer, for code that replaces its forward pass (:mod:`ltp.deploy`).
 
     Attributes:
         heads: H.
         query, key, value: projections D → D.
-        attention_output: projection D → D of the context; ``attention_norm`` normalises its sum with the residual.
+        attention_output: projection D → D of the context.
+        attention_norm: normalises the sum of attention output and residual; with ``norm_first`` the input of the three
+            projections, None for no normalisation.
         up: D → I, followed by ``activation``.
-        down: I → D; ``output_norm`` normalises its sum with the residual.
+        down: I → D.
+        output_norm: normalises the sum of ``down`` and residual; with ``norm_first`` the input of ``up``.
+        gate: D → I, by which the activation's result is multiplied; None without.
+        norm_first: whether normalisation stands before attention and FFN rather than after their residuals.
+        query_scale: factor on queries, beside 1/√(D/H).
     """
 
     heads: int
@@ -26,33 +43,87 @@ class LayerParts:
     key: nn.Linear
     value: nn.Linear
     attention_output: nn.Linear
-    attention_norm: nn.LayerNorm
+    attention_norm: nn.LayerNorm | None
     up: nn.Linear
     activation: Callable[[Tensor], Tensor]
     down: nn.Linear
     output_norm: nn.LayerNorm
+    gate: nn.Linear | None = None
+    norm_first: bool = False
+    query_scale: float = 1.0
 
 
 class EncoderFamily(ABC):
     """The steps of the forward pass of one family of sequence classifiers, as functions of Hugging Face modules.
 
-    It has no state. ``model`` is the Hugging Face classifier and ``layer`` one of its encoder layers, typed ``Any``
-    because their submodules are accessed by name. Functions of a layer accept hidden states of any leading shape,
-    (..., D), so that the same adapter works with padded and with packed tokens.
+    It has no state. ``model`` is the Hugging Face classifier and ``layer`` one of what :meth:`layers` returns, typed
+    ``Any`` because their submodules are accessed by name. Functions of a layer accept hidden states of any leading
+    shape, (..., D), so that the same adapter works with padded and with packed tokens. Positions are those of the
+    input: a token keeps its own when others are pruned.
+
+    A layer computes, with ``h`` the hidden states that enter it::
+
+        q, k, v = project(layer, h)
+        q, k = rotation(layer)(q, k, positions)
+        context = softmax(q·k / √(D/H) + pair_bias(layer)(q, k, positions), within window(layer)) · v
+        h = feed_forward(layer, attention_output(layer, context, h))
     """
 
+    model_type: ClassVar[str] = ""  #: ``model_type`` in ``config.json``
     config_class: ClassVar[Any]  #: a subclass of ``PreTrainedConfig``
     classifier_class: ClassVar[Any]  #: a subclass of ``PreTrainedModel``
+    #: the family's own names of sizes that ``config.attribute_map`` does not translate
+    size_names: ClassVar[Mapping[str, str]] = {}
+    #: whether attention depends on positions: :meth:`rotation`, :meth:`pair_bias` or :meth:`window`
+    has_positions: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.model_type:
+            REGISTERED[cls.model_type] = cls
+
+    # -- sizes -----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def size(cls, config: Any, name: str) -> int:
+        """Return a size of a configuration by Hugging Face's usual name, such as ``hidden_size``."""
+        return int(getattr(config, cls.size_names.get(name, name)))
+
+    @classmethod
+    def shape(cls, config: Any) -> EncoderShape:
+        """Return the sizes of the encoder, from which FLOPs are counted."""
+        names = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
+        return EncoderShape(*(cls.size(config, name) for name in names), cls.max_input_tokens(config))
 
     @classmethod
     def max_input_tokens(cls, config: Any) -> int:
         """Return the maximum number of tokens of an input, special tokens included."""
         return int(config.max_position_embeddings)
 
+    @classmethod
+    def check(cls, config: Any) -> None:
+        """Check that the adapter supports a variant of the architecture.
+
+        Raises:
+            ValueError: it does not; the message names the key of the configuration.
+        """
+
+    @classmethod
+    def pools_mean(cls, config: Any) -> bool:
+        """Whether the head reads the mean over the real tokens, rather than the classification token."""
+        return False
+
+    # -- ends of the model -----------------------------------------------------------------------------------------
+
     @staticmethod
     @abstractmethod
-    def layers(model: Any) -> Sequence[nn.Module]:
-        """Return the L encoder layers, in order."""
+    def layers(model: Any) -> Sequence[Any]:
+        """Return the L encoder layers, in order: what the other functions take as ``layer``."""
+
+    @classmethod
+    def layer_list(cls, model: Any) -> nn.ModuleList:
+        """Return the module of the classifier that contains the layers, and nothing else."""
+        return cls.layers(model)  # type: ignore[return-value]  # the usual case
 
     @staticmethod
     @abstractmethod
@@ -66,9 +137,9 @@ class EncoderFamily(ABC):
         """Compute the embeddings, the input of layer 1, (B, N, D)."""
 
     @staticmethod
-    @abstractmethod
     def position_ids(model: Any, input_ids: Tensor) -> Tensor:
-        """Compute the default position ids: (B, N) int64 → (B, N) or (1, N) int64."""
+        """Compute the default position ids of the embeddings: (B, N) int64 → (B, N) or (1, N) int64."""
+        return torch.arange(input_ids.shape[1], device=input_ids.device)[None]
 
     @classmethod
     def embed_tokens(
@@ -100,14 +171,46 @@ class EncoderFamily(ABC):
         return cls.embed(model, ids, types, positions, None).squeeze(0)
 
     @staticmethod
+    def finish(model: Any, hidden: Tensor) -> Tensor:
+        """Apply what follows the last layer to every token, such as a last normalisation, (..., D)."""
+        return hidden
+
+    @staticmethod
     @abstractmethod
-    def parts(layer: Any) -> LayerParts:
-        """Return the modules of a layer."""
+    def classify(model: Any, pooled: Tensor) -> Tensor:
+        """Compute logits, (B, num_labels), from the pooled output of :meth:`finish`, (B, D)."""
+
+    @staticmethod
+    def attention_positions(columns: Tensor, position_ids: Tensor | None) -> Tensor:
+        """Return the positions that attention uses: the columns of the tokens, or given position ids; (B, N) int64."""
+        return columns
+
+    # -- a layer ---------------------------------------------------------------------------------------------------
 
     @staticmethod
     @abstractmethod
     def project(layer: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute query, key and value, each (..., H, D/H)."""
+        """Compute query, key and value, each (..., H, D/H); with a normalisation before them where there is one."""
+
+    @staticmethod
+    def rotation(layer: Any) -> Rotation | None:
+        """Return the function that puts positions into queries and keys; None where there is none."""
+        return None
+
+    @staticmethod
+    def pair_bias(layer: Any, reach: int) -> PairBias | None:
+        """Return what pairs of positions add to the attention logits; None for nothing.
+
+        Args:
+            layer: the layer.
+            reach: largest distance between two positions.
+        """
+        return None
+
+    @staticmethod
+    def window(layer: Any) -> int | None:
+        """Return the largest distance of a token that a token attends to; None for no limit."""
+        return None
 
     @staticmethod
     @abstractmethod
@@ -124,7 +227,16 @@ class EncoderFamily(ABC):
     def feed_forward(layer: Any, hidden: Tensor) -> Tensor:
         """Apply FFN, residual and normalisation, (..., D)."""
 
-    @staticmethod
-    @abstractmethod
-    def classify(model: Any, class_token: Tensor) -> Tensor:
-        """Compute logits, (B, num_labels), from the last hidden state of the classification token, (B, D)."""
+    @classmethod
+    def parts(cls, layer: Any) -> LayerParts:
+        """Return the modules of a layer.
+
+        Raises:
+            ValueError: the family has no deployed form.
+        """
+        raise ValueError(f"{cls.model_type} has no deployed form: its layers are not taken apart; use the model itself")
+
+
+def distances(query_positions: Tensor, key_positions: Tensor) -> Tensor:
+    """Return the signed distances of keys from queries: (…, Q) and (…, K) int64 → (…, Q, K) int64."""
+    return key_positions[..., None, :] - query_positions[..., :, None]

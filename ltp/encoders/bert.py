@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
 from ltp.encoders.base import EncoderFamily, LayerParts
@@ -13,11 +12,12 @@ from ltp.encoders.base import EncoderFamily, LayerParts
 class BertFamily(EncoderFamily):
     """``BertForSequenceClassification``."""
 
+    model_type: ClassVar[str] = "bert"
     config_class: ClassVar[Any] = BertConfig
     classifier_class: ClassVar[Any] = BertForSequenceClassification
 
     @staticmethod
-    def layers(model: Any) -> Sequence[nn.Module]:
+    def layers(model: Any) -> Sequence[Any]:
         return model.base_model.encoder.layer
 
     @staticmethod
@@ -35,12 +35,8 @@ class BertFamily(EncoderFamily):
             inputs_embeds=inputs_embeds,
         )
 
-    @staticmethod
-    def position_ids(model: Any, input_ids: Tensor) -> Tensor:
-        return torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-
-    @staticmethod
-    def parts(layer: Any) -> LayerParts:
+    @classmethod
+    def parts(cls, layer: Any) -> LayerParts:
         attention = layer.attention.self
         return LayerParts(
             heads=attention.num_attention_heads,
@@ -77,6 +73,6 @@ class BertFamily(EncoderFamily):
         return layer.feed_forward_chunk(hidden)
 
     @staticmethod
-    def classify(model: Any, class_token: Tensor) -> Tensor:
-        pooled = model.base_model.pooler(class_token[:, None])  # the pooler reads position 0 of (B, 1, D)
+    def classify(model: Any, pooled: Tensor) -> Tensor:
+        pooled = model.base_model.pooler(pooled[:, None])  # the pooler reads position 0 of (B, 1, D)
         return model.classifier(model.dropout(pooled))

@@ -1,9 +1,16 @@
-"""Adapter to RoBERTa: the same layers as BERT under the same names, with another head."""
+"""Adapters to RoBERTa, XLM-RoBERTa and CamemBERT: BERT's layers under the same names, with another head."""
 
 from typing import Any, ClassVar
 
 from torch import Tensor
-from transformers import RobertaConfig, RobertaForSequenceClassification
+from transformers import (
+    CamembertConfig,
+    CamembertForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    XLMRobertaConfig,
+    XLMRobertaForSequenceClassification,
+)
 
 from ltp.encoders.bert import BertFamily
 
@@ -11,6 +18,7 @@ from ltp.encoders.bert import BertFamily
 class RobertaFamily(BertFamily):
     """``RobertaForSequenceClassification``."""
 
+    model_type: ClassVar[str] = "roberta"
     config_class: ClassVar[Any] = RobertaConfig
     classifier_class: ClassVar[Any] = RobertaForSequenceClassification
 
@@ -24,5 +32,21 @@ class RobertaFamily(BertFamily):
         return embeddings.create_position_ids_from_input_ids(input_ids, embeddings.padding_idx)
 
     @staticmethod
-    def classify(model: Any, class_token: Tensor) -> Tensor:
-        return model.classifier(class_token[:, None])  # the head reads position 0 of (B, 1, D)
+    def classify(model: Any, pooled: Tensor) -> Tensor:
+        return model.classifier(pooled[:, None])  # the head reads position 0 of (B, 1, D)
+
+
+class XLMRobertaFamily(RobertaFamily):
+    """``XLMRobertaForSequenceClassification``."""
+
+    model_type: ClassVar[str] = "xlm-roberta"
+    config_class: ClassVar[Any] = XLMRobertaConfig
+    classifier_class: ClassVar[Any] = XLMRobertaForSequenceClassification
+
+
+class CamembertFamily(RobertaFamily):
+    """``CamembertForSequenceClassification``."""
+
+    model_type: ClassVar[str] = "camembert"
+    config_class: ClassVar[Any] = CamembertConfig
+    classifier_class: ClassVar[Any] = CamembertForSequenceClassification

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ltp.encoders.base import EncoderFamily
-from ltp.execution.attention import masked_attention
+from ltp.execution.attention import Pairs, comparable_in_padded, masked_attention
 from ltp.execution.output import EncoderOutput
 from ltp.pruning.importance import ATTENTION_READS, attention_sums
 from ltp.pruning.pruner import Pruner
@@ -30,6 +30,7 @@ def masked_encoder(
     alive: Tensor,
     *,
     masking_mode: str,
+    positions: Tensor | None = None,
     keep_states: bool = False,
     keep_attentions: bool = False,
     keep_class_states: bool = False,
@@ -45,6 +46,7 @@ def masked_encoder(
         hidden: embeddings, (B, N, D).
         alive: real tokens, (B, N) bool, position 0 among them.
         masking_mode: see :data:`~ltp.pruning.MASKING_MODES`.
+        positions: what attention takes for the tokens' positions, (B, N) int64; the columns if it is left out.
         keep_states, keep_attentions, keep_class_states, keep_scores: whether to return these outputs of every layer.
         recompute: whether to compute activations again in the backward pass rather than keep them.
     """
@@ -57,6 +59,7 @@ def masked_encoder(
     attentions: list[Tensor] = []
     scores: list[Tensor] = []
     columns = torch.arange(alive.shape[1], device=alive.device).expand(alive.shape)
+    positions = columns if positions is None else positions.expand(alive.shape)
     reads, is_soft, is_weighted = pruner.reads, masking_mode != "hard", masking_mode == "survival"
 
     state: State = {"alive": alive}
@@ -108,17 +111,27 @@ def masked_encoder(
     def run_layer(number: int, hidden: Tensor, state: State) -> tuple[Tensor, State, Tensor | None, Tensor]:
         """Run a layer: its output, what is known of the tokens, the gates, and the probabilities."""
         layer, gate = layers[number - 1], None
-        if pruner.decides_before:
+        decides, pairs = pruner.decides_in(number), None
+        if not decides and is_soft:
+            gate = state["alive"].float()
+        if decides and pruner.decides_before:
             state, (hidden,), gate = decide(number, state, {}, (hidden,), None)
         query, key, value = family.project(layer, hidden)
+        own_key = key
+        if family.has_positions:
+            if (rotate := family.rotation(layer)) is not None:
+                query, key = rotate(query, key, positions)
+            pairs = Pairs.of_layer(family, layer, positions, alive.shape[1] - 1)
         presence = state["survival"] if is_weighted else state["alive"]
         weights = presence if is_weighted else None
         if pruner.merges:
             weights = state["sizes"] if weights is None else weights * state["sizes"]
-        context, probs = masked_attention(query, key, value, state["alive"], family.attention_dropout(layer), weights)
-        if not pruner.decides_before:
+        dropout = family.attention_dropout(layer)
+        context, probs = masked_attention(query, key, value, state["alive"], dropout, weights, pairs)
+        if decides and not pruner.decides_before:
             sums = attention_sums(probs, value.transpose(1, 2), presence, reads & ATTENTION_READS)
-            state, (context, hidden), gate = decide(number, state, sums, (context, hidden), key)
+            sums = comparable_in_padded(sums, pairs, presence)
+            state, (context, hidden), gate = decide(number, state, sums, (context, hidden), own_key)
         hidden = family.feed_forward(layer, family.attention_output(layer, context, hidden))
         return hidden, state, gate, probs
 

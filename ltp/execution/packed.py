@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ltp.encoders.base import EncoderFamily
-from ltp.execution.attention import packed_attention
+from ltp.execution.attention import Pairs, packed_attention
 from ltp.execution.output import EncoderOutput
 from ltp.execution.packing import Packing
 from ltp.pruning.importance import ATTENTION_READS
@@ -21,7 +21,7 @@ from ltp.pruning.tokens import Tokens
 
 #: What is known of each token besides its hidden state, by name, each (T,): ``survival`` under a soft rule, and of what
 #: the method needs ``sizes``, ``positions`` and ``carried``; to restore states ``origin``, its row in the embeddings;
-#: and ``scores`` of the last decision.
+#: ``scores`` of the last decision; and ``places``, its position for attention.
 State = dict[str, Tensor]
 
 
@@ -33,6 +33,8 @@ def packed_encoder(
     packing: Packing,
     *,
     masking_mode: str,
+    positions: Tensor | None = None,
+    reach: int = 0,
     keep_states: bool = False,
     keep_class_states: bool = False,
     keep_scores: bool = False,
@@ -50,6 +52,8 @@ def packed_encoder(
         hidden: embeddings of the real tokens, (T, D).
         packing: positions of these tokens; position 0 of each example must be a real token.
         masking_mode: see :data:`~ltp.pruning.MASKING_MODES`.
+        positions: what attention takes for the tokens' positions, (T,) int64; needed if the family has positions.
+        reach: largest distance between two of them.
         keep_states: whether to return the state of every token after every layer.
         keep_class_states: whether to return the class states of every layer.
         keep_scores: whether to return the importance of every token in every layer.
@@ -71,6 +75,9 @@ def packed_encoder(
         state["positions"] = packing.positions
     if pruner.carries:
         state["carried"] = hidden.new_zeros(packing.total, dtype=torch.float32)
+    if family.has_positions:
+        assert positions is not None
+        state["places"] = positions
     if keep_states or keep_scores:
         state["origin"] = torch.arange(packing.total, device=hidden.device)
     restored, states, scores = hidden, [hidden], []
@@ -131,18 +138,27 @@ def packed_encoder(
     ) -> tuple[Tensor, Packing, State, Tensor | None]:
         """Run a layer: its output, the tokens that are left with their states, and the gates, (T,)."""
         layer, gate = layers[number - 1], None
-        if pruner.decides_before:
+        decides, pairs = pruner.decides_in(number), None
+        if not decides and is_soft:
+            gate = torch.ones_like(state["survival"])
+        if decides and pruner.decides_before:
             packing, state, (hidden,), gate = decide(number, packing, state, {}, (hidden,), None)
         query, key, value = family.project(layer, hidden)
+        own_key = key
+        if family.has_positions:
+            if (rotate := family.rotation(layer)) is not None:
+                query, key = rotate(query, key, state["places"])
+            pairs = Pairs.of_layer(family, layer, state["places"], reach)
         weights = [state["survival"]] if masking_mode == "survival" else []
         context, sums = packed_attention(
             *(query, key, value, packing, family.attention_dropout(layer)),
-            reads=attention_reads,
+            reads=attention_reads if decides else frozenset(),
+            pairs=pairs,
             key_weights=_product([*weights, *([state["sizes"]] if pruner.merges else [])]),
             query_weights=_product(weights),
         )
-        if not pruner.decides_before:
-            packing, state, (context, hidden), gate = decide(number, packing, state, sums, (context, hidden), key)
+        if decides and not pruner.decides_before:
+            packing, state, (context, hidden), gate = decide(number, packing, state, sums, (context, hidden), own_key)
         if number == len(layers) and not keep_states:  # after its attention only the classification tokens are needed
             context, hidden = context[packing.starts], hidden[packing.starts]
         hidden = family.feed_forward(layer, family.attention_output(layer, context, hidden))

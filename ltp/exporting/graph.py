@@ -180,7 +180,7 @@ def _size(number: Tensor) -> Any:
 
 def input_names(model: LTPForSequenceClassification) -> tuple[str, ...]:
     """Return the names of the graph's inputs; ``token_type_ids`` only if the encoder has several token types."""
-    has_token_types = model.dense.config.type_vocab_size > 1
+    has_token_types = getattr(model.dense.config, "type_vocab_size", 0) > 1
     return ("input_ids", "attention_mask", *(("token_type_ids",) if has_token_types else ()))
 
 

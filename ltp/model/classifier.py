@@ -299,9 +299,14 @@ class LTPForSequenceClassification(PreTrainedModel):
             raise ValueError("head_mask is not supported; leave it out")
         inputs = input_ids if input_ids is not None else cast(Tensor, inputs_embeds)
         alive = real_tokens(attention_mask, inputs)
+        pools_mean = self.family.pools_mean(self.dense.config)
+        positions = None
+        if self.family.has_positions:
+            columns = torch.arange(alive.shape[1], device=alive.device)[None]
+            positions = self.family.attention_positions(columns, position_ids)
         common: dict[str, Any] = {
             "masking_mode": self.config.masking_mode if self.training else "hard",
-            "keep_states": bool(output_hidden_states),
+            "keep_states": bool(output_hidden_states) or pools_mean,
             "keep_class_states": output_class_states,
             "keep_scores": output_scores,
             "recompute": self.gradient_checkpointing and self.training,
@@ -317,7 +322,14 @@ class LTPForSequenceClassification(PreTrainedModel):
             else:
                 hidden = self.family.embed(self.dense, None, token_type_ids, position_ids, inputs_embeds)
                 hidden = hidden.flatten(0, 1)[indices]
-            encoded = packed_encoder(self.family, layers, self.pruner, hidden, packing, **common)
+            if positions is not None:
+                positions = positions.expand(alive.shape).flatten()[indices]
+            encoded = packed_encoder(
+                *(self.family, layers, self.pruner, hidden, packing),
+                **common,
+                positions=positions,
+                reach=alive.shape[1] - 1,
+            )
             hidden_states = tuple(_padded(rows, indices, alive.shape, 0) for rows in encoded.hidden_states)
             scores = tuple(_padded(rows, indices, alive.shape, -1) for rows in encoded.scores)
         else:
@@ -325,14 +337,18 @@ class LTPForSequenceClassification(PreTrainedModel):
             encoded = masked_encoder(
                 *(self.family, layers, self.pruner, hidden, alive),
                 **common,
+                positions=positions,
                 keep_attentions=bool(output_attentions),
             )
             hidden_states, scores = encoded.hidden_states, encoded.scores
-        logits = self.family.classify(self.dense, encoded.class_token)
+        pooled = self.family.finish(self.dense, hidden_states[-1] if pools_mean else encoded.class_token)
+        if pools_mean:  # over all real tokens: a pruned one counts with its last state
+            pooled = (pooled * alive[:, :, None]).sum(dim=1) / alive.sum(dim=1, keepdim=True)
+        logits = self.family.classify(self.dense, pooled)
         output = LTPOutput(
             loss=None if labels is None else self.objective(logits, labels, encoded),
             logits=logits,
-            hidden_states=hidden_states or None,
+            hidden_states=(hidden_states or None) if output_hidden_states else None,
             attentions=encoded.attentions or None,
             token_lengths=encoded.token_lengths,
             gate_sums=encoded.gate_sums,

@@ -6,10 +6,11 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
-from ltp.encoders import FAMILIES, encoder_family
+from ltp.encoders import encoder_family
 from ltp.model import MODEL_TYPE
-from ltp.pruning import DENSE_MODE, MASKING_MODES, all_methods, method_class, setting_keys
+from ltp.pruning import DENSE_MODE, MASKING_MODES, SLIDING_LAYERS, all_methods, method_class, setting_keys
 from ltp.pruning.method import Method
+from ltp.pruning.tokens import EncoderShape
 
 # Keys that dense_config omits: they are in the outer configuration, or apply only to the original checkpoint.
 _OUTER_KEYS = (
@@ -22,11 +23,13 @@ def _dense_size(key: str) -> property:
     """Create a property for a size of the dense classifier, an int."""
 
     def size(self: "LTPConfig") -> int:
-        default = encoder_family(self.dense_model_type).config_class
-        return int(self.dense_config[key] if key in self.dense_config else getattr(default(), key))
+        family = encoder_family(self.dense_model_type)
+        return family.size(family.config_class.from_dict(self.dense_config), key)
 
     def set_size(self: "LTPConfig", value: int) -> None:
-        self.dense_config[key] = value
+        family = encoder_family(self.dense_model_type)
+        name = family.size_names.get(key, key)
+        self.dense_config[family.config_class.attribute_map.get(name, name)] = value
 
     return property(size, set_size)
 
@@ -38,6 +41,7 @@ class LTPConfig(PreTrainedConfig):
         dense_config: ``config.json`` of the dense classifier as a dict; ``model_type`` selects the encoder family.
         prune_mode: name of the method, such as ``none``, ``absolute_threshold`` or ``topk``.
         masking_mode: masking rule in training, see :data:`ltp.pruning.MASKING_MODES`. Evaluation always uses ``hard``.
+        sliding_layers: what layers with a sliding window decide, see :data:`ltp.pruning.SLIDING_LAYERS`.
         budgets: FLOPs budgets with thresholds of their own, in relative FLOPs, ascending, each in (0, 1].
         kwargs: settings of the method (the fields of its class), and arguments of ``PreTrainedConfig``. Settings of
             another method have no effect: files of ltp 0.1 hold those of all.
@@ -59,21 +63,22 @@ class LTPConfig(PreTrainedConfig):
         prune_mode: str | None = DENSE_MODE,
         masking_mode: str = "hard",
         budgets: Sequence[float] = (),
+        sliding_layers: str = "scale",
         **kwargs: Any,
     ) -> None:
         self.dense_config = dict(dense_config or {"model_type": "bert"})
         self.prune_mode = prune_mode or DENSE_MODE
         self.masking_mode = masking_mode
         self.budgets = list(budgets)
+        self.sliding_layers = sliding_layers
+        if sliding_layers not in SLIDING_LAYERS:
+            raise ValueError(f"sliding_layers is {sliding_layers!r}; it must be one of {', '.join(SLIDING_LAYERS)}")
         settings = {key: kwargs.pop(key) for key in setting_keys() if key in kwargs}
         check_pruning(self.prune_mode, masking_mode, settings)
         for key, value in (method_class(self.prune_mode).defaults() | settings).items():
             setattr(self, key, value)
         check_budgets(self.budgets, self.prune_mode)
-        if self.dense_config.get("model_type") not in FAMILIES:
-            raise ValueError(
-                f"model_type is {self.dense_config.get('model_type')!r}; ltp prunes {', '.join(sorted(FAMILIES))}"
-            )
+        encoder_family(self.dense_config.get("model_type", ""))  # an error if it is unknown
         super().__init__(**kwargs)
 
     @classmethod
@@ -87,7 +92,8 @@ class LTPConfig(PreTrainedConfig):
         Raises:
             ValueError: an argument is unknown, or outside its range.
         """
-        keys = ("prune_mode", *setting_keys())
+        keys = ("prune_mode", "sliding_layers", *setting_keys())
+        encoder_family(dense.model_type).check(dense)
         inherited = {key: getattr(dense, key) for key in keys if getattr(dense, key, None) is not None}
         mode = pruning.get("prune_mode") or inherited.get("prune_mode") or DENSE_MODE
         check_pruning_keys(pruning, mode)
@@ -113,7 +119,7 @@ class LTPConfig(PreTrainedConfig):
     @property
     def pruning(self) -> dict[str, Any]:
         """``prune_mode``, ``masking_mode`` and the settings of the method, by key."""
-        keys = ("prune_mode", "masking_mode", *method_class(self.prune_mode).config_keys())
+        keys = ("prune_mode", "masking_mode", "sliding_layers", *method_class(self.prune_mode).config_keys())
         return {key: getattr(self, key) for key in keys}
 
     @property
@@ -130,6 +136,11 @@ class LTPConfig(PreTrainedConfig):
     max_position_embeddings = _dense_size("max_position_embeddings")
 
     @property
+    def encoder_shape(self) -> EncoderShape:
+        """Sizes of the encoder, from which FLOPs are counted."""
+        return encoder_family(self.dense_model_type).shape(self.build_dense_config())
+
+    @property
     def max_input_tokens(self) -> int:
         """Maximum number of tokens of an input, special tokens included."""
         return encoder_family(self.dense_model_type).max_input_tokens(self.build_dense_config())
@@ -137,7 +148,7 @@ class LTPConfig(PreTrainedConfig):
 
 def pruning_keys() -> tuple[str, ...]:
     """Return the keys that say how a model prunes: the method, its rule in training, and the settings of any method."""
-    return ("prune_mode", "masking_mode", *setting_keys())
+    return ("prune_mode", "masking_mode", "sliding_layers", *setting_keys())
 
 
 def check_pruning_keys(names: Collection[str], prune_mode: str) -> None:
@@ -150,7 +161,7 @@ def check_pruning_keys(names: Collection[str], prune_mode: str) -> None:
     Raises:
         ValueError: a name is unknown, or a setting of other methods only; the message has similar names.
     """
-    own = ("prune_mode", "masking_mode", *method_class(prune_mode).config_keys())
+    own = ("prune_mode", "masking_mode", "sliding_layers", *method_class(prune_mode).config_keys())
     known = pruning_keys() if prune_mode == DENSE_MODE else own
     for name in names:
         if name in ("target_flops", "budgets"):

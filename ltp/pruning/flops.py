@@ -4,9 +4,13 @@ One MAC is one multiply-add; FLOPs = 2 MACs. Layer l of one example costs ``4·D
 projections and the two attention products, on the n_l tokens that enter) plus ``2·D·I·n_{l+1}`` (the FFN, on the
 tokens that the layer keeps), and what the method itself computes. Embeddings, pooler and head are not counted: they are
 the same for every method. This is the usual count of the literature, with the actual FFN width I.
+
+A gated FFN costs ``3·D·I·n_{l+1}``. In a layer with a window a token attends to W tokens at most: ``2·D·n_l·min(n_l, W)``.
+Each term of content with relative position adds ``D·n_l·min(2·n_1 − 1, span)``; the projection of the positions, once for
+a batch, is not counted.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +20,7 @@ from ltp.pruning.tokens import EncoderShape
 
 DEFINITION = (
     "FLOPs = 2 MACs; per layer 4·D²·n + 2·D·n² MACs on the n tokens that enter and 2·D·I·m on the m that survive; "
+    "(gated FFN: 3·D·I·m; windows and relative positions as in ltp.pruning.flops); "
     "embeddings, pooler and head left out; dense = the same example without pruning and without padding"
 )
 
@@ -31,6 +36,7 @@ class CostModel:
         decides_before: whether a layer's decision falls before its attention, so that the tokens which it drops do not
             enter that layer.
         own_flops: FLOPs that the method adds for a token that enters a decision, in each layer.
+        ffn_products, windows, position_terms, position_span: see :class:`~ltp.pruning.tokens.EncoderShape`.
     """
 
     num_layers: int
@@ -38,12 +44,18 @@ class CostModel:
     intermediate_size: int
     decides_before: bool = False
     own_flops: float = 0.0
+    ffn_products: int = 2
+    windows: tuple[int | None, ...] = ()
+    position_terms: int = 0
+    position_span: int = 0
 
     @classmethod
     def of_method(cls, method: Method, shape: EncoderShape) -> "CostModel":
         """Create the cost model of a method on an encoder."""
-        sizes = (shape.num_layers, shape.hidden_size, shape.intermediate_size)
-        return cls(*sizes, decides_before=method.decides_before, own_flops=method.own_flops(shape))
+        names = ("num_layers", "hidden_size", "intermediate_size")
+        names = (*names, "ffn_products", "windows", "position_terms", "position_span")
+        sizes = {name: getattr(shape, name) for name in names}
+        return cls(**sizes, decides_before=method.decides_before, own_flops=method.own_flops(shape))
 
     def layer_flops(self, token_lengths: Tensor) -> Tensor:
         """Compute the FLOPs of each layer for each example.
@@ -58,8 +70,15 @@ class CostModel:
         lengths = token_lengths.to(torch.float64)
         deciding, surviving = lengths[:, :-1], lengths[:, 1:]
         entering = surviving if self.decides_before else deciding
-        attention = 4 * self.hidden_size**2 * entering + 2 * self.hidden_size * entering**2
-        feed_forward = 2 * self.hidden_size * self.intermediate_size * surviving
+        seen = entering
+        if self.windows:
+            widths = [torch.inf if width is None else width for width in self.windows]
+            seen = torch.minimum(entering, torch.tensor(widths, dtype=torch.float64, device=lengths.device))
+        attention = 4 * self.hidden_size**2 * entering + 2 * self.hidden_size * entering * seen
+        if self.position_terms:
+            distances = (2 * lengths[:, :1] - 1).clamp(max=self.position_span)
+            attention = attention + self.position_terms * self.hidden_size * entering * distances
+        feed_forward = self.ffn_products * self.hidden_size * self.intermediate_size * surviving
         return 2 * (attention + feed_forward) + self.own_flops * deciding
 
     def dense_layer_flops(self, lengths: Tensor) -> Tensor:
@@ -74,7 +93,7 @@ class CostModel:
         return self._dense(lengths[:, None].expand(-1, self.num_layers + 1))
 
     def _dense(self, token_lengths: Tensor) -> Tensor:
-        return CostModel(self.num_layers, self.hidden_size, self.intermediate_size).layer_flops(token_lengths)
+        return replace(self, decides_before=False, own_flops=0.0).layer_flops(token_lengths)
 
     def mean_dense_flops(self, lengths: Tensor) -> float:
         """Compute the mean FLOPs per example without pruning; ``lengths``, (B,), are the numbers of real tokens."""

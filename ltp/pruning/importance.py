@@ -74,15 +74,18 @@ def importance_of(tokens: Tokens, scoring_mode: str, score_length: int) -> Tenso
     raise ValueError(f"scoring_mode is {scoring_mode!r}; it must be one of {', '.join(SCORING_MODES)}")
 
 
-def attention_sums(probs: Tensor, value: Tensor, presence: Tensor | None, reads: frozenset[str]) -> dict[str, Tensor]:
+def attention_sums(
+    probs: Tensor, value: Tensor, presence: Tensor | None, reads: frozenset[str], first: int = 0
+) -> dict[str, Tensor]:
     """Sum what attention gives each token over heads and queries.
 
     Args:
         probs: attention probabilities before dropout, (B, H, Q, N), any float type; rows are queries.
         value: (B, H, N, D/H).
-        presence: weights of the queries: tokens alive, (B, N) bool, or their survival probabilities, (B, N) float32;
+        presence: weights of the queries: tokens alive, (B, Q) bool, or their survival probabilities, (B, Q) float32;
             None if all are alive.
         reads: what to compute; see :data:`ATTENTION_READS`. Other names are ignored.
+        first: which of the N tokens the first query is: the queries may be a part of them.
 
     Returns:
         Sums by name, each (B, N) float32.
@@ -101,8 +104,11 @@ def attention_sums(probs: Tensor, value: Tensor, presence: Tensor | None, reads:
             if "value_weighted" in reads:
                 sums["value_weighted"] = (by_head * value.float().norm(dim=-1)).sum(dim=1)
         if "diagonal" in reads:
-            diagonal = probs.diagonal(dim1=-2, dim2=-1).sum(dim=1, dtype=torch.float32)
-            sums["diagonal"] = diagonal if presence is None else diagonal * presence
+            diagonal = probs.diagonal(offset=first, dim1=-2, dim2=-1).sum(dim=1, dtype=torch.float32)
+            diagonal = diagonal if presence is None else diagonal * presence
+            after = probs.shape[3] - first - probs.shape[2]
+            sums["diagonal"] = torch.nn.functional.pad(diagonal, (first, after)) if first or after > 0 else diagonal
         if "class_attention" in reads:
-            sums["class_attention"] = probs[:, :, 0].sum(dim=1, dtype=torch.float32)
+            class_attention = probs[:, :, 0].sum(dim=1, dtype=torch.float32)
+            sums["class_attention"] = class_attention if first == 0 else torch.zeros_like(class_attention)
     return sums

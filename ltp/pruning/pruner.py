@@ -17,9 +17,10 @@ class Pruner(nn.Module):
         method: the method with its settings.
         shape: sizes of the encoder.
         num_budgets: K, the number of FLOPs budgets with thresholds of their own.
+        sliding_layers: see :data:`~ltp.pruning.SLIDING_LAYERS`.
 
     Attributes:
-        method, shape: as given.
+        method, shape, sliding_layers: as given.
         budget_thresholds: thresholds of each budget, (K, L) float32; absent without budgets. The row of the budget
             in use is updated only when :meth:`use_budget` selects another one.
         budget_in_use: row of the budget in use, scalar int64; absent without budgets.
@@ -29,8 +30,9 @@ class Pruner(nn.Module):
     budget_thresholds: Tensor
     budget_in_use: Tensor
 
-    def __init__(self, method: Method, shape: EncoderShape, num_budgets: int = 0) -> None:
+    def __init__(self, method: Method, shape: EncoderShape, num_budgets: int = 0, sliding_layers: str = "scale") -> None:
         super().__init__()
+        self.sliding_layers = sliding_layers
         self.method = method
         self.shape = shape
         self.num_budgets = num_budgets
@@ -43,19 +45,12 @@ class Pruner(nn.Module):
     @classmethod
     def from_config(cls, method: type[Method], config: Any) -> "Pruner":
         """Create the pruner from an :class:`~ltp.model.configuration.LTPConfig`, read by attribute."""
-        shape = EncoderShape(
-            config.num_hidden_layers,
-            config.hidden_size,
-            config.intermediate_size,
-            config.num_attention_heads,
-            config.max_position_embeddings,
-        )
-        return cls(method.from_config(config), shape, len(config.budgets))
+        return cls(method.from_config(config), config.encoder_shape, len(config.budgets), config.sliding_layers)
 
     @torch.no_grad()
     def reset(self) -> None:
         """Set parameters to their initial values (called for parameters that are not in the checkpoint)."""
-        initial = Pruner(self.method, self.shape, self.num_budgets)
+        initial = Pruner(self.method, self.shape, self.num_budgets, self.sliding_layers)
         self.load_state_dict(initial.state_dict())
 
     @property
@@ -78,6 +73,11 @@ class Pruner(nn.Module):
         self.budget_thresholds[self.budget_in_use] = self.thresholds
         self.thresholds.copy_(self.budget_thresholds[number])
         self.budget_in_use.fill_(number)
+
+    def decides_in(self, number: int) -> bool:
+        """Whether tokens leave in a layer, 1..L."""
+        windows = self.shape.windows
+        return self.sliding_layers != "skip" or not windows or windows[number - 1] is None
 
     @property
     def reads(self) -> frozenset[str]:

@@ -19,6 +19,10 @@ class EncoderShape:
         intermediate_size: I, the width of the FFN.
         num_heads: H.
         max_positions: largest number of tokens of an input.
+        ffn_products: number of D × I products of an FFN: 3 with a gate.
+        windows: for each layer how many tokens a token attends to at most, None for all; empty where no layer has one.
+        position_terms: number of products of content with relative positions that attention adds.
+        position_span: number of relative positions that these products tell apart at most.
     """
 
     num_layers: int
@@ -26,6 +30,10 @@ class EncoderShape:
     intermediate_size: int = 0
     num_heads: int = 0
     max_positions: int = 512
+    ffn_products: int = 2
+    windows: tuple[int | None, ...] = ()
+    position_terms: int = 0
+    position_span: int = 0
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from ltp.data.hub import loading_from_hub
-from ltp.encoders import FAMILIES
+from ltp.encoders import known_families, unknown_family
 from ltp.errors import UserError
 from ltp.model import MODEL_TYPE
 from ltp.pruning import DENSE_MODE, all_methods, known_methods, setting_keys, variants
@@ -211,10 +211,8 @@ def _check_classifier(checkpoint: Checkpoint) -> None:
             "from outside is found by its entry point, or in a module: plugins=[MODULE]"
         )
     model_type = checkpoint.dense_config.get("model_type")
-    if model_type not in FAMILIES:
-        raise UserError(
-            f"restore={checkpoint.source} has the architecture {model_type}; ltp prunes {', '.join(sorted(FAMILIES))}."
-        )
+    if model_type not in known_families():
+        raise UserError(f"restore={checkpoint.source}: {unknown_family(model_type)}")
     architectures = checkpoint.config.get("architectures") or []
     if not checkpoint.is_ltp and not any(name.endswith("ForSequenceClassification") for name in architectures):
         raise UserError(

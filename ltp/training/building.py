@@ -10,7 +10,7 @@ from ltp.data.demo import demo_tokenizer
 from ltp.data.hub import loading_from_hub
 from ltp.data.sources import Splits
 from ltp.data.tasks import Task
-from ltp.encoders import FAMILIES, encoder_family
+from ltp.encoders import encoder_family, known_families, unknown_family
 from ltp.errors import UserError
 from ltp.model.classifier import LTPForSequenceClassification
 from ltp.pruning import DENSE_MODE, variants
@@ -127,8 +127,8 @@ def build_dense(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> Any
         model_type = architecture.pop("model_type", None)
         if settings.num_layers is not None:
             architecture["num_hidden_layers"] = settings.num_layers
-        if model_type not in FAMILIES:
-            known = ", ".join(sorted(FAMILIES))
+        if model_type not in known_families():
+            known = ", ".join(known_families())
             raise UserError(
                 f"model.architecture.model_type={model_type}, and model.name_or_path is null: "
                 f"an encoder from scratch is one of {known}; a pretrained one is named by model.name_or_path"
@@ -141,8 +141,9 @@ def build_dense(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> Any
                 pad_token_id=tokenizer.pad_token_id,
                 num_labels=task.num_labels,
             )
-            layer = 4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size
-            if (parameters := config.num_hidden_layers * layer + config.vocab_size * config.hidden_size) > _LARGEST:
+            shape = family.shape(config)
+            layer = 4 * shape.hidden_size**2 + shape.ffn_products * shape.hidden_size * shape.intermediate_size
+            if (parameters := shape.num_layers * layer + config.vocab_size * shape.hidden_size) > _LARGEST:
                 raise ValueError(f"{parameters:.3g} parameters are too many")
             return family.classifier_class(config)
         except (StrictDataclassError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:  # bad sizes
@@ -168,9 +169,10 @@ def pretrained_config(name_or_path: str) -> Any:
     """
     with loading_from_hub(f"model.name_or_path={name_or_path}", _MODEL_REMEDY, source=name_or_path):
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
-    if config.model_type not in FAMILIES:
-        raise UserError(
-            f"model.name_or_path={name_or_path} has the architecture {config.model_type}; "
-            f"ltp prunes {', '.join(sorted(FAMILIES))}."
-        )
+    if config.model_type not in known_families():
+        raise UserError(f"model.name_or_path={name_or_path}: {unknown_family(config.model_type)}")
+    try:
+        encoder_family(config.model_type).check(config)
+    except ValueError as error:
+        raise UserError(f"model.name_or_path={name_or_path}: {error}") from error
     return config
