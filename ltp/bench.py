@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import functools
 import json
+import logging
 import re
 import sys
 from collections.abc import Iterator
@@ -26,6 +27,9 @@ from ltp.runs.settings import TaskSettings, is_unset, override_of, unset_task
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import; report mistakes before that
     from ltp.model.classifier import LTPForSequenceClassification
+
+
+log = logging.getLogger("ltp")
 
 
 @dataclass
@@ -219,7 +223,6 @@ def measure(settings: BenchSettings, checkpoint: Checkpoint | None) -> dict[str,
 
         from ltp.benchmark.compare import Plan, run_benchmark
         from ltp.benchmark.engines import ENGINES
-        from ltp.data.sequences import make_batches
 
     silence_libraries()
     options = settings.bench
@@ -229,21 +232,26 @@ def measure(settings: BenchSettings, checkpoint: Checkpoint | None) -> dict[str,
     if on_gpu and options.clock == "processor":
         raise UserError("bench.clock=processor does not see a GPU's time; use bench.clock=wall or bench.device=cpu")
     device = torch.device("cuda" if on_gpu else "cpu")
-    plan = Plan(
-        engines=options.engines or tuple(ENGINES),
-        dtypes=options.dtype,
-        batch_sizes=options.batch_size,
-        rounds=options.rounds,
-        baseline=options.baseline,
-        train=options.train,
-        clock=options.clock,
-    )
     with _num_threads(options.threads):
         model = build_model(settings, checkpoint)
+        baseline = options.baseline
+        if baseline == "hf_sdpa" and not model.dense._supports_sdpa:
+            baseline = "hf_eager"
+            log.info("%s has no sdpa attention: speed-ups are over hf_eager", type(model.dense).__name__)
+        plan = Plan(
+            engines=options.engines or tuple(ENGINES),
+            dtypes=options.dtype,
+            batch_sizes=options.batch_size,
+            rounds=options.rounds,
+            baseline=baseline,
+            train=options.train,
+            clock=options.clock,
+        )
         sequences = read_sequences(settings, checkpoint, model)
         model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides self from mypy
         batches = functools.partial(
-            make_batches,
+            _batches,
+            model.family.has_token_types(model.dense.config),
             sequences.ids,
             order=options.order,
             pad_token_id=model.config.dense_config.get("pad_token_id") or 0,
@@ -265,6 +273,14 @@ def measure(settings: BenchSettings, checkpoint: Checkpoint | None) -> dict[str,
         "lengths": sequences.source,
         **report,
     }
+
+
+def _batches(has_token_types: bool, *args: Any, **kwargs: Any) -> list[Any]:
+    """:func:`~ltp.data.sequences.make_batches`, without token types for a model that takes none."""
+    from ltp.data.sequences import make_batches
+
+    names = ("input_ids", "attention_mask", *(("token_type_ids",) if has_token_types else ()))
+    return [{name: batch[name] for name in names} for batch in make_batches(*args, **kwargs)]
 
 
 @contextmanager

@@ -5,6 +5,7 @@ What takes seconds to import is imported by the fixtures: the process that deals
 
 import gc
 import os
+import re
 import shutil
 from collections import Counter
 
@@ -24,9 +25,28 @@ SIZES = {
     "num_labels": 3,
     "initializer_range": 0.1,  # five times the usual, so that layers and heads change something
 }
+_DISENTANGLED = {
+    "relative_attention": True,
+    "position_buckets": 8,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "pos_att_type": ["p2c", "c2p"],
+    "position_biased_input": False,
+}
+_SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "cls_token_id": 1, "eos_token_id": 2, "sep_token_id": 2}
+#: Of each encoder family, what differs from :data:`SIZES`.
 CONFIGS = {
     "bert": {"max_position_embeddings": 64},
     "roberta": {"max_position_embeddings": 66, "type_vocab_size": 1},
+    "xlm-roberta": {"max_position_embeddings": 66, "type_vocab_size": 1},
+    "camembert": {"max_position_embeddings": 66, "type_vocab_size": 1},
+    "electra": {"max_position_embeddings": 64, "embedding_size": 16},
+    "distilbert": {"max_position_embeddings": 64, "hidden_dim": 48},
+    "albert": {"max_position_embeddings": 64, "embedding_size": 16, "num_hidden_groups": 2},
+    "mpnet": {"max_position_embeddings": 66},
+    "deberta-v2": {"max_position_embeddings": 64, **_DISENTANGLED},
+    # windows of four tokens on either side
+    "modernbert": {"max_position_embeddings": 64, "local_attention": 8, **_SPECIAL},
 }
 
 
@@ -67,15 +87,14 @@ def _seed(_one_thread):
 def make_dense():
     """``make_dense(family, **config)``: a Hugging Face classifier in evaluation mode, its weights from a seed."""
     import torch
-    from transformers import BertConfig, BertForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
 
-    classes = {
-        "bert": (BertConfig, BertForSequenceClassification),
-        "roberta": (RobertaConfig, RobertaForSequenceClassification),
-    }
+    from ltp.encoders import encoder_family
+
+    projections = re.compile(r"\bquery|\bkey|\b[qk]_lin|\battn\.[qk]\b|\bWqkv")
 
     def make(family, *, seed=0, **config):
-        config_class, classifier = classes[family]
+        adapter = encoder_family(family)
+        config_class, classifier = adapter.config_class, adapter.classifier_class
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = classifier(config_class(**SIZES | CONFIGS[family] | config))
@@ -83,7 +102,7 @@ def make_dense():
                 for name, parameter in model.named_parameters():
                     if parameter.dim() == 1:  # biases start at 0 and norms at 1, which would hide mistakes in them
                         parameter.add_(0.1 * torch.randn_like(parameter))
-                    elif "query" in name or "key" in name:  # attention far from uniform, so that scores spread
+                    elif projections.search(name):  # attention far from uniform, so that scores spread
                         parameter.mul_(3)
         return model.eval()
 
@@ -116,7 +135,8 @@ def make_batch():
     import torch
 
     def make(model, sentences, length=None):
-        pad = {"bert": 0, "roberta": 1}[getattr(model.config, "dense_model_type", model.config.model_type)]
+        dense = getattr(model, "dense", model)
+        pad = dense.config.pad_token_id
         length = length or max(map(len, sentences))
         return {
             "input_ids": torch.tensor([ids + [pad] * (length - len(ids)) for ids in sentences]),

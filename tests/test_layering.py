@@ -120,7 +120,7 @@ def test_a_command_is_thin_and_depends_on_no_other(command):
         ("ltp.pruning", []),
         ("ltp.data.metrics", []),
         ("ltp.data.tasks", ["ltp.data.metrics"]),
-        ("ltp.encoders", []),
+        ("ltp.encoders", ["ltp.pruning.tokens"]),
         ("ltp.execution", ["ltp.encoders", "ltp.kernels", "ltp.pruning"]),
         ("ltp.deploy", ["ltp.data.sequences", "ltp.encoders", "ltp.execution", "ltp.kernels", "ltp.pruning"]),
         ("ltp.model", ["ltp.deploy", "ltp.encoders", "ltp.execution", "ltp.kernels", "ltp.pruning"]),

@@ -47,7 +47,10 @@ class Engine:
 
 def _hugging_face(attention: str) -> Callable[[Models, str], Infer]:
     def build(models: Models, dtype: str) -> Infer:
-        model = models.hugging_face(dtype, attention)
+        try:
+            model = models.hugging_face(dtype, attention)
+        except ValueError as error:  # DeBERTa and MPNet have no sdpa attention
+            raise UnavailableError(" ".join(str(error).split())[:160]) from error
         return lambda batch: model(**batch).logits
 
     return build
@@ -76,7 +79,7 @@ def _hugging_face_prepacked(models: Models, dtype: str) -> Infer:
     _require_cpu(models, "the linears of deploy() are")
     try:
         model = models.prepacked(dtype)
-    except RuntimeError as error:  # the CPU has no matrix products for this type
+    except (RuntimeError, ValueError) as error:  # no matrix products for this type, or no sdpa attention
         raise UnavailableError(str(error)) from error
     return lambda batch: model(**batch).logits
 
@@ -92,7 +95,8 @@ def _onnx(models: Models, dtype: str) -> Infer:
     _require_cpu(models, "ONNX Runtime, as it is installed here, is")
     from ltp.deploy.onnx import onnx_engine
 
-    return onnx_engine(models.hugging_face("float32", "sdpa"), dtype)
+    inputs = ("input_ids", "attention_mask", *(("token_type_ids",) if models.has_token_types else ()))
+    return onnx_engine(models.hugging_face("float32", models.attention), dtype, inputs)
 
 
 #: All engines by their names in ``bench.engines``, in the order of the report's table.

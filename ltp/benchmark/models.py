@@ -1,6 +1,7 @@
 """The models that engines run: random classifiers of a given shape, and copies in other types, dense or pruned."""
 
 import copy
+import re
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +15,8 @@ from ltp.encoders import encoder_family
 from ltp.model.classifier import LTPForSequenceClassification
 from ltp.pruning import DENSE_MODE
 
+#: Names of the projections to queries and keys, in all families; ModernBERT's is fused with the values'.
+_PROJECTIONS = re.compile(r"\.(query|key|query_proj|key_proj|q_lin|k_lin|q|k|Wqkv)\.")
 _TORCH_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -34,7 +37,7 @@ def random_classifier(shape: str, seed: int = 0) -> PreTrainedModel:
         model = family.classifier_class(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if ".query." in name or ".key." in name:
+            if _PROJECTIONS.search(name):
                 parameter.mul_(2)
     return model.eval()
 
@@ -88,9 +91,25 @@ class Models:
         model.execution = execution
         return model
 
+    @property
+    def has_token_types(self) -> bool:
+        """Whether the model takes ``token_type_ids``."""
+        return self.pruned.family.has_token_types(self.pruned.dense.config)
+
+    @property
+    def attention(self) -> str:
+        """Hugging Face's fastest attention for the model that runs everywhere."""
+        return "sdpa" if self.pruned.dense._supports_sdpa else "eager"
+
     def hugging_face(self, dtype: str, attention: str) -> Any:
-        """The dense Hugging Face classifier with an attention implementation."""
+        """The dense Hugging Face classifier with an attention implementation.
+
+        Raises:
+            ValueError: the model has no such attention.
+        """
         model = shared_copy(self.ltp(dtype, pruned=True).dense)
+        if attention == "sdpa" and not model._supports_sdpa:
+            raise ValueError(f"{type(model).__name__} has no sdpa attention")
         model.set_attn_implementation(attention)
         return model
 
@@ -102,10 +121,10 @@ class Models:
         """
         linear = linear_type(dtype)
         model = self.hugging_face("bfloat16" if dtype == "bfloat16" else "float32", "sdpa")
-        for layer in self.pruned.family.layers(model):
-            for name, module in list(layer.named_modules()):
-                if isinstance(module, nn.Linear):
-                    layer.set_submodule(name, _DeployedLinear(module, linear, DTYPES[dtype]))
+        layers = self.pruned.family.layer_list(model)
+        for name, module in list(layers.named_modules()):
+            if isinstance(module, nn.Linear):
+                layers.set_submodule(name, _DeployedLinear(module, linear, DTYPES[dtype]))
         return model
 
 
@@ -115,7 +134,8 @@ class _DeployedLinear(nn.Module):
     def __init__(self, replaced: nn.Linear, linear: type[PlainLinear], dtype: torch.dtype) -> None:
         super().__init__()
         with torch.no_grad():
-            self.linear = linear(replaced.weight.detach(), replaced.bias.detach(), dtype)
+            bias = replaced.weight.new_zeros(replaced.out_features) if replaced.bias is None else replaced.bias
+            self.linear = linear(replaced.weight.detach(), bias.detach(), dtype)
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.linear(hidden)

@@ -35,7 +35,7 @@ def bare_products(config: Any, token_lengths: Sequence[Tensor], dtype: str, back
     """Build a pass over all batches that computes only the linear products, one after the other, on random numbers.
 
     Args:
-        config: gives hidden_size, intermediate_size and num_hidden_layers, as
+        config: gives hidden_size, intermediate_size, num_hidden_layers and encoder_shape, as
             :class:`~ltp.model.configuration.LTPConfig` does.
         token_lengths: one tensor per batch, (B, L+1) int64.
         dtype: float32, bfloat16 or int8.
@@ -50,7 +50,7 @@ def bare_products(config: Any, token_lengths: Sequence[Tensor], dtype: str, back
     shapes = (
         (3 * hidden_size, hidden_size),
         (hidden_size, hidden_size),
-        (inner_size, hidden_size),
+        ((config.encoder_shape.ffn_products - 1) * inner_size, hidden_size),  # with a gate, both in one
         (hidden_size, inner_size),
     )
     generator = torch.Generator(device).manual_seed(0)

@@ -24,6 +24,7 @@ from rich.console import Console
 
 from ltp import __version__
 from ltp.command.output import run_until_broken_pipe
+from ltp.encoders.registry import REGISTERED as FAMILIES
 from ltp.errors import LTPError, RunError, TerminatedError, UserError, install_hint, printable, unknown_option
 from ltp.pruning import BrokenMethodError, aliases, load_modules
 from ltp.runs.settings import as_plain, register_options, typed_as, unknown_key
@@ -82,7 +83,7 @@ def load_plugins(arguments: Sequence[str]) -> list[str]:
         if "" not in sys.path and os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())
     try:
-        load_modules(names)
+        load_modules(names, registries=[FAMILIES])
     except BrokenMethodError as error:
         raise UserError(str(error)) from None
     register_options()

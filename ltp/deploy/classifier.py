@@ -1,7 +1,6 @@
 """The deployed classifier: encoder layers with prepacked weights, and their forward pass."""
 
 import copy
-import typing
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,8 @@ from torch.nn import functional
 
 from ltp.deploy.attention import deployed_attention
 from ltp.deploy.linears import DTYPES, PlainLinear, linear_type
-from ltp.encoders.base import EncoderFamily, LayerParts
+from ltp.encoders.base import EncoderFamily, LayerParts, PairBias, Rotation
+from ltp.execution.attention import Pairs
 from ltp.execution.output import LTPOutput
 from ltp.execution.packing import real_tokens
 from ltp.pruning.importance import ATTENTION_READS
@@ -63,11 +63,25 @@ class DeployedClassifier:
         self.set_pruner(pruner)
         layers = family.layers(dense)
         # embeddings and head: a copy of the classifier with an empty list of encoder layers
-        self._dense = copy.deepcopy(dense, {id(layers): nn.ModuleList()}).float().eval().requires_grad_(False)
+        memo: dict[int, Any] = {id(family.layer_list(dense)): nn.ModuleList()}
+        self._dense = copy.deepcopy(dense, memo).float().eval().requires_grad_(False)
+        self._pools_mean = family.pools_mean(dense.config)
+        self._reach = family.max_input_tokens(dense.config) - 1
+        prepared: dict[int, DeployedLayer] = {}  # by the module, which several layers may share
+        self._layers = []
         with torch.no_grad():
             for number, layer in enumerate(layers, start=1):
-                check_plain(family.parts(layer), number)
-            self._layers = [DeployedLayer(family.parts(layer), self.back_end, self._hidden_type) for layer in layers]
+                module = layer if isinstance(layer, nn.Module) else layer.module
+                if id(module) not in prepared:
+                    parts = family.parts(layer)
+                    check_plain(parts, number)
+                    prepared[id(module)] = DeployedLayer(
+                        *(parts, self.back_end, self._hidden_type),
+                        rotation=family.rotation(layer),
+                        bias=family.pair_bias(layer, self._reach),
+                        window=family.window(layer),
+                    )
+                self._layers.append(prepared[id(module)])
 
     def set_pruner(self, pruner: Pruner) -> None:
         """Replace the pruner by a copy of another one, without preparing the weights again."""
@@ -100,14 +114,32 @@ class DeployedClassifier:
         alive = real_tokens(attention_mask, input_ids)
         indices = alive.flatten().nonzero().squeeze(1)
         hidden = self._family.embed_tokens(self._dense, input_ids, indices, token_type_ids, position_ids)
-        class_token, token_lengths = self._encode(hidden.to(self._hidden_type), alive.sum(dim=1))
-        logits = self._family.classify(self._dense, class_token.float())
+        positions = None
+        if self._family.has_positions:
+            columns = torch.arange(alive.shape[1])[None]
+            positions = self._family.attention_positions(columns, position_ids).expand(alive.shape).flatten()[indices]
+        lengths = alive.sum(dim=1)
+        last, token_lengths = self._encode(hidden.to(self._hidden_type), lengths, positions)
+        pooled = self._family.finish(self._dense, last.float())
+        if self._pools_mean:
+            owner = torch.arange(len(lengths)).repeat_interleave(lengths)
+            pooled = pooled.new_zeros(len(lengths), pooled.shape[1]).index_add(0, owner, pooled) / lengths[:, None]
+        logits = self._family.classify(self._dense, pooled)
         return LTPOutput(logits=logits, token_lengths=token_lengths)
 
-    def _encode(self, hidden: Tensor, real_lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the encoder: embeddings of the real tokens, (T, D), to the last class states, (B, D), and token lengths.
+    def _encode(self, hidden: Tensor, real_lengths: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Run the encoder.
 
         Hidden states are (R, D) with R ≥ T: rows from T on are unused padding, see ``row_count``.
+
+        Args:
+            hidden: embeddings of the real tokens, (T, D).
+            real_lengths: number of real tokens of each sequence, (B,) int64.
+            positions: their positions for attention, (T,) int64; None if the family has none.
+
+        Returns:
+            The last class states, (B, D), or for the mean the last state of every real token, (T, D); and the token
+            lengths, (B, L+1).
         """
         rows, pruner = Rows(real_lengths.numpy()), self._pruner
         state: dict[str, Tensor] = {}  # what the method needs of each token, each (T,)
@@ -117,27 +149,39 @@ class DeployedClassifier:
             state["sizes"] = torch.ones(rows.total)
         if pruner.carries:
             state["carried"] = torch.zeros(rows.total)
+        if positions is not None:
+            state["places"] = positions
+        restored = None
+        if self._pools_mean:
+            restored = hidden.clone()
+            state["origin"] = state["owner"] = torch.arange(rows.total)
         hidden = self._pad_rows(hidden, rows)
         token_lengths = [rows.lengths]
         for number, layer in enumerate(self._layers, start=1):
-            last = number == len(self._layers)  # after its attention only the classification tokens are needed
-            if pruner.decides_before:
+            # after its attention only the classification tokens are needed
+            last = number == len(self._layers) and restored is None
+            decides = pruner.decides_in(number)
+            if decides and pruner.decides_before:
                 rows, kept, state, _ = self._decide(number, rows, real_lengths, state, {}, (hidden,), None, layer.heads)
                 if kept is not None:
                     hidden = hidden.index_select(0, self._selected(kept))
             qkv = layer.project(hidden)[: rows.total]
+            own_key, pairs = qkv[:, 1], None
+            if positions is not None:
+                qkv, pairs = layer.place(qkv, state["places"])
             contexts, sums = deployed_attention(
                 qkv,
                 rows.lengths.tolist(),
-                reads=pruner.reads & ATTENTION_READS,
+                reads=pruner.reads & ATTENTION_READS if decides else frozenset(),
                 first_only=last and not pruner.merges,
                 key_weights=state.get("sizes"),
+                pairs=pairs,
             )
             context = (contexts[0] if len(contexts) == 1 else torch.cat(contexts)).flatten(1).to(hidden.dtype)
             kept, before = None, rows
-            if not pruner.decides_before:
+            if decides and not pruner.decides_before:
                 rows, kept, state, merged = self._decide(
-                    *(number, rows, real_lengths, state, sums, (context, hidden), qkv[:, 1], layer.heads)
+                    *(number, rows, real_lengths, state, sums, (context, hidden), own_key, layer.heads)
                 )
                 context, hidden = merged
             token_lengths.append(rows.lengths)
@@ -153,6 +197,10 @@ class DeployedClassifier:
                 selected = self._selected(kept)
                 context, hidden = context.index_select(0, selected), hidden.index_select(0, selected)
             hidden = layer.finish(context, hidden)
+            if restored is not None:
+                restored[state["origin"]] = hidden[: rows.total]
+        if restored is not None:
+            hidden = restored[state["owner"]]
         return hidden, torch.from_numpy(np.stack(token_lengths, axis=1))
 
     def _decide(
@@ -176,7 +224,7 @@ class DeployedClassifier:
             which tokens are merged, but none is left out yet.
         """
         pruner = self._pruner
-        padded = {name: rows.pad(value) for name, value in state.items()}
+        padded = {name: rows.pad(state[name]) for name in ("positions", "sizes", "carried") if name in state}
         states = {"positions": padded["positions"]} if "positions" in pruner.reads else {}
         if "hidden" in pruner.reads:
             states["hidden"] = rows.pad(tensors[-1][: rows.total].float())
@@ -202,6 +250,9 @@ class DeployedClassifier:
             sizes = torch.zeros_like(state["sizes"]).index_add(0, into, state["sizes"])
             tensors = tuple(_merged(tensor[: rows.total], into, state["sizes"], sizes) for tensor in tensors)
             state = {**state, "sizes": sizes}
+            if "owner" in state:  # of each real token that which it is merged into
+                merged_into = torch.arange(len(state["owner"])).index_copy(0, state["origin"], state["origin"][into])
+                state["owner"] = merged_into[state["owner"]]
         else:
             survivors = pruner.survivors(tokens)
         if survivors is rows.alive:
@@ -212,7 +263,8 @@ class DeployedClassifier:
             return rows, None, state, tensors
         kept = np.flatnonzero(rows.pack(alive))
         index = torch.from_numpy(kept)
-        return Rows(lengths), kept, {name: value.index_select(0, index) for name, value in state.items()}, tensors
+        left = {name: value if name == "owner" else value.index_select(0, index) for name, value in state.items()}
+        return Rows(lengths), kept, left, tensors
 
     def _selected(self, kept: np.ndarray) -> Tensor:
         """Return the indices of the rows to keep, padded with row 0 to the back end's preferred number of rows."""
@@ -238,31 +290,44 @@ def check_plain(parts: LayerParts, number: int) -> None:
     Raises:
         ValueError: a part is of another class (an adapter), or has hooks or parametrisations, which would be lost.
     """
-    for name, expected in typing.get_type_hints(LayerParts).items():
-        if expected not in (nn.Linear, nn.LayerNorm):
-            continue
+    expected: dict[str, type] = {"attention_norm": nn.LayerNorm, "output_norm": nn.LayerNorm}
+    expected |= dict.fromkeys(("query", "key", "value", "attention_output", "up", "gate", "down"), nn.Linear)
+    for name, kind in expected.items():
         module = getattr(parts, name)
-        kind = f"{expected.__name__} with hooks" if module._forward_hooks or module._forward_pre_hooks else None
-        if type(module) is not expected:  # parametrisations change the class, too
-            kind = type(module).__name__
-        if kind is not None:
+        if module is None:
+            continue
+        found = f"{kind.__name__} with hooks" if module._forward_hooks or module._forward_pre_hooks else None
+        if type(module) is not kind:  # parametrisations change the class, too
+            found = type(module).__name__
+        if found is not None:
             raise ValueError(
-                f"layer {number}: {name} is a {kind}, and deploy would copy its weight alone. Merge adapters into the "
+                f"layer {number}: {name} is a {found}, and deploy would copy its weight alone. Merge adapters into the "
                 "weights first (peft: model.merge_and_unload()), and remove hooks and parametrisations."
             )
 
 
 class DeployedLayer:
-    """One post-norm encoder layer with linear layers of a back end.
+    """One encoder layer with linear layers of a back end.
 
     Args:
         parts: modules of the original layer.
         linear: class of the linear layers.
         dtype: dtype of hidden states.
+        rotation, bias, window: what attention does with positions; see :class:`~ltp.encoders.base.EncoderFamily`.
     """
 
-    def __init__(self, parts: LayerParts, linear: type[PlainLinear], dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        parts: LayerParts,
+        linear: type[PlainLinear],
+        dtype: torch.dtype,
+        rotation: Rotation | None = None,
+        bias: PairBias | None = None,
+        window: int | None = None,
+    ) -> None:
         self.heads = parts.heads
+        self._rotation, self._bias, self._window = rotation, bias, window
+        self._norm_first = parts.norm_first
 
         def prepare(*modules: nn.Linear, scales: tuple[float, ...] = (1.0,), activation: Any = None) -> PlainLinear:
             weights = [module.weight.float() * scale for module, scale in zip(modules, scales, strict=True)]
@@ -274,24 +339,56 @@ class DeployedLayer:
             return linear(torch.cat(weights), bias, dtype, activation)
 
         # the attention scale, 1/√(D/H), is folded into the query weights
-        scale = (parts.query.out_features // parts.heads) ** -0.5
+        scale = parts.query_scale * (parts.query.out_features // parts.heads) ** -0.5
         self._qkv = prepare(parts.query, parts.key, parts.value, scales=(scale, 1.0, 1.0))
         self._attention_output = prepare(parts.attention_output)
         self._up = prepare(parts.up, activation=parts.activation)
+        self._gate = None if parts.gate is None else prepare(parts.gate)
         self._down = prepare(parts.down)
-        self._norms = [
-            (norm.normalized_shape, norm.weight.float().clone(), norm.bias.float().clone(), norm.eps)
+        self._attention_norm, self._output_norm = (
+            None
+            if norm is None
+            else (
+                norm.normalized_shape,
+                norm.weight.float().clone(),
+                None if norm.bias is None else norm.bias.float().clone(),
+                norm.eps,
+            )
             for norm in (parts.attention_norm, parts.output_norm)
-        ]
+        )
 
     def project(self, hidden: Tensor) -> Tensor:
         """Compute scaled queries, keys and values: (R, D) → (R, 3, H, D/H)."""
+        if self._norm_first:
+            hidden = _normalised(hidden, self._attention_norm)
         return self._qkv(hidden).unflatten(1, (3, self.heads, -1))
+
+    def place(self, qkv: Tensor, positions: Tensor) -> tuple[Tensor, Pairs | None]:
+        """Put positions, (T,), into queries and keys, (T, 3, H, D/H); and return what pairs of them add."""
+        if self._rotation is not None:
+            query, key = self._rotation(qkv[:, 0], qkv[:, 1], positions)
+            qkv = torch.stack([query, key, qkv[:, 2]], dim=1)
+        window = self._window
+        if window is not None and int(positions.max()) <= window:  # every token sees every other
+            window = None
+        return qkv, None if self._bias is None and window is None else Pairs(positions, self._bias, window)
 
     def finish(self, context: Tensor, hidden: Tensor) -> Tensor:
         """Apply all steps after attention to context and hidden states: (R, D), (R, D) → (R, D)."""
-        hidden = functional.layer_norm(self._attention_output.add(context, hidden), *self._norms[0])
-        return functional.layer_norm(self._down.add(self._up(hidden), hidden), *self._norms[1])
+        hidden = self._attention_output.add(context, hidden)
+        if self._norm_first:
+            return self._down.add(self._inner(_normalised(hidden, self._output_norm)), hidden)
+        hidden = _normalised(hidden, self._attention_norm)
+        return _normalised(self._down.add(self._inner(hidden), hidden), self._output_norm)
+
+    def _inner(self, hidden: Tensor) -> Tensor:
+        """Compute the inner layer of the FFN: (R, D) → (R, I)."""
+        inner = self._up(hidden)
+        return inner if self._gate is None else inner.mul_(self._gate(hidden))
+
+
+def _normalised(hidden: Tensor, norm: tuple[Any, Tensor, Tensor | None, float] | None) -> Tensor:
+    return hidden if norm is None else functional.layer_norm(hidden, *norm)
 
 
 class Rows:

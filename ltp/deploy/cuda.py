@@ -5,7 +5,7 @@ import threading
 import warnings
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,8 +55,12 @@ class DeployedOnCUDA:
         self._type = DTYPES[dtype]
         self._device = next(dense.parameters()).device
         self._family = family
+        if family.has_positions or family.pools_mean(dense.config):
+            what = "positions enter their attention" if family.has_positions else "their head reads the mean"
+            raise ValueError(f"{family.model_type} models are deployed on a CPU only: {what}; on a GPU use the model")
         layers = family.layers(dense)
-        self._dense = copy.deepcopy(dense, {id(layers): nn.ModuleList()}).to(self._type).eval().requires_grad_(False)
+        memo: dict[int, Any] = {id(family.layer_list(dense)): nn.ModuleList()}
+        self._dense = copy.deepcopy(dense, memo).to(self._type).eval().requires_grad_(False)
         with torch.no_grad():
             for number, layer in enumerate(layers, start=1):
                 check_plain(family.parts(layer), number)
@@ -367,7 +371,7 @@ class _Layer:
             qkv=torch.cat([part.weight for part in projections]).to(dtype).contiguous(),
             qkv_bias=torch.cat([part.bias for part in projections]).to(dtype),
             output=copy.deepcopy(parts.attention_output).to(dtype),
-            attention_norm=copy.deepcopy(parts.attention_norm).to(dtype),
+            attention_norm=copy.deepcopy(cast("nn.LayerNorm", parts.attention_norm)).to(dtype),
             up=copy.deepcopy(parts.up).to(dtype),
             activation=parts.activation,
             fused=fused,

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from ltp.data.sequences import Batch
 
-_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-
 
 class _Logits(nn.Module):
     """A classifier that returns its logits as a tensor."""
@@ -23,16 +21,18 @@ class _Logits(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
-        return self.model(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids).logits
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        return self.model(input_ids=input_ids, attention_mask=attention_mask, **types).logits
 
 
-def onnx_engine(model: Any, dtype: str) -> Any:
+def onnx_engine(model: Any, dtype: str, inputs: Sequence[str]) -> Any:
     """Export a classifier with dynamic batch size and sequence length, and load it with ONNX Runtime.
 
     Args:
         model: a Hugging Face classifier, float32, in evaluation mode, on the CPU.
         dtype: ``float32``, or ``int8``: weights quantised per channel, activations dynamically.
+        inputs: see :func:`export_graph`.
 
     Returns:
         A function from a batch to its logits. It uses PyTorch's current number of threads.
@@ -41,7 +41,7 @@ def onnx_engine(model: Any, dtype: str) -> Any:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        export_graph(_Logits(model).eval(), path, inputs=_INPUTS, outputs=("logits",))
+        export_graph(_Logits(model).eval(), path, inputs=inputs, outputs=("logits",))
         if dtype == "int8":
             exported, path = path, path.with_name("int8.onnx")
             with _quiet():
@@ -49,7 +49,7 @@ def onnx_engine(model: Any, dtype: str) -> Any:
         session = open_graph(path)
 
     def run(batch: Batch) -> Tensor:
-        return torch.from_numpy(session.run(["logits"], {name: batch[name].numpy() for name in _INPUTS})[0])
+        return torch.from_numpy(session.run(["logits"], {name: batch[name].numpy() for name in inputs})[0])
 
     return run
 

@@ -92,8 +92,13 @@ class EncoderFamily(ABC):
     @classmethod
     def shape(cls, config: Any) -> EncoderShape:
         """Return the sizes of the encoder, from which FLOPs are counted."""
-        names = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
-        return EncoderShape(*(cls.size(config, name) for name in names), cls.max_input_tokens(config))
+        return EncoderShape(
+            num_layers=cls.size(config, "num_hidden_layers"),
+            hidden_size=cls.size(config, "hidden_size"),
+            intermediate_size=cls.size(config, "intermediate_size"),
+            num_heads=cls.size(config, "num_attention_heads"),
+            max_positions=cls.max_input_tokens(config),
+        )
 
     @classmethod
     def max_input_tokens(cls, config: Any) -> int:
@@ -101,12 +106,14 @@ class EncoderFamily(ABC):
         return int(config.max_position_embeddings)
 
     @classmethod
-    def check(cls, config: Any) -> None:
-        """Check that the adapter supports a variant of the architecture.
+    def unsupported(cls, config: Any) -> str | None:
+        """Return why the adapter does not support a variant of the architecture, with its key; None if it does."""
+        return None
 
-        Raises:
-            ValueError: it does not; the message names the key of the configuration.
-        """
+    @classmethod
+    def has_token_types(cls, config: Any) -> bool:
+        """Whether the model takes ``token_type_ids``."""
+        return getattr(config, "type_vocab_size", 0) > 0
 
     @classmethod
     def pools_mean(cls, config: Any) -> bool:

@@ -32,12 +32,13 @@ class DebertaV2Family(EncoderFamily):
     has_positions: ClassVar[bool] = True
 
     @classmethod
-    def check(cls, config: Any) -> None:
-        if getattr(config, "conv_kernel_size", 0) > 0:
-            raise ValueError(
-                f"conv_kernel_size is {config.conv_kernel_size}: a convolution after the first layer reads neighbours, "
-                "which may be pruned; take a checkpoint without one (all of v3, and v2 up to its base size)"
-            )
+    def unsupported(cls, config: Any) -> str | None:
+        if getattr(config, "conv_kernel_size", 0) <= 0:
+            return None
+        return (
+            f"conv_kernel_size is {config.conv_kernel_size}: a convolution after the first layer reads neighbours, "
+            "which may be pruned; take a checkpoint without one (v3, or the smaller ones of v2)"
+        )
 
     @classmethod
     def shape(cls, config: Any) -> EncoderShape:
@@ -125,13 +126,17 @@ class DebertaV2Family(EncoderFamily):
 
         def bias(query: Tensor, key: Tensor, query_positions: Tensor, key_positions: Tensor) -> Tensor:
             row = index[distances(query_positions, key_positions) + reach].unsqueeze(-3)  # (…, 1, Q, K)
+            rows = slice(None)
+            if row.device.type == "cpu" and not torch.compiler.is_exporting():  # the rows that these pairs need
+                rows = slice(int(row.min()), int(row.max()) + 1)
+                row = row - rows.start
             shape = (*query.shape[:-1], key.shape[-2])
             total: Any = 0.0
             if of_keys is not None:
-                logits = query @ of_keys.to(query.dtype).transpose(-1, -2)  # (…, H, Q, R)
+                logits = query @ of_keys[:, rows].to(query.dtype).transpose(-1, -2)  # (…, H, Q, R)
                 total = total + logits.gather(-1, row.expand(shape))
             if of_queries is not None:
-                logits = key @ of_queries.to(key.dtype).transpose(-1, -2)  # (…, H, K, R)
+                logits = key @ of_queries[:, rows].to(key.dtype).transpose(-1, -2)  # (…, H, K, R)
                 total = total + logits.gather(-1, row.expand(shape).transpose(-1, -2)).transpose(-1, -2)
             return total
 

@@ -188,7 +188,7 @@ def packed_attention(
     Returns:
         The context, (T, D), and the sums over each token's own sequence, by name, each (T,) float32.
     """
-    # neither computes padding; the padded form is for GPUs that cannot run the kernels, and for pairs of positions there
+    # neither computes padding; the padded form is for GPUs: where the kernels do not run, and for pairs of positions
     if query.device.type == "cpu":
         attend = attention_by_length
     elif pairs is None and kernels_work(query.device, query.dtype, query.shape[-1]):
@@ -276,7 +276,7 @@ def attend(
     if pairs is not None and pairs.window is not None:
         step = max(step, pairs.window)  # more keys than a part sees are never computed
     contexts: list[Tensor] = []
-    totals: dict[str, Tensor] = {}
+    totals = {}
     for start in range(0, length, step):
         queries, keys = slice(start, min(start + step, length)), slice(0, length)
         if pairs is not None and pairs.window is not None:  # keys that one of the queries can see

@@ -10,6 +10,7 @@ import importlib
 import inspect
 
 from ltp import LTPConfig, __version__
+from ltp.encoders.base import EncoderFamily
 from ltp.pruning.method import Method
 
 #: Module of the model class; the other files are the modules that it imports.
@@ -21,17 +22,19 @@ def flat_name(module: str) -> str:
     return module.replace(".", "_")
 
 
-def flat_sources(method: type[Method]) -> dict[str, str]:
+def flat_sources(method: type[Method], family: type[EncoderFamily]) -> dict[str, str]:
     """Return the source of the model as flat files.
 
     Args:
         method: the class of its method, whose file goes with it.
+        family: the class of its encoder family, whose file goes with it.
 
     Returns:
         File contents by file name.
     """
     sources: dict[str, str] = {}
-    waiting = [ROOT, method.__module__]
+    own = (method, family)
+    waiting = [ROOT, *(part.__module__ for part in own)]
     while waiting:
         module = waiting.pop()
         name = f"{flat_name(module)}.py"
@@ -39,8 +42,9 @@ def flat_sources(method: type[Method]) -> dict[str, str]:
             source = inspect.getsource(importlib.import_module(module))
             waiting += [imported for _, imported in _ltp_imports(source)]
             sources[name] = f"# {module} of ltp {__version__}. SPDX-License-Identifier: Apache-2.0\n{_flatten(source)}"
-    registration = f"from .{flat_name(method.__module__)} import {method.__name__}  # noqa: F401 (registers it)\n"
-    sources[f"{flat_name(LTPConfig.__module__)}.py"] += f"\n{registration}"  # the first file that is loaded
+    for part in own:  # in the first file that is loaded
+        registration = f"from .{flat_name(part.__module__)} import {part.__name__}  # noqa: F401 (registers it)\n"
+        sources[f"{flat_name(LTPConfig.__module__)}.py"] += f"\n{registration}"
     return sources
 
 

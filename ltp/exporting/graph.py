@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ltp.deploy.onnx import export_graph
 from ltp.errors import RunError
-from ltp.execution.attention import masked_attention
+from ltp.execution.attention import Pairs, comparable_in_padded, masked_attention
 from ltp.model.classifier import LTPForSequenceClassification
 from ltp.pruning.importance import ATTENTION_READS, attention_sums
 from ltp.pruning.tokens import Tokens
@@ -56,17 +56,29 @@ class GraphForm(nn.Module):
         token_lengths = [counts]
         indices = _indices(alive)
         hidden = family.embed_tokens(model.dense, input_ids, indices, token_type_ids, None)  # (T, D)
+        # row and column of each token; not by division, which the exporter refuses for sizes
+        example, column = (
+            torch.arange(size, device=indices.device).view(view).expand(alive.shape).flatten().index_select(0, indices)
+            for size, view in ((alive.shape[0], (-1, 1)), (length, (1, -1)))
+        )
         state: dict[str, Tensor] = {}  # what the method needs of each token, each (T,)
         if "positions" in pruner.reads:
-            state["positions"] = indices.remainder(length)
+            state["positions"] = column
         if pruner.merges:
             state["sizes"] = torch.ones_like(indices, dtype=torch.float32)
         if pruner.carries:
             state["carried"] = torch.zeros_like(indices, dtype=torch.float32)
+        if family.has_positions:
+            state["places"] = column
+        pools_mean = family.pools_mean(model.dense.config)
+        restored, owner = hidden, indices
+        if pools_mean:
+            owner = state["origin"] = torch.ones_like(indices).cumsum(dim=0) - 1
         layers = family.layers(model.dense)
         for number, layer in enumerate(layers, start=1):
             slots, alive = _slots(counts)
-            if pruner.decides_before:
+            decides = pruner.decides_in(number)
+            if decides and pruner.decides_before:
                 tokens = self._tokens(number, alive, lengths, slots, state, {}, hidden, None)
                 if pruner.carries:
                     state["carried"] = pruner.carry(tokens).flatten().index_select(0, _indices(alive))
@@ -76,25 +88,39 @@ class GraphForm(nn.Module):
                 state = {name: value.index_select(0, kept) for name, value in state.items()}
                 counts = survivors.sum(dim=1)
                 slots, alive = _slots(counts)
-            query, key, value = (
-                part.index_select(0, slots).unflatten(0, alive.shape) for part in family.project(layer, hidden)
-            )
+            query, key, value = family.project(layer, hidden)
+            own_key, pairs = key.index_select(0, slots).unflatten(0, alive.shape), None
+            if family.has_positions:
+                if (rotate := family.rotation(layer)) is not None:
+                    query, key = rotate(query, key, state["places"])
+                # tables for the longest input, because the length of this one is no constant
+                reach = family.max_input_tokens(model.dense.config) - 1
+                places = state["places"].index_select(0, slots).unflatten(0, alive.shape)
+                pairs = Pairs.of_layer(family, layer, places, reach)
+            query, key, value = (part.index_select(0, slots).unflatten(0, alive.shape) for part in (query, key, value))
             sizes = None if not pruner.merges else state["sizes"].index_select(0, slots).unflatten(0, alive.shape)
-            context, probs = masked_attention(query, key, value, alive, 0.0, sizes)  # (B, N_l, D)
+            context, probs = masked_attention(query, key, value, alive, 0.0, sizes, pairs)  # (B, N_l, D)
             survivors, starts = alive, counts.cumsum(dim=0) - counts
-            if not pruner.decides_before:
+            if decides and not pruner.decides_before:
                 sums = attention_sums(probs, value.transpose(1, 2), alive, pruner.reads & ATTENTION_READS)
-                tokens = self._tokens(number, alive, lengths, slots, state, sums, hidden, key)
+                sums = comparable_in_padded(sums, pairs, alive)
+                tokens = self._tokens(number, alive, lengths, slots, state, sums, hidden, own_key)
                 if pruner.carries:
                     state["carried"] = pruner.carry(tokens).flatten().index_select(0, _indices(alive))
                 if sizes is not None:
-                    survivors, sizes, context, hidden = self._merge(tokens, sizes, context, hidden, slots)
+                    survivors, sizes, context, hidden, into = self._merge(tokens, sizes, context, hidden, slots)
+                    if pools_mean:
+                        merged_into = torch.arange(len(owner), device=owner.device)
+                        merged_into = merged_into.index_copy(0, state["origin"], state["origin"].index_select(0, into))
+                        owner = merged_into.index_select(0, owner)
                     state["sizes"] = sizes.flatten().index_select(0, _indices(alive))
                 else:
                     survivors = pruner.survivors(tokens)
                 counts = survivors.sum(dim=1)
             token_lengths.append(counts)
-            if number == len(layers):  # after its attention only the classification tokens are needed
+            if (
+                number == len(layers) and not pools_mean
+            ):  # after its attention only the classification tokens are needed
                 context, hidden = context[:, 0], hidden.index_select(0, starts)
             else:
                 indices = _indices(survivors)
@@ -103,7 +129,12 @@ class GraphForm(nn.Module):
                 hidden = hidden.index_select(0, kept)
                 state = {name: value.index_select(0, kept) for name, value in state.items()}
             hidden = family.feed_forward(layer, family.attention_output(layer, context, hidden))
-        return family.classify(model.dense, hidden), torch.stack(token_lengths, dim=1)
+            if pools_mean:
+                restored = restored.index_copy(0, state["origin"], hidden)
+        pooled = family.finish(model.dense, restored.index_select(0, owner) if pools_mean else hidden)
+        if pools_mean:  # over all real tokens: a pruned one counts with its last state
+            pooled = torch.zeros_like(pooled[: input_ids.shape[0]]).index_add(0, example, pooled) / lengths[:, None]
+        return family.classify(model.dense, pooled), torch.stack(token_lengths, dim=1)
 
     def _tokens(
         self,
@@ -141,8 +172,13 @@ class GraphForm(nn.Module):
 
     def _merge(
         self, tokens: Tokens, sizes: Tensor, context: Tensor, hidden: Tensor, slots: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Merge tokens: those that stay, (B, N); the sizes, (B, N); the context, (B, N, D); hidden states, (T, D)."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Merge tokens.
+
+        Returns:
+            Those that stay, (B, N); the sizes, (B, N); the context, (B, N, D); hidden states, (T, D); and the row that
+            each token goes into, (T,).
+        """
         targets = self.model.pruner.merge_targets(tokens)
         columns = torch.arange(targets.shape[1], device=targets.device)
         shares = (targets[:, None, :] == columns[:, None]) * (sizes * tokens.alive)[:, None, :]  # of j in i, (B, i, j)
@@ -150,7 +186,9 @@ class GraphForm(nn.Module):
         shares = shares / merged.clamp(min=1)[:, :, None]
         rows = hidden.index_select(0, slots).unflatten(0, targets.shape)
         hidden = (shares @ rows).flatten(0, 1).index_select(0, _indices(tokens.alive))
-        return tokens.alive & (targets == columns), merged, shares @ context, hidden
+        starts = tokens.alive.sum(dim=1).cumsum(dim=0) - tokens.alive.sum(dim=1)
+        into = (starts[:, None] + targets).flatten().index_select(0, _indices(tokens.alive))
+        return tokens.alive & (targets == columns), merged, shares @ context, hidden, into
 
 
 def _slots(counts: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ import torch
 from ltp.data.hub import loading_from_hub
 from ltp.data.sequences import Batch
 from ltp.deploy.onnx import open_graph
+from ltp.encoders import encoder_family
 from ltp.exporting.agreement import Agreement, Infer, compare_results
 from ltp.exporting.card import model_card
 from ltp.exporting.exported_run import ExportedRun, check_weights
@@ -58,7 +59,8 @@ def export_huggingface(
             model.save_pretrained(folder)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         _write(folder / "config.json", json.dumps({**config, "auto_map": auto_map()}, indent=2, sort_keys=True) + "\n")
-        for name, source in flat_sources(method_class(config["prune_mode"])).items():
+        family = encoder_family(config["dense_config"]["model_type"])
+        for name, source in flat_sources(method_class(config["prune_mode"]), family).items():
             _write(folder / name, source)
         _write(folder / CARD_FILE, _card(exported, config, "huggingface", model))
     return target

@@ -10,6 +10,7 @@ from ltp.benchmark.timing import Spread, interleaved, ratio
 from ltp.data.sequences import Batch
 from ltp.deploy.onnx import onnx_engine
 from ltp.exporting.agreement import Infer
+from ltp.exporting.graph import input_names
 from ltp.model.classifier import LTPForSequenceClassification
 
 #: Maximum number of sequences in a timed pass: the first ones, so that all batch sizes use the same sequences.
@@ -44,7 +45,7 @@ def compare_speed(
     Returns:
         Speed by batch size.
     """
-    dense = onnx_engine(model.dense, "float32")
+    dense = onnx_engine(model.dense, "float32", input_names(model))
     speeds = {}
     for size, all_batches in batches.items():
         timed = all_batches[: max(1, TIMED_SEQUENCES // size)]

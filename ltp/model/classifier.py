@@ -182,7 +182,15 @@ class LTPForSequenceClassification(PreTrainedModel):
         mode = pruning.get("prune_mode", before["prune_mode"])
         check_pruning_keys(pruning, mode)
         method = method_class(mode)
-        kept = before if mode == before["prune_mode"] else {"masking_mode": "hard"} | method.defaults()
+        kept = (
+            before
+            if mode == before["prune_mode"]
+            else {
+                "masking_mode": "hard",
+                "sliding_layers": before["sliding_layers"],
+                **method.defaults(),
+            }
+        )
         after = kept | {"prune_mode": mode} | pruning
         check_pruning(mode, after["masking_mode"], {key: after[key] for key in method.config_keys()})
         for key in before:
@@ -196,7 +204,7 @@ class LTPForSequenceClassification(PreTrainedModel):
         if fresh:
             self.config.budgets = []
         if not fresh:
-            self.pruner.method = self.config.method
+            self.pruner.method, self.pruner.sliding_layers = self.config.method, self.config.sliding_layers
             return
         if before["prune_mode"] == mode:
             values = ", ".join(f"{key}={after[key]}" for key in method.initial_keys() if before[key] != after[key])

@@ -93,7 +93,8 @@ class LTPConfig(PreTrainedConfig):
             ValueError: an argument is unknown, or outside its range.
         """
         keys = ("prune_mode", "sliding_layers", *setting_keys())
-        encoder_family(dense.model_type).check(dense)
+        if problem := encoder_family(dense.model_type).unsupported(dense):
+            raise ValueError(problem)
         inherited = {key: getattr(dense, key) for key in keys if getattr(dense, key, None) is not None}
         mode = pruning.get("prune_mode") or inherited.get("prune_mode") or DENSE_MODE
         check_pruning_keys(pruning, mode)

@@ -17,7 +17,7 @@ import functools
 import importlib
 import importlib.metadata
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ltp.pruning.method import REGISTERED, UNSET, Method, Variant, setting
@@ -66,8 +66,12 @@ def _load_shipped() -> None:
 _BROKEN: list[BrokenMethodError] = []
 
 
-def load_modules(names: Iterable[str]) -> None:
+def load_modules(names: Iterable[str], registries: Iterable[Mapping[str, type]] = ()) -> None:
     """Import modules from outside the package, which register methods.
+
+    Args:
+        names: the modules.
+        registries: what a module may register in place of a method, such as encoder families.
 
     Raises:
         BrokenMethodError: a module, or that of an entry point, cannot be imported, registers nothing, or its method
@@ -77,19 +81,24 @@ def load_modules(names: Iterable[str]) -> None:
     for error in _BROKEN:
         raise error
     for name in names:
-        _load(name, f"plugins=[{name}]")
+        _load(name, f"plugins=[{name}]", tuple(registries))
 
 
-def _load(module: str, source: str) -> None:
+def _load(module: str, source: str, registries: Sequence[Mapping[str, type]] = ()) -> None:
     try:
         importlib.import_module(module)
     except Exception as error:
         reason = " ".join(str(error).split())
         raise BrokenMethodError(f"{source}: {module} cannot be imported: {type(error).__name__}: {reason}") from error
-    own = [method for method in REGISTERED.values() if method.__module__.split(".")[0] == module.split(".")[0]]
-    if not own:
+
+    def is_own(registered: type) -> bool:
+        return registered.__module__.split(".")[0] == module.split(".")[0]
+
+    own = [method for method in REGISTERED.values() if is_own(method)]
+    if not own and not any(is_own(other) for registry in registries for other in registry.values()):
         raise BrokenMethodError(
-            f"{source}: {module} registers no method: a method is a subclass of ltp.pruning.Method with a name"
+            f"{source}: {module} registers no method: a method is a subclass of ltp.pruning.Method with a name (and an "
+            "encoder family one of ltp.encoders.base.EncoderFamily with a model_type)"
         )
     for method in own:
         check_contract(method, source)

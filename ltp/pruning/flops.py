@@ -5,9 +5,9 @@ projections and the two attention products, on the n_l tokens that enter) plus `
 tokens that the layer keeps), and what the method itself computes. Embeddings, pooler and head are not counted: they are
 the same for every method. This is the usual count of the literature, with the actual FFN width I.
 
-A gated FFN costs ``3·D·I·n_{l+1}``. In a layer with a window a token attends to W tokens at most: ``2·D·n_l·min(n_l, W)``.
-Each term of content with relative position adds ``D·n_l·min(2·n_1 − 1, span)``; the projection of the positions, once for
-a batch, is not counted.
+A gated FFN costs ``3·D·I·n_{l+1}``. In a layer with a window a token attends to W tokens at most:
+``2·D·n_l·min(n_l, W)``. Each term of content with relative position adds ``D·n_l·min(2·n_1 − 1, span)``; the projection
+of the positions, once for a batch, is not counted.
 """
 
 from dataclasses import dataclass, replace
@@ -52,8 +52,15 @@ class CostModel:
     @classmethod
     def of_method(cls, method: Method, shape: EncoderShape) -> "CostModel":
         """Create the cost model of a method on an encoder."""
-        names = ("num_layers", "hidden_size", "intermediate_size")
-        names = (*names, "ffn_products", "windows", "position_terms", "position_span")
+        names = (
+            "num_layers",
+            "hidden_size",
+            "intermediate_size",
+            "ffn_products",
+            "windows",
+            "position_terms",
+            "position_span",
+        )
         sizes = {name: getattr(shape, name) for name in names}
         return cls(**sizes, decides_before=method.decides_before, own_flops=method.own_flops(shape))
 

@@ -153,8 +153,8 @@ class Group:
     def curve_of(self, method: str, variant: tuple[str, ...]) -> list[Row]:
         """Return the points of a variant's trade-off curve, sorted by cost.
 
-        They are its Pareto front; of runs with a budget the best row of each budget, because their costs were asked for,
-        and a cheaper row that is better by chance must not hide one of them.
+        They are its Pareto front; of runs with a budget the best row of each budget, because their costs were asked
+        for, and a cheaper row that is better by chance must not hide one of them.
         """
         if "target" not in variant:
             return self.front_of(method, variant)

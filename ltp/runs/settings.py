@@ -21,8 +21,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from ltp.data.tasks import SIZES
-from ltp.errors import UserError, check_range
-from ltp.pruning import DENSE_MODE, all_methods, known_methods, method_class, variants
+from ltp.errors import UserError, check_choice, check_range
+from ltp.pruning import DENSE_MODE, SLIDING_LAYERS, all_methods, known_methods, method_class, variants
 from ltp.pruning.importance import ATTENTION_READS
 from ltp.pruning.method import Method
 
@@ -107,6 +107,7 @@ class PruneSettings:
     mode: str | None = None
     learned: bool | None = None
     target_flops: float | None = None
+    sliding_layers: str | None = None
 
 
 @functools.cache
@@ -521,6 +522,7 @@ def check_ranges(settings: TrainSettings) -> None:
             value = getattr(prune, name)
             ok = value is None or fact.is_valid is None or fact.is_valid(value)
             check_range(ok, f"prune.{name}", value, fact.description)
+    check_choice("prune.sliding_layers", prune.sliding_layers, SLIDING_LAYERS)
     check_shares("flops_budget", settings.flops_budget)
     check_shares("prune.target_flops", prune.target_flops)
     check_shares("budgets", settings.budgets)

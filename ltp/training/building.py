@@ -83,6 +83,8 @@ def build_model(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> LTP
     pruning |= {
         key: value for key, name in method.config_keys().items() if (value := getattr(settings.prune, name)) is not None
     }
+    if settings.prune.sliding_layers is not None:
+        pruning["sliding_layers"] = settings.prune.sliding_layers
     if run.parent is not None:
         with loading_from_hub(f"restore={run.parent.source}", _MODEL_REMEDY, source=run.parent.path):
             model = LTPForSequenceClassification.from_pretrained(run.parent.path, **pruning)
@@ -136,7 +138,7 @@ def build_dense(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> Any
         family = encoder_family(model_type)
         try:
             config = family.config_class(
-                **architecture,
+                **{family.size_names.get(key, key): value for key, value in architecture.items()},
                 vocab_size=len(tokenizer),
                 pad_token_id=tokenizer.pad_token_id,
                 num_labels=task.num_labels,
@@ -171,8 +173,6 @@ def pretrained_config(name_or_path: str) -> Any:
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
     if config.model_type not in known_families():
         raise UserError(f"model.name_or_path={name_or_path}: {unknown_family(config.model_type)}")
-    try:
-        encoder_family(config.model_type).check(config)
-    except ValueError as error:
-        raise UserError(f"model.name_or_path={name_or_path}: {error}") from error
+    if problem := encoder_family(config.model_type).unsupported(config):
+        raise UserError(f"model.name_or_path={name_or_path}: {problem}")
     return config

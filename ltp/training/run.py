@@ -409,7 +409,8 @@ def run_facts(run: Run, task: Task, model: LTPForSequenceClassification) -> dict
         key: getattr(settings, key)
         for key in ("lr", "batch_size", "epochs", "weight_decay", "warmup_ratio", "save_step", "load_best")
     }
-    hyperparameters |= {key: getattr(settings.prune, key) for key in ("target_flops", *settings.method.settings())}
+    names = ("target_flops", "sliding_layers", *settings.method.settings())
+    hyperparameters |= {key: getattr(settings.prune, key) for key in names}
     if settings.targets:
         hyperparameters["budgets"] = settings.budgets
         # values that calibration set

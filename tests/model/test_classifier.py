@@ -19,8 +19,8 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertModel,
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
     pipeline,
 )
 
@@ -549,9 +549,8 @@ class TestBadInput:
             model.set_pruning(temperature=1e-3, keep_rate=0.2)
 
     def test_unknown_backbone(self):
-        config = DistilBertConfig(vocab_size=10, dim=8, hidden_dim=8, n_layers=1, n_heads=1)
-        dense = DistilBertForSequenceClassification(config)
-        with pytest.raises(ValueError, match=r"^model_type is 'distilbert'; ltp prunes bert, roberta$"):
+        dense = GPT2ForSequenceClassification(GPT2Config(vocab_size=10, n_embd=8, n_layer=1, n_head=1))
+        with pytest.raises(ValueError, match=r"^model_type is 'gpt2'; ltp prunes albert, bert, .*xlm-roberta\."):
             LTPForSequenceClassification.from_dense(dense)
 
     def test_not_a_classifier(self, make_dense):
@@ -604,6 +603,7 @@ class TestDenseDirectory:
         assert model.config.pruning == {
             "prune_mode": "absolute_threshold",
             "masking_mode": "hard",
+            "sliding_layers": "scale",
             "scoring_mode": "mean",
             "score_length": 64,
             "final_token_threshold": 0.02,
