@@ -1,4 +1,4 @@
-"""Token pruning for transformer encoders: train, compare and deploy token-pruned BERT and RoBERTa classifiers.
+"""Token pruning for transformer encoders: train, compare and deploy token-pruned classifiers.
 
 The public names are imported on first use, because PyTorch and transformers take seconds to import.
 """

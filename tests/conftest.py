@@ -1,4 +1,4 @@
-"""Tiny BERT and RoBERTa classifiers with random weights, and examples for them.
+"""Tiny classifiers of every family with random weights, and examples for them.
 
 What takes seconds to import is imported by the fixtures: the process that deals the tests out to others needs none.
 """

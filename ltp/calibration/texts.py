@@ -40,7 +40,7 @@ def calibrate(
     that prunes already keeps its method, and the ratios of its thresholds.
 
     Args:
-        model: a BERT or RoBERTa sequence classifier of Hugging Face, whose weights are shared with the result; or a
+        model: a sequence classifier of Hugging Face of a known family, whose weights are shared with the result; or a
             :class:`~ltp.LTPForSequenceClassification`, which is changed in place.
         tokenizer: its tokenizer.
         texts: some hundred texts like those to come, or pairs of texts.

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 class LTPForSequenceClassification(PreTrainedModel):
-    """A BERT or RoBERTa sequence classifier whose encoder prunes tokens.
+    """A sequence classifier whose encoder prunes tokens.
 
     Attributes:
         dense_model: the Hugging Face classifier with the weights; ``dense`` is short for it.
@@ -97,7 +97,7 @@ class LTPForSequenceClassification(PreTrainedModel):
         """Wrap a fine-tuned Hugging Face classifier. Weights are shared, not copied.
 
         Args:
-            dense: a BERT or RoBERTa sequence classifier.
+            dense: a sequence classifier of a known family (:mod:`ltp.encoders`).
             pruning: arguments of :class:`LTPConfig`, such as ``prune_mode="topk", token_keep_rate=0.2``.
 
         Raises:
@@ -117,7 +117,7 @@ class LTPForSequenceClassification(PreTrainedModel):
     def from_pretrained(  # type: ignore[override]  # other arguments are in kwargs
         cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any
     ) -> "LTPForSequenceClassification":
-        """Load a pruned classifier from a run or from a dense BERT or RoBERTa classifier.
+        """Load a pruned classifier from a run or from a dense classifier of a known family.
 
         Args:
             pretrained_model_name_or_path: a run directory or its ``model/``, a Hugging Face directory or a hub id. The
@@ -445,7 +445,7 @@ def prune(model: PreTrainedModel, prune_mode: str | None = None, **pruning: Any)
     """Add token pruning to a fine-tuned classifier, or change how a pruned classifier prunes.
 
     Args:
-        model: a BERT or RoBERTa sequence classifier, or a classifier returned by this function. Weights are shared.
+        model: a sequence classifier of a known family, or one returned by this function. Weights are shared.
         prune_mode: the method, ``threshold`` (the default), ``topk``, …, by its name or another on the command line.
         pruning: settings of the method: ``final_token_threshold=0.01``, ``token_keep_rate=0.2``, …; and
             ``masking_mode="soft"`` to learn thresholds.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from ltp.pruning.lazy import torch
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -53,7 +55,21 @@ def keep_counts(rate: float | Tensor, lengths: Tensor) -> Tensor:
     Returns:
         (B,) int64.
     """
-    return (rate * lengths.double()).round().long().clamp(min=1)
+    return share(rate, lengths).round().long().clamp(min=1)
+
+
+def share(rate: float | Tensor, lengths: Tensor) -> Tensor:
+    """Compute ``rate · n`` of lengths n, (B,) int64, in float64.
+
+    On a CPU the rate is a constant tensor: an ONNX graph would round a number to float32, and halves might then go the
+    other way.
+    """
+    if not isinstance(rate, torch.Tensor):
+        if lengths.device.type == "cpu":
+            rate = torch.tensor(rate, dtype=torch.float64)
+        else:  # a copy from the host could not be captured as a CUDA graph
+            rate = torch.full((), rate, dtype=torch.float64, device=lengths.device)
+    return rate * lengths.double()
 
 
 def ranks(scores: Tensor, alive: Tensor) -> Tensor:

@@ -206,7 +206,7 @@ def read_tokenizer(
             "belong together. Copy the model's own tokenizer, or resize the model's embeddings."
         )
     types = max(tokenizer("a", "a").get("token_type_ids") or [0]) if pairs else 0
-    if (known := config.get("type_vocab_size")) is not None and types >= known:
+    if (known := config.get("type_vocab_size")) and types >= known:  # 0 types: the model reads none
         raise UserError(
             f"{source}: its tokenizer numbers the second text of a pair {types}, its model knows {known} token "
             "types: they do not belong together"

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -72,7 +73,7 @@ def check_refused(root, command, message):
         (
             "model=bert",
             "model=bert: no such option. Did you mean bert-base? "
-            "Options: bert-base, bert-large, roberta-base, roberta-large, tiny",
+            f"Options: {', '.join(sorted(path.stem for path in (Path(cli.config_dir()) / 'model').glob('*.yaml')))}",
         ),
         ("logger=[tensorboard,comet]", "logger=comet: no such option. Options: mlflow, tensorboard, wandb"),
         ("-m task=demo,foo", f"task=foo: no such option. Options: {TASKS}"),

@@ -282,3 +282,31 @@ def test_inner_layers_of_a_group(make_dense, inputs):
     with torch.no_grad():
         assert model(**batch).token_lengths.shape[1] == 5
         close(pruned(dense, "none")(**batch).logits, dense(**batch).logits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "config", "method"),
+    [
+        ("modernbert", {"classifier_pooling": "mean"}, "every"),
+        ("deberta-v2", {}, "absolute_threshold"),
+        ("mpnet", {}, "tome"),
+    ],
+)
+def test_an_onnx_graph_of_positions(make_dense, inputs, tmp_path, family, config, method):
+    pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    from ltp.deploy.onnx import open_graph
+    from ltp.exporting.graph import write_onnx
+
+    dense = make_dense(family, **config)
+    model = pruned(dense, method).eval()
+    write_onnx(model, tmp_path / "model.onnx")
+    session = open_graph(tmp_path / "model.onnx")
+    batch = inputs(dense)
+    for rows in (slice(0, 7), slice(4, 5)):
+        part = {name: value[rows, : 30 if rows.start == 0 else 14] for name, value in batch.items()}
+        logits, lengths = session.run(["logits", "token_lengths"], {name: part[name].numpy() for name in part})
+        with torch.no_grad():
+            expected = model(**part)
+        close(torch.from_numpy(logits), expected.logits)
+        assert torch.equal(torch.from_numpy(lengths), expected.token_lengths)

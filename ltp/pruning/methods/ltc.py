@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ltp.pruning.lazy import torch
 from ltp.pruning.method import Method, setting
+from ltp.pruning.ranking import share
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +53,7 @@ class LTC(Method):
             return columns
         # the class token is kept apart; the m others are divided into k groups: token i goes into group floor(i·k/m)
         others = (tokens.alive.sum(dim=1, keepdim=True) - 1).clamp(min=1)
-        groups = (self.pool_rate * others.double()).ceil().long().clamp(min=1)
+        groups = share(self.pool_rate, others).ceil().long().clamp(min=1)
         group = (columns - 1) * groups // others
         first = (group * others + groups - 1) // groups + 1  # the smallest column of the group
         return torch.where(tokens.alive & (columns > 0), first, columns)
