@@ -287,6 +287,8 @@ def _fill_nulls(settings: TrainSettings, task: Task, method: str, inherited: dic
     facts = {} if method == DENSE else settings.method.settings()
     for name in prune_values():
         value = getattr(prune, name)
+        if name == "sliding_layers" and method != DENSE:  # of the encoder; null is the checkpoint's value, or scale
+            continue
         if name not in relevant:
             if value is not None:
                 raise UserError(_irrelevant_key_message(name, settings, method))

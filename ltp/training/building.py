@@ -92,6 +92,11 @@ def build_model(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> LTP
             model.pruner.reset()  # use the configured thresholds, not the checkpoint's learned ones
     else:
         model = LTPForSequenceClassification.from_dense(build_dense(run, task, tokenizer), **pruning)
+    if settings.prune.sliding_layers is not None and not model.pruner.shape.windows:
+        raise UserError(
+            f"prune.sliding_layers={settings.prune.sliding_layers}: a {model.config.dense_model_type} model has no layers "
+            "with a sliding window; leave it out"
+        )
     if method.has_thresholds() and settings.targets != model.config.budgets:
         model.set_budgets(settings.targets)
     model.has_penalty = not settings.targets  # a budget sets a price of its own

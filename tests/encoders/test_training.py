@@ -28,3 +28,20 @@ def test_a_family_is_trained_to_a_budget(family, tmp_path):
     model = LTPForSequenceClassification.from_pretrained(hard[0])
     assert model.config.dense_model_type == family
     assert (model.config.hidden_size, model.config.intermediate_size) == (32, 64)
+
+
+@pytest.mark.slow
+def test_what_layers_with_a_window_decide_is_a_setting(tmp_path):
+    words = [*SMALL, f"output_root={tmp_path}", "prune=topk", "prune.target_flops=0.8", "prune.sliding_layers=skip"]
+    done = ltp_train([*words, "model.architecture.model_type=modernbert", *SIZES["modernbert"]])
+    assert done.code == 0, done.err
+    (path,) = [path for path in tmp_path.rglob("results.json") if "topk" in str(path)]
+    assert "sliding_layers_skip" in str(path)
+    results = json.loads(path.read_text())
+    assert results["hyperparameters"]["sliding_layers"] == "skip"
+    tokens = results["tokens_per_layer"]
+    assert tokens[1] == tokens[2] == tokens[3] > tokens[4]  # layers 2 and 3 have a window
+    assert LTPForSequenceClassification.from_pretrained(path.parent).config.sliding_layers == "skip"
+    refused = ltp_train(words)
+    assert refused.code == 2
+    assert "prune.sliding_layers=skip: a bert model has no layers with a sliding window; leave it out" in refused.err
