@@ -340,8 +340,8 @@ def _deviations(
     for key in STAGE_KEYS:
         if key != "lr":  # which other defaults depend on
             setattr(reference, key, None)
-    without_place = {name: None for name, fact in settings.method.settings().items() if fact.place is None}
-    reference.prune = dataclasses.replace(settings.prune, **without_place)
+    without_place = [name for name, fact in settings.method.settings().items() if fact.place is None]
+    reference.prune = dataclasses.replace(settings.prune, **dict.fromkeys([*without_place, "sliding_layers"]))
     if task.name not in TASKS:
         task = dataclasses.replace(task, size=published.task.size)
     _fill_nulls(reference, task, method, inherited)

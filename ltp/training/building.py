@@ -94,8 +94,8 @@ def build_model(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> LTP
         model = LTPForSequenceClassification.from_dense(build_dense(run, task, tokenizer), **pruning)
     if settings.prune.sliding_layers is not None and not model.pruner.shape.windows:
         raise UserError(
-            f"prune.sliding_layers={settings.prune.sliding_layers}: a {model.config.dense_model_type} model has no layers "
-            "with a sliding window; leave it out"
+            f"prune.sliding_layers={settings.prune.sliding_layers}: a {model.config.dense_model_type} model has no "
+            "layers with a sliding window; leave it out"
         )
     if method.has_thresholds() and settings.targets != model.config.budgets:
         model.set_budgets(settings.targets)
