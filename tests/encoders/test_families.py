@@ -100,6 +100,21 @@ def test_all_forms_agree(dense, inputs, method):
     close(alone.logits[0], expected.logits[4])
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_deployed_in_less_precision(dense, inputs, dtype):
+    if dtype == "int8":
+        from ltp.deploy.linears import int8_works
+
+        if not int8_works():
+            pytest.skip("no quantised engine")
+    batch = inputs(dense)
+    model = pruned(dense, "none")
+    with torch.no_grad():
+        expected, deployed = model(**batch).logits, model.deploy(dtype)(**batch).logits
+    assert deployed.dtype == torch.float32
+    assert (deployed - expected).norm() < 0.1 * expected.norm()
+
+
 @pytest.mark.parametrize("rule", ["soft", "survival"])
 def test_soft_forms_agree(dense, inputs, rule):
     batch, labels = inputs(dense), torch.arange(7) % 3
