@@ -143,6 +143,7 @@ def build_dense(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> Any
         family = encoder_family(model_type)
         try:
             config = family.config_class(
+                **_special_tokens(family.config_class, tokenizer),
                 **{family.size_names.get(key, key): value for key, value in architecture.items()},
                 vocab_size=len(tokenizer),
                 pad_token_id=tokenizer.pad_token_id,
@@ -166,6 +167,13 @@ def build_dense(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> Any
             dtype=torch.float32,
             trust_remote_code=False,
         )
+
+
+def _special_tokens(config_class: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Return the ids of special tokens of a configuration whose defaults are outside the vocabulary."""
+    first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
+    ids = {"cls_token_id": first, "bos_token_id": first, "sep_token_id": last, "eos_token_id": last}
+    return {name: value for name, value in ids.items() if (getattr(config_class, name, None) or 0) >= len(tokenizer)}
 
 
 def pretrained_config(name_or_path: str) -> Any:

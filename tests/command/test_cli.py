@@ -14,6 +14,7 @@ import yaml
 from helpers import SMALL, dense_checkpoint, finished_run, ltp_train, no_hub, plan_of, write_json
 
 from ltp.command import cli
+from ltp.encoders import known_families
 from ltp.errors import RunError, TerminatedError, UserError
 from ltp.pruning import aliases, all_methods
 from ltp.runs.checkpoints import RESULTS_FILE
@@ -61,7 +62,7 @@ def check_refused(root, command, message):
         ("stage=null", "stage=null: no such option. Options: auto, finetune, hard, soft"),
         (
             "prune=top-k",
-            "prune=top-k: no such option. Did you mean topk? "
+            "prune=top-k: no such option. Did you mean topk or top? "
             "Options: "
             f"{', '.join(sorted([*all_methods(), *aliases()]))}",
         ),
@@ -136,7 +137,7 @@ def test_unknown_keys(root, word, message):
             "prune=threshold prune.final_token_threshold=1",
             "prune.final_token_threshold=1 is out of range: it must be in [0, 1); published: 0.004–0.016",
         ),
-        ("prune.mode=top", "prune.mode=top: there is no such method; did you mean topk or tome?"),
+        ("prune.mode=tokp", "prune.mode=tokp: there is no such method; did you mean top or topk?"),
     ],
 )
 def test_wrong_types_and_ranges(root, word, message):
@@ -209,7 +210,7 @@ def test_contradictory_selections(root, command, message):
         (
             "model.architecture.model_type=gpt2",
             "model.architecture.model_type=gpt2, and model.name_or_path is null: an encoder from scratch is one of "
-            "bert, roberta; a pretrained one is named by model.name_or_path",
+            f"{', '.join(known_families())}; a pretrained one is named by model.name_or_path",
         ),
     ],
 )
@@ -384,7 +385,7 @@ def test_cfg_job_shows_the_whole_run_and_starts_nothing(root):
         ]
         # of the pruning keys those stay null that have no meaning here
         empty = {key for key, value in content["prune"].items() if value is None}
-        assert empty == {"lr_threshold", "target_flops"}
+        assert empty == {"lr_threshold", "target_flops", "sliding_layers"}
     assert list(root.iterdir()) == []
 
 

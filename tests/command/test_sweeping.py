@@ -73,7 +73,7 @@ def test_sweepers_that_choose_as_they_go_have_no_grid():
     [
         ("seed=range(1,4)", ["seed=1", "seed=2", "seed=3"]),
         ("lr=choice(1e-5,2e-5)", ["lr=1e-05", "lr=2e-05"]),
-        ("distill=glob(*,exclude=none)", ["distill=hidden", "distill=logits"]),
+        ("distill=glob(*,exclude=none)", ["distill=hidden", "distill=logits", "distill=ranking"]),
         ("lr=shuffle(1e-5,2e-5)", ["lr=1e-05", "lr=2e-05"]),
     ],
 )
