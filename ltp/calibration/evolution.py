@@ -66,10 +66,11 @@ def evolve(
     assert isinstance(method, RankedMethod)
     num_layers = model.pruner.shape.num_layers
     lengths = torch.cat([batch["attention_mask"].sum(dim=1) for batch in batches]).cpu()
+    decides = [model.pruner.decides_in(number) for number in range(1, num_layers + 1)]
     measure = _divergence(model, batches, tick)
 
     def cost(rates: Sequence[float]) -> float:
-        return model.cost.total_relative_flops(method.with_rates(rates).expected_lengths(lengths, num_layers))
+        return model.cost.total_relative_flops(method.with_rates(rates).expected_lengths(lengths, decides))
 
     start: Rates = tuple(method.rates(num_layers))
     target = cost(start)

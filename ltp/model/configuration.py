@@ -63,7 +63,7 @@ class LTPConfig(PreTrainedConfig):
         prune_mode: str | None = DENSE_MODE,
         masking_mode: str = "hard",
         budgets: Sequence[float] = (),
-        sliding_layers: str = "scale",
+        sliding_layers: str = "skip",
         **kwargs: Any,
     ) -> None:
         self.dense_config = dict(dense_config or {"model_type": "bert"})

@@ -34,9 +34,10 @@ __all__ = ["Method", "RankedMethod", "ScoredMethod", "Variant", "keep_highest", 
 #: ``survival`` converges to ``hard``; ``soft`` does not, because its pruned tokens still attend.
 MASKING_MODES = ("hard", "soft", "survival")
 
-#: What a layer with a sliding window decides. ``scale``: attention received is divided by the share of the queries that
-#: can see the token, so that scores compare with those of layers without a window. ``skip``: nothing.
-SLIDING_LAYERS = ("scale", "skip")
+#: What a layer with a sliding window decides. ``skip``: nothing. ``scale``: as the others, but attention received is
+#: divided by the share of the queries that can see the token, so that scores compare with those of layers without a
+#: window.
+SLIDING_LAYERS = ("skip", "scale")
 
 #: ``prune_mode`` of the model that keeps every token, and its name in results.
 DENSE_MODE, DENSE = "none", "dense"

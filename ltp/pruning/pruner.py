@@ -30,9 +30,7 @@ class Pruner(nn.Module):
     budget_thresholds: Tensor
     budget_in_use: Tensor
 
-    def __init__(
-        self, method: Method, shape: EncoderShape, num_budgets: int = 0, sliding_layers: str = "scale"
-    ) -> None:
+    def __init__(self, method: Method, shape: EncoderShape, num_budgets: int = 0, sliding_layers: str = "skip") -> None:
         super().__init__()
         self.sliding_layers = sliding_layers
         self.method = method

@@ -81,11 +81,16 @@ class RankedMethod(Method):
         """Return the setting, by name, that gives the keep rates of layers 1..L."""
         return {"keep_rates": list(rates)}
 
-    def expected_lengths(self, lengths: Tensor, num_layers: int) -> Tensor:
-        """Return the tokens alive entering each layer, and after the last, (B, L+1) int64, of inputs of ``lengths``."""
+    def expected_lengths(self, lengths: Tensor, decides: Sequence[bool]) -> Tensor:
+        """Return the tokens alive entering each layer, and after the last, (B, L+1) int64.
+
+        Args:
+            lengths: number of real tokens of each input, (B,) int64.
+            decides: whether tokens leave in layers 1..L.
+        """
         kept = [lengths]
-        for rate in self.rates(num_layers):
-            kept.append(self.kept(keep_counts(rate, lengths), kept[-1]))
+        for rate, has_decision in zip(self.rates(len(decides)), decides, strict=True):
+            kept.append(self.kept(keep_counts(rate, lengths), kept[-1]) if has_decision else kept[-1])
         return torch.stack(kept, dim=1)
 
     def kept(self, counts: Tensor, alive: Tensor) -> Tensor:

@@ -32,16 +32,16 @@ def test_a_family_is_trained_to_a_budget(family, tmp_path):
 
 @pytest.mark.slow
 def test_what_layers_with_a_window_decide_is_a_setting(tmp_path):
-    words = [*SMALL, f"output_root={tmp_path}", "prune=topk", "prune.target_flops=0.8", "prune.sliding_layers=skip"]
+    words = [*SMALL, f"output_root={tmp_path}", "prune=topk", "prune.target_flops=0.8", "prune.sliding_layers=scale"]
     done = ltp_train([*words, "model.architecture.model_type=modernbert", *SIZES["modernbert"]])
     assert done.code == 0, done.err
     (path,) = [path for path in tmp_path.rglob("results.json") if "topk" in str(path)]
-    assert "sliding_layers_skip" in str(path)
+    assert "sliding_layers_scale" in str(path)
     results = json.loads(path.read_text())
-    assert results["hyperparameters"]["sliding_layers"] == "skip"
+    assert results["hyperparameters"]["sliding_layers"] == "scale"
     tokens = results["tokens_per_layer"]
-    assert tokens[1] == tokens[2] == tokens[3] > tokens[4]  # layers 2 and 3 have a window
-    assert LTPForSequenceClassification.from_pretrained(path.parent).config.sliding_layers == "skip"
+    assert tokens[1] > tokens[2] > tokens[3] > tokens[4]  # layers 2 and 3 have a window
+    assert LTPForSequenceClassification.from_pretrained(path.parent).config.sliding_layers == "scale"
     refused = ltp_train(words)
     assert refused.code == 2
-    assert "prune.sliding_layers=skip: a bert model has no layers with a sliding window; leave it out" in refused.err
+    assert "prune.sliding_layers=scale: a bert model has no layers with a sliding window; leave it out" in refused.err

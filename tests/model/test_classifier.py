@@ -603,7 +603,7 @@ class TestDenseDirectory:
         assert model.config.pruning == {
             "prune_mode": "absolute_threshold",
             "masking_mode": "hard",
-            "sliding_layers": "scale",
+            "sliding_layers": "skip",
             "scoring_mode": "mean",
             "score_length": 64,
             "final_token_threshold": 0.02,
