@@ -115,9 +115,10 @@ def _attend(
     if key_weights is not None:
         logits = logits + key_bias(key_weights).to(logits.dtype)
     probs = logits.softmax(dim=-1, dtype=torch.float32)  # (H, n, n)
+    sums: dict[str, Tensor] = {}
     if reads == _RECEIVED:  # one operation for the usual case
         sums = {"received": probs.sum(dim=(0, 1))}
-    else:
+    elif reads:
         sums = {name: values[0] for name, values in attention_sums(probs[None], value[None], None, reads).items()}
     if first_only:
         probs = probs[:, :1]
