@@ -82,11 +82,12 @@ def figure(title: str, rows: Sequence[Row], metric: str) -> dict[str, bytes]:
         for name in names:
             own = sorted((row for row in rows if row.name == name), key=lambda row: row.relative_flops)
             style = _style(name, names)
+            several_depths = len(own) > 1 and own[0].target is None
             axes.errorbar(
                 [row.relative_flops for row in own],
                 [100 * row.metric for row in own],
                 yerr=[100 * row.error for row in own],
-                label=own[0].label,
+                label=f"dense, {name}" if several_depths else own[0].label,
                 color=style.color,
                 marker=style.marker,
                 linestyle=style.line if own[0].target is not None else "",
@@ -98,9 +99,23 @@ def figure(title: str, rows: Sequence[Row], metric: str) -> dict[str, bytes]:
         return saved(picture)
 
 
+#: Styles of what is compared with the methods.
+_BASELINES = {
+    "dense": Style("#000000", "*", ""),
+    "int8": Style("#777777", "D", ""),
+    "fewer layers": Style("#777777", "s", ""),
+}
+
+
 def _style(name: str, names: Sequence[str]) -> Style:
-    found = variants().get(name)
-    if found is not None and found.color:
-        return Style(found.color, found.marker, found.line)
-    others = [other for other in names if not (variants().get(other) and variants()[other].color)]
+    if name in _BASELINES:
+        return _BASELINES[name]
+    known = variants()
+
+    def has_style(other: str) -> bool:
+        return other in _BASELINES or (other in known and bool(known[other].color))
+
+    if has_style(name):
+        return Style(known[name].color, known[name].marker, known[name].line)
+    others = [other for other in names if not has_style(other)]
     return OTHER_STYLES[others.index(name) % len(OTHER_STYLES)]

@@ -56,12 +56,14 @@ class Style:
     line: str
 
 
-#: Styles of methods that declare none.
+#: Styles of methods that declare none, in colours that no other declares.
 OTHER_STYLES = (
-    Style("#CC79A7", "D", ":"),
-    Style("#E69F00", "v", "-"),
-    Style("#56B4E9", "P", "--"),
-    Style("#000000", "X", "-."),
+    Style("#999933", "D", ":"),
+    Style("#44AA99", "<", "-"),
+    Style("#AA4499", ">", "--"),
+    Style("#332288", "d", "-."),
+    Style("#DDCC77", "p", ":"),
+    Style("#661100", "H", "--"),
 )
 #: Marker and line of variants; their colour is that of the method, alternately darker and lighter.
 _VARIANTS = (("D", "-"), ("v", "--"), ("P", "-."), ("X", ":"), ("p", "-"), ("<", "--"), (">", "-."), ("h", ":"))
