@@ -33,7 +33,8 @@ def method_trials():
     return trials
 
 
-#: The arguments that try a key, by command and key. RUN is a run with the budgets 0.4 and 0.7, DENSE its dense parent.
+#: The arguments that try a key, by command and key. RUN is a run with the budgets 0.4 and 0.7, DENSE its dense parent,
+#: TOPK a run that keeps a share.
 TRIALS = {
     "evaluate": {
         "restore": "restore=RUN",
@@ -79,6 +80,8 @@ TRIALS = {
         "target_latency_ms": "--cfg job restore=RUN target_latency_ms=100 to=HERE/new",
         "budgets": "restore=RUN budgets=[0.5,0.8] to=HERE/new",
         "agreement": "restore=DENSE agreement=0.9 to=HERE/new",
+        "search": "restore=TOPK target_flops=0.9 search=evolution generations=1 to=HERE/new",
+        "generations": "restore=TOPK target_flops=0.9 search=evolution generations=1 to=HERE/new",
         "texts": "restore=DENSE target_flops=0.8 texts=HERE/texts.jsonl columns=[body] to=HERE/new",
         "columns": "restore=DENSE target_flops=0.8 texts=HERE/texts.jsonl columns=[body] to=HERE/new",
         "batch_size": "--cfg job restore=RUN target_latency_ms=100 batch_size=2 to=HERE/new",
@@ -213,7 +216,7 @@ NO_KEYS = {"results.csv", "summary.md", "summary.tex", "for", "hydra.launcher.n_
 def places(tmp_path_factory, make_dense):
     root = tmp_path_factory.mktemp("runs")
     glue = tmp_path_factory.mktemp("glue")
-    for command in ("prune=manual prune.final_token_threshold=0.02",):
+    for command in ("prune=manual prune.final_token_threshold=0.02", "prune=topk prune.token_keep_rate=-0.5"):
         assert (finished := ltp_train([*command.split(), *SMALL, f"output_root={root}"])).code == 0, finished.err
     directories = {json.loads(path.read_text())["method"]: path.parent for path in root.rglob("results.json")}
     budgets = f"restore={directories['manual']} budgets=[0.4,0.7] to={root}/budgets examples=32"
@@ -233,6 +236,7 @@ def places(tmp_path_factory, make_dense):
     pairs = finished_pairs(tmp_path_factory.mktemp("pairs"))
     return {
         "RUN": root / "budgets",
+        "TOPK": directories["topk"],
         "DENSE": directories["dense"],
         "ROOT": root,
         "GLUE": glue,

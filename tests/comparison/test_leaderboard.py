@@ -107,7 +107,7 @@ def test_other_keys_go_to_the_trainings():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"methods": ["topc"]}, "methods: there is no method topc; did you mean topk or ltc?"),
+        ({"methods": ["topc"]}, "methods: there is no method topc; did you mean top or topk?"),
         ({"methods": ["none"]}, "methods: none cannot be compared at equal cost: it has no setting that sets its cost"),
         ({"budgets": [1.5]}, "budgets=[1.5] is out of range: it must be in (0, 1] (of the dense FLOPs)"),
         ({"seeds": []}, "seeds=[] is out of range: it must be one or more whole numbers from 0 on, as [0,1,2]"),
