@@ -1,6 +1,7 @@
 """README and docs: every command works, every name exists, every link leads somewhere, every example runs."""
 
 import ast
+import dataclasses
 import importlib
 import re
 import shlex
@@ -21,7 +22,9 @@ from torch.utils.data import DataLoader, default_collate
 from ltp import LTPForSequenceClassification, __version__, bench, train
 from ltp.command import cli
 from ltp.command.overrides import quote_text
+from ltp.comparison.request import LeaderboardSettings
 from ltp.data.demo import demo_rows, demo_tokenizer
+from ltp.leaderboard import arguments_of_trainings
 from ltp.pruning.methods.absolute_threshold import threshold_schedule
 from ltp.runs.settings import check_ranges
 
@@ -71,7 +74,7 @@ def test_the_readme_is_a_front_page():
 
 
 def test_every_line_of_a_block_is_a_known_kind_of_command():
-    names = ("train", "calibrate", "report", "list", "evaluate", "predict", "export", "bench")
+    names = ("train", "calibrate", "report", "list", "evaluate", "predict", "export", "bench", "leaderboard")
     commands = [f"python -m ltp.{name}" for name in names]
     known = (*commands, "make ", "pip ")
     assert [(page, line) for page, line in ALL_LINES if not line.startswith(known)] == []
@@ -88,6 +91,16 @@ def test_training_commands_compose(line, conf):
     overrides = [word for word in words if not word.startswith("-") and word != "job"]
     if "-m" in words:  # one job of a sweep: the first of the comma-separated values
         overrides = [re.sub(r"=([^\[\],]+),.*", r"=\1", override) for override in overrides]
+    check_ranges(train.COMMAND.settings(compose("train", overrides=overrides)))
+
+
+@lines(r"python -m ltp\.leaderboard")
+def test_leaderboard_commands_are_accepted(line, conf):
+    words = arguments_of_trainings(shlex.split(line, comments=True)[3:])
+    own = [word for word in words if not word.startswith("train=")]
+    train_words = shlex.split(line, comments=True)[3:]
+    assert {word.partition("=")[0] for word in own} <= {item.name for item in dataclasses.fields(LeaderboardSettings)}
+    overrides = [word for word in train_words if word not in own]
     check_ranges(train.COMMAND.settings(compose("train", overrides=overrides)))
 
 
