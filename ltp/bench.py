@@ -251,7 +251,7 @@ def measure(settings: BenchSettings, checkpoint: Checkpoint | None) -> dict[str,
         model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides self from mypy
         batches = functools.partial(
             _batches,
-            model.family.has_token_types(model.dense.config),
+            model.family.input_names(model.dense.config),
             sequences.ids,
             order=options.order,
             pad_token_id=model.config.dense_config.get("pad_token_id") or 0,
@@ -275,11 +275,10 @@ def measure(settings: BenchSettings, checkpoint: Checkpoint | None) -> dict[str,
     }
 
 
-def _batches(has_token_types: bool, *args: Any, **kwargs: Any) -> list[Any]:
-    """:func:`~ltp.data.sequences.make_batches`, without token types for a model that takes none."""
+def _batches(names: tuple[str, ...], *args: Any, **kwargs: Any) -> list[Any]:
+    """:func:`~ltp.data.sequences.make_batches`, with the inputs that a model takes."""
     from ltp.data.sequences import make_batches
 
-    names = ("input_ids", "attention_mask", *(("token_type_ids",) if has_token_types else ()))
     return [{name: batch[name] for name in names} for batch in make_batches(*args, **kwargs)]
 
 

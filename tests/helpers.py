@@ -5,9 +5,12 @@ import dataclasses
 import io
 import json
 import logging
+import os
 import shlex
+import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import datasets
 import memos
@@ -182,6 +185,21 @@ def in_process(program, command, run, *, stdin=b"", **environment):
             root.handlers[:] = handlers  # Hydra's write to a stream that is gone
             root.setLevel(level)
     return Finished(code, out.getvalue(), err.getvalue())
+
+
+def run_in(folder, *words, **variables):
+    """Start Python in a folder, whose modules it can import, without a network."""
+    root = Path(__file__).resolve().parents[1]
+    environment = os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{root}", "HF_HUB_OFFLINE": "1"} | variables
+    return subprocess.run([sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def install_stranger(folder, entry_points):
+    """Install a distribution in a folder of modules, with the text of its ``entry_points.txt``."""
+    metadata = folder / "stranger-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(entry_points)
 
 
 def write_json(path, content):

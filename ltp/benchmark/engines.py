@@ -50,7 +50,7 @@ def _hugging_face(attention: str) -> Callable[[Models, str], Infer]:
         try:
             model = models.hugging_face(dtype, attention)
         except ValueError as error:  # DeBERTa and MPNet have no sdpa attention
-            raise UnavailableError(" ".join(str(error).split())[:160]) from error
+            raise UnavailableError(str(error)) from error
         return lambda batch: model(**batch).logits
 
     return build
@@ -95,8 +95,7 @@ def _onnx(models: Models, dtype: str) -> Infer:
     _require_cpu(models, "ONNX Runtime, as it is installed here, is")
     from ltp.deploy.onnx import onnx_engine
 
-    inputs = ("input_ids", "attention_mask", *(("token_type_ids",) if models.has_token_types else ()))
-    return onnx_engine(models.hugging_face("float32", models.attention), dtype, inputs)
+    return onnx_engine(models.hugging_face("float32", models.attention), dtype, models.input_names)
 
 
 #: All engines by their names in ``bench.engines``, in the order of the report's table.

@@ -92,9 +92,9 @@ class Models:
         return model
 
     @property
-    def has_token_types(self) -> bool:
-        """Whether the model takes ``token_type_ids``."""
-        return self.pruned.family.has_token_types(self.pruned.dense.config)
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the inputs that the model takes."""
+        return self.pruned.family.input_names(self.pruned.dense.config)
 
     @property
     def attention(self) -> str:

@@ -13,7 +13,7 @@ from ltp.deploy.linears import DTYPES, PlainLinear, linear_type
 from ltp.encoders.base import EncoderFamily, LayerParts, PairBias, Rotation
 from ltp.execution.attention import Pairs
 from ltp.execution.output import LTPOutput
-from ltp.execution.packing import real_tokens
+from ltp.execution.packing import owners, real_tokens
 from ltp.pruning.importance import ATTENTION_READS
 from ltp.pruning.pruner import Pruner
 from ltp.pruning.tokens import Tokens
@@ -66,22 +66,21 @@ class DeployedClassifier:
         memo: dict[int, Any] = {id(family.layer_list(dense)): nn.ModuleList()}
         self._dense = copy.deepcopy(dense, memo).float().eval().requires_grad_(False)
         self._pools_mean = family.pools_mean(dense.config)
-        self._reach = family.max_input_tokens(dense.config) - 1
-        prepared: dict[int, DeployedLayer] = {}  # by the module, which several layers may share
+        reach = family.max_input_tokens(dense.config) - 1
+        prepared: dict[int, DeployedLayer] = {}  # layers may be one and the same
         self._layers = []
         with torch.no_grad():
             for number, layer in enumerate(layers, start=1):
-                module = layer if isinstance(layer, nn.Module) else layer.module
-                if id(module) not in prepared:
+                if id(layer) not in prepared:
                     parts = family.parts(layer)
                     check_plain(parts, number)
-                    prepared[id(module)] = DeployedLayer(
+                    prepared[id(layer)] = DeployedLayer(
                         *(parts, self.back_end, self._hidden_type),
                         rotation=family.rotation(layer),
-                        bias=family.pair_bias(layer, self._reach),
+                        bias=family.pair_bias(layer, reach),
                         window=family.window(layer),
                     )
-                self._layers.append(prepared[id(module)])
+                self._layers.append(prepared[id(layer)])
 
     def set_pruner(self, pruner: Pruner) -> None:
         """Replace the pruner by a copy of another one, without preparing the weights again."""
@@ -251,8 +250,7 @@ class DeployedClassifier:
             tensors = tuple(_merged(tensor[: rows.total], into, state["sizes"], sizes) for tensor in tensors)
             state = {**state, "sizes": sizes}
             if "owner" in state:  # of each real token that which it is merged into
-                merged_into = torch.arange(len(state["owner"])).index_copy(0, state["origin"], state["origin"][into])
-                state["owner"] = merged_into[state["owner"]]
+                state["owner"] = owners(state["owner"], state["origin"], into)
         else:
             survivors = pruner.survivors(tokens)
         if survivors is rows.alive:

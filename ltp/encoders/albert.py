@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from transformers import AlbertConfig, AlbertForSequenceClassification
 
-from ltp.encoders.base import EncoderFamily, LayerParts
+from ltp.encoders.base import EncoderFamily, LayerParts, heads_of, probability
 from ltp.pruning.tokens import EncoderShape
 
 
@@ -66,15 +66,12 @@ class AlbertFamily(EncoderFamily):
     @staticmethod
     def project(layer: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         attention = layer.attention
-        heads = (attention.num_attention_heads, attention.attention_head_size)
         linears = (attention.query, attention.key, attention.value)
-        query, key, value = (linear(hidden).unflatten(-1, heads) for linear in linears)
-        return query, key, value
+        return heads_of(hidden, linears, attention.num_attention_heads)
 
     @staticmethod
     def attention_dropout(layer: Any) -> float:
-        dropout = layer.attention.attention_dropout
-        return dropout.p if dropout.training else 0.0
+        return probability(layer.attention.attention_dropout)
 
     @staticmethod
     def attention_output(layer: Any, context: Tensor, residual: Tensor) -> Tensor:

@@ -111,9 +111,10 @@ class EncoderFamily(ABC):
         return None
 
     @classmethod
-    def has_token_types(cls, config: Any) -> bool:
-        """Whether the model takes ``token_type_ids``."""
-        return getattr(config, "type_vocab_size", 0) > 0
+    def input_names(cls, config: Any) -> tuple[str, ...]:
+        """Return the inputs that the model takes: ``token_type_ids`` only if it has token types."""
+        types = ("token_type_ids",) if getattr(config, "type_vocab_size", 0) > 0 else ()
+        return ("input_ids", "attention_mask", *types)
 
     @classmethod
     def pools_mean(cls, config: Any) -> bool:
@@ -242,6 +243,17 @@ class EncoderFamily(ABC):
             ValueError: the family has no deployed form.
         """
         raise ValueError(f"{cls.model_type} has no deployed form: its layers are not taken apart; use the model itself")
+
+
+def heads_of(hidden: Tensor, linears: Sequence[nn.Linear], heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute query, key and value with a projection each: (…, D) → three of (…, H, D/H)."""
+    query, key, value = (linear(hidden).unflatten(-1, (heads, -1)) for linear in linears)
+    return query, key, value
+
+
+def probability(dropout: nn.Dropout) -> float:
+    """Return the current probability of a dropout module: 0 in evaluation mode."""
+    return dropout.p if dropout.training else 0.0
 
 
 def distances(query_positions: Tensor, key_positions: Tensor) -> Tensor:

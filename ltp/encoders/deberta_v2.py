@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
 
-from ltp.encoders.base import EncoderFamily, LayerParts, PairBias, distances
+from ltp.encoders.base import EncoderFamily, LayerParts, PairBias, distances, heads_of, probability
 from ltp.pruning.tokens import EncoderShape
 
 
@@ -91,9 +91,8 @@ class DebertaV2Family(EncoderFamily):
     @staticmethod
     def project(layer: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         attention = layer.module.attention.self
-        heads = (attention.num_attention_heads, attention.attention_head_size)
         linears = (attention.query_proj, attention.key_proj, attention.value_proj)
-        query, key, value = (linear(hidden).unflatten(-1, heads) for linear in linears)
+        query, key, value = heads_of(hidden, linears, attention.num_attention_heads)
         return query * _query_scale(attention), key, value
 
     @staticmethod
@@ -144,8 +143,7 @@ class DebertaV2Family(EncoderFamily):
 
     @staticmethod
     def attention_dropout(layer: Any) -> float:
-        dropout = layer.module.attention.self.dropout
-        return dropout.p if dropout.training else 0.0
+        return probability(layer.module.attention.self.dropout)
 
     @staticmethod
     def attention_output(layer: Any, context: Tensor, residual: Tensor) -> Tensor:

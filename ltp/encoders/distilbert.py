@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
-from ltp.encoders.base import EncoderFamily, LayerParts
+from ltp.encoders.base import EncoderFamily, LayerParts, heads_of, probability
 
 
 class DistilBertFamily(EncoderFamily):
@@ -51,15 +51,12 @@ class DistilBertFamily(EncoderFamily):
     @staticmethod
     def project(layer: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         attention = layer.attention
-        heads = (attention.n_heads, attention.attention_head_size)
         linears = (attention.q_lin, attention.k_lin, attention.v_lin)
-        query, key, value = (linear(hidden).unflatten(-1, heads) for linear in linears)
-        return query, key, value
+        return heads_of(hidden, linears, attention.n_heads)
 
     @staticmethod
     def attention_dropout(layer: Any) -> float:
-        dropout = layer.attention.dropout
-        return dropout.p if dropout.training else 0.0
+        return probability(layer.attention.dropout)
 
     @staticmethod
     def attention_output(layer: Any, context: Tensor, residual: Tensor) -> Tensor:

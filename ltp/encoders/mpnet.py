@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import MPNetConfig, MPNetForSequenceClassification
 
-from ltp.encoders.base import EncoderFamily, LayerParts, PairBias, distances
+from ltp.encoders.base import EncoderFamily, LayerParts, PairBias, distances, heads_of, probability
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,7 @@ class MPNetFamily(EncoderFamily):
     @staticmethod
     def project(layer: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         attention = layer.module.attention.attn
-        heads = (attention.num_attention_heads, attention.attention_head_size)
-        query, key, value = (linear(hidden).unflatten(-1, heads) for linear in (attention.q, attention.k, attention.v))
-        return query, key, value
+        return heads_of(hidden, (attention.q, attention.k, attention.v), attention.num_attention_heads)
 
     @staticmethod
     def pair_bias(layer: Any, reach: int) -> PairBias | None:
@@ -91,8 +89,7 @@ class MPNetFamily(EncoderFamily):
 
     @staticmethod
     def attention_dropout(layer: Any) -> float:
-        dropout = layer.module.attention.attn.dropout
-        return dropout.p if dropout.training else 0.0
+        return probability(layer.module.attention.attn.dropout)
 
     @staticmethod
     def attention_output(layer: Any, context: Tensor, residual: Tensor) -> Tensor:

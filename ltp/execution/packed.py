@@ -6,6 +6,7 @@ the tokens. Results equal those of the reference implementation, :mod:`ltp.execu
 
 from collections.abc import Sequence
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from ltp.encoders.base import EncoderFamily
 from ltp.execution.attention import Pairs, packed_attention
 from ltp.execution.output import EncoderOutput
-from ltp.execution.packing import Packing
+from ltp.execution.packing import Packing, owners
 from ltp.pruning.importance import ATTENTION_READS
 from ltp.pruning.pruner import Pruner
 from ltp.pruning.tokens import Tokens
@@ -81,7 +82,7 @@ def packed_encoder(
     if keep_states or keep_scores:
         state["origin"] = torch.arange(packing.total, device=hidden.device)
     restored, states, scores = hidden, [hidden], []
-    owner: Tensor | None = None  # of each token of the embeddings: that which it was merged into, (T,)
+    owner = state.get("origin")  # of each token of the embeddings: that which it was merged into, (T,)
     merged_into: dict[int, Tensor] = {}  # by layer, not in the state, because no row of it leaves
 
     def decide(
@@ -172,8 +173,8 @@ def packed_encoder(
         if keep_states:
             restored = _settled(restored, hidden, state)
             if number in merged_into:
-                owner = _owner(owner, previous["origin"], merged_into[number], len(restored))
-            states.append(restored if owner is None else restored[owner])
+                owner = owners(cast(Tensor, owner), previous["origin"], merged_into[number])
+            states.append(restored[owner] if pruner.merges else restored)
         if keep_scores:
             none = state["scores"].new_full((len(restored),), -1)
             scores.append(none.index_copy(0, state["origin"], state["scores"]))
@@ -206,13 +207,6 @@ def _settled(restored: Tensor, hidden: Tensor, state: State) -> Tensor:
         survival = state["survival"][:, None].to(hidden.dtype)
         return survival * hidden + (1 - survival) * restored
     return restored.index_copy(0, state["origin"], hidden.to(restored.dtype))
-
-
-def _owner(owner: Tensor | None, origin: Tensor, into: Tensor, total: int) -> Tensor:
-    """Return which token each token of the embeddings is merged into after a layer, (total,) int64."""
-    of_layer = torch.arange(total, device=origin.device)
-    of_layer = of_layer.index_copy(0, origin, origin[into])
-    return of_layer if owner is None else of_layer[owner]
 
 
 def _product(factors: Sequence[Tensor]) -> Tensor | None:

@@ -39,6 +39,19 @@ def real_tokens(attention_mask: Tensor | None, inputs: Tensor) -> Tensor:
     return alive
 
 
+def owners(owner: Tensor, origin: Tensor, into: Tensor) -> Tensor:
+    """Return which token each token of the embeddings is merged into after a further merge.
+
+    Args:
+        owner: the same before it, (T,) int64; at first each token is its own.
+        origin: of each row that is left, its token of the embeddings, (T',) int64.
+        into: the row that each of these rows goes into, (T',) int64.
+    """
+    of_rows = torch.arange(len(owner), device=owner.device)
+    of_rows = of_rows.index_copy(0, origin, origin.index_select(0, into))
+    return of_rows.index_select(0, owner)
+
+
 class Packing:
     """Positions of the tokens of a batch in a packed (T, …) tensor: sequence after sequence, without padding.
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ltp.deploy.onnx import export_graph
 from ltp.errors import RunError
 from ltp.execution.attention import Pairs, comparable_in_padded, masked_attention
+from ltp.execution.packing import owners
 from ltp.model.classifier import LTPForSequenceClassification
 from ltp.pruning.importance import ATTENTION_READS, attention_sums
 from ltp.pruning.tokens import Tokens
@@ -110,9 +111,7 @@ class GraphForm(nn.Module):
                 if sizes is not None:
                     survivors, sizes, context, hidden, into = self._merge(tokens, sizes, context, hidden, slots)
                     if pools_mean:
-                        merged_into = torch.arange(len(owner), device=owner.device)
-                        merged_into = merged_into.index_copy(0, state["origin"], state["origin"].index_select(0, into))
-                        owner = merged_into.index_select(0, owner)
+                        owner = owners(owner, state["origin"], into)
                     state["sizes"] = sizes.flatten().index_select(0, _indices(alive))
                 else:
                     survivors = pruner.survivors(tokens)

@@ -182,15 +182,9 @@ class LTPForSequenceClassification(PreTrainedModel):
         mode = pruning.get("prune_mode", before["prune_mode"])
         check_pruning_keys(pruning, mode)
         method = method_class(mode)
-        kept = (
-            before
-            if mode == before["prune_mode"]
-            else {
-                "masking_mode": "hard",
-                "sliding_layers": before["sliding_layers"],
-                **method.defaults(),
-            }
-        )
+        kept = before
+        if mode != before["prune_mode"]:
+            kept = {"masking_mode": "hard", "sliding_layers": before["sliding_layers"], **method.defaults()}
         after = kept | {"prune_mode": mode} | pruning
         check_pruning(mode, after["masking_mode"], {key: after[key] for key in method.config_keys()})
         for key in before:

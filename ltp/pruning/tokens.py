@@ -125,3 +125,8 @@ class SoftPass:
 
     gate_sums: Tensor
     expected_lengths: Tensor
+
+    @property
+    def kept_share(self) -> Tensor:
+        """Expected share of the real tokens that is left, mean over layers and examples, a scalar."""
+        return (self.expected_lengths[:, 1:].mean(dim=1) / self.expected_lengths[:, 0]).mean()

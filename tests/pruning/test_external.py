@@ -1,27 +1,19 @@
 """A method from outside the package: the one of the docs, used by every command, and modules that cannot be used."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from helpers import SMALL
+from helpers import SMALL, install_stranger, run_in
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
 SOURCE = next(block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "(Method)" in block)
 
 
-def run(folder, *words, **variables):
-    environment = os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "HF_HUB_OFFLINE": "1"} | variables
-    return subprocess.run([sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True)
-
-
 def command(folder, name, *words):
-    done = run(folder, "-m", f"ltp.{name}", "plugins=[largest_norm]", *words)
+    done = run_in(folder, "-m", f"ltp.{name}", "plugins=[largest_norm]", *words)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -74,19 +66,16 @@ def test_every_command_uses_a_stranger_s_method(folder):
         "model = Auto.from_pretrained('hub', trust_remote_code=True)\n"
         "print(model(torch.tensor([[2, 5, 6, 7, 8, 9, 3]])).token_lengths.tolist())"
     )
-    loaded = run(folder, "-c", code, HF_MODULES_CACHE=str(folder / "modules"))
+    loaded = run_in(folder, "-c", code, HF_MODULES_CACHE=str(folder / "modules"))
     assert loaded.stdout.strip() == "[[7, 5, 4, 3, 3]]", loaded.stderr  # ⌈0.7 · n⌉ in each layer
 
 
 def test_an_entry_point_brings_a_method(folder):
-    metadata = folder / "stranger-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text("[ltp.methods]\nnorms = largest_norm\n")
-    done = run(folder, "-c", "from ltp.pruning import all_methods; print('largest_norm' in all_methods())")
+    install_stranger(folder, "[ltp.methods]\nnorms = largest_norm\n")
+    done = run_in(folder, "-c", "from ltp.pruning import all_methods; print('largest_norm' in all_methods())")
     assert done.stdout == "True\n", done.stderr
     (folder / "largest_norm.py").write_text("import not_there")
-    done = run(folder, "-m", "ltp.train")
+    done = run_in(folder, "-m", "ltp.train")
     assert done.returncode == 2
     assert done.stderr == (
         "error: the entry point norms of ltp.methods: largest_norm cannot be imported: ModuleNotFoundError: No module "
@@ -113,7 +102,7 @@ def test_an_entry_point_brings_a_method(folder):
 def test_a_module_that_cannot_be_used(folder, source, message):
     path = folder / "largest_norm.py"
     path.unlink() if source is None else path.write_text(source)
-    done = run(folder, "-m", "ltp.train", "plugins=[largest_norm]", "prune=largest_norm", "--cfg", "job")
+    done = run_in(folder, "-m", "ltp.train", "plugins=[largest_norm]", "prune=largest_norm", "--cfg", "job")
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.startswith("error: plugins=[largest_norm]: ")
@@ -124,7 +113,7 @@ def test_a_checkpoint_of_a_method_that_is_not_installed(folder):
     config = {"model_type": "ltp", "prune_mode": "largest_norm", "dense_config": {"model_type": "bert"}}
     (folder / "model").mkdir()
     (folder / "model/config.json").write_text(json.dumps(config))
-    done = run(folder, "-m", "ltp.evaluate", "restore=model")
+    done = run_in(folder, "-m", "ltp.evaluate", "restore=model")
     assert done.returncode == 2
     assert "prunes by largest_norm, which is not installed" in done.stderr
     assert "plugins=[MODULE]" in done.stderr

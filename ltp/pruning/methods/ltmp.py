@@ -89,9 +89,7 @@ class LTMP(ScoredMethod):
         return hard + soft - soft.detach()
 
     def penalty(self, soft: SoftPass, weights: Any) -> Tensor | float:
-        lengths = soft.expected_lengths
-        kept = lengths[:, 1:].mean(dim=1) / lengths[:, 0]
-        return self.penalty_weight * (kept.mean() - self.kept_share).square()
+        return self.penalty_weight * (soft.kept_share - self.kept_share).square()
 
     @property
     def learning_rate(self) -> float | None:

@@ -108,8 +108,7 @@ class ToP(ScoredMethod):
         return torch.where(rank == 0, torch.ones_like(gate), gate) * tokens.alive
 
     def penalty(self, soft: SoftPass, weights: Any) -> Tensor | float:
-        lengths = soft.expected_lengths
-        return self.sparsity_weight * (lengths[:, 1:].mean(dim=1) / lengths[:, 0]).mean()
+        return self.sparsity_weight * soft.kept_share
 
     @property
     def learning_rate(self) -> float | None:

@@ -125,8 +125,7 @@ class Transkimmer(Method):
         return torch.where(class_token, torch.ones_like(gate), gate) * tokens.alive
 
     def penalty(self, soft: SoftPass, weights: Any) -> Tensor | float:
-        lengths = soft.expected_lengths  # of real tokens: padding does not count
-        return self.skim_weight * (lengths[:, 1:].mean(dim=1) / lengths[:, 0]).mean()
+        return self.skim_weight * soft.kept_share  # of real tokens: padding does not count
 
     def own_flops(self, shape: EncoderShape) -> float:
         return 2.0 * (shape.hidden_size**2 + 2 * shape.hidden_size)
