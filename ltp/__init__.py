@@ -1,4 +1,4 @@
-"""Token pruning for transformer encoders: train, compare and deploy token-pruned classifiers.
+"""Token pruning for transformer encoders: train, compare and deploy token-pruned models.
 
 The public names are imported on first use, because PyTorch and transformers take seconds to import.
 """
@@ -6,22 +6,37 @@ The public names are imported on first use, because PyTorch and transformers tak
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ltp.model import MODEL_CLASSES
 from ltp.model.registration import register_auto_classes
 
 if TYPE_CHECKING:
     from ltp.calibration.texts import calibrate
     from ltp.execution.output import LTPOutput
-    from ltp.model.classifier import LTPForSequenceClassification, prune
+    from ltp.model.bare import LTPModel
+    from ltp.model.classifier import LTPForSequenceClassification
     from ltp.model.configuration import LTPConfig
+    from ltp.model.prune import prune
+    from ltp.model.question_answering import LTPForQuestionAnswering
+    from ltp.model.token_classifier import LTPForTokenClassification
 
 __version__ = "0.1.0"
-__all__ = ["LTPConfig", "LTPForSequenceClassification", "LTPOutput", "__version__", "calibrate", "prune"]
+__all__ = [
+    "LTPConfig",
+    "LTPForQuestionAnswering",
+    "LTPForSequenceClassification",
+    "LTPForTokenClassification",
+    "LTPModel",
+    "LTPOutput",
+    "__version__",
+    "calibrate",
+    "prune",
+]
 
 _MODULES = {
     "LTPConfig": "ltp.model.configuration",
-    "LTPForSequenceClassification": "ltp.model.classifier",
     "LTPOutput": "ltp.execution.output",
-    "prune": "ltp.model.classifier",
+    "prune": "ltp.model.prune",
+    **{name: f"ltp.model.{module}" for name, (module, _) in MODEL_CLASSES.items()},
 }
 
 

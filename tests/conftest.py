@@ -85,16 +85,19 @@ def _seed(_one_thread):
 
 @pytest.fixture(scope="session")
 def make_dense():
-    """``make_dense(family, **config)``: a Hugging Face classifier in evaluation mode, its weights from a seed."""
+    """``make_dense(family, **config)``: a Hugging Face model in evaluation mode, its weights from a seed.
+
+    A classifier; ``auto_class="AutoModelForTokenClassification"`` and so on give it another head, or none.
+    """
     import torch
 
     from ltp.encoders import encoder_family
 
     projections = re.compile(r"\bquery|\bkey|\b[qk]_lin|\battn\.[qk]\b|\bWqkv")
 
-    def make(family, *, seed=0, **config):
+    def make(family, *, seed=0, auto_class="AutoModelForSequenceClassification", **config):
         adapter = encoder_family(family)
-        config_class, classifier = adapter.config_class, adapter.classifier_class
+        config_class, classifier = adapter.config_class, adapter.dense_class(auto_class)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = classifier(config_class(**SIZES | CONFIGS[family] | config))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import transformers
 from torch import Tensor, nn
 
 from ltp.encoders.registry import REGISTERED
@@ -54,12 +55,12 @@ class LayerParts:
 
 
 class EncoderFamily(ABC):
-    """The steps of the forward pass of one family of sequence classifiers, as functions of Hugging Face modules.
+    """The steps of the forward pass of one family of encoders, as functions of Hugging Face modules.
 
-    It has no state. ``model`` is the Hugging Face classifier and ``layer`` one of what :meth:`layers` returns, typed
-    ``Any`` because their submodules are accessed by name. Functions of a layer accept hidden states of any leading
-    shape, (..., D), so that the same adapter works with padded and with packed tokens. Positions are those of the
-    input: a token keeps its own when others are pruned.
+    It has no state. ``model`` is the Hugging Face model with its head, and ``layer`` one of what :meth:`layers`
+    returns, typed ``Any`` because their submodules are accessed by name. Functions of a layer accept hidden states of
+    any leading shape, (..., D), so that the same adapter works with padded and with packed tokens. Positions are those
+    of the input: a token keeps its own when others are pruned.
 
     A layer computes, with ``h`` the hidden states that enter it::
 
@@ -71,7 +72,7 @@ class EncoderFamily(ABC):
 
     model_type: ClassVar[str] = ""  #: ``model_type`` in ``config.json``
     config_class: ClassVar[Any]  #: a subclass of ``PreTrainedConfig``
-    classifier_class: ClassVar[Any]  #: a subclass of ``PreTrainedModel``
+    classifier_class: ClassVar[Any]  #: the sequence classifier, a subclass of ``PreTrainedModel``
     #: the family's own names of sizes that ``config.attribute_map`` does not translate
     size_names: ClassVar[Mapping[str, str]] = {}
     #: whether attention depends on positions: :meth:`rotation`, :meth:`pair_bias` or :meth:`window`
@@ -121,6 +122,23 @@ class EncoderFamily(ABC):
         """Whether the head reads the mean over the real tokens, rather than the classification token."""
         return False
 
+    @classmethod
+    def dense_class(cls, auto_class: str) -> Any:
+        """Return the Hugging Face class of this family that an Auto class loads.
+
+        Args:
+            auto_class: such as ``AutoModelForTokenClassification``.
+
+        Raises:
+            ValueError: transformers has none.
+        """
+        if auto_class == "AutoModelForSequenceClassification":
+            return cls.classifier_class
+        classes = getattr(transformers, auto_class)._model_mapping
+        if cls.config_class not in classes:
+            raise ValueError(f"transformers has no {auto_class} of {cls.model_type}")
+        return classes[cls.config_class]
+
     # -- ends of the model -----------------------------------------------------------------------------------------
 
     @staticmethod
@@ -130,7 +148,7 @@ class EncoderFamily(ABC):
 
     @classmethod
     def layer_list(cls, model: Any) -> nn.ModuleList:
-        """Return the module of the classifier that contains the layers, and nothing else."""
+        """Return the module of the model that contains the layers, and nothing else."""
         return cls.layers(model)  # type: ignore[return-value]  # the usual case
 
     @staticmethod
@@ -161,7 +179,7 @@ class EncoderFamily(ABC):
         """Compute the embeddings of selected tokens only, such as all tokens but padding.
 
         Args:
-            model: the classifier.
+            model: the model.
             input_ids: (B, N) int64.
             indices: the selected tokens, as indices into flattened ``input_ids``, (T,) int64.
             token_type_ids, position_ids: (B, N) or (1, N) int64, or None.
@@ -187,6 +205,16 @@ class EncoderFamily(ABC):
     @abstractmethod
     def classify(model: Any, pooled: Tensor) -> Tensor:
         """Compute logits, (B, num_labels), from the pooled output of :meth:`finish`, (B, D)."""
+
+    @staticmethod
+    def label_tokens(model: Any, hidden: Tensor) -> Tensor:
+        """Compute the logits of tokens, (..., num_labels), from their output of :meth:`finish`, (..., D)."""
+        return model.classifier(model.dropout(hidden))
+
+    @staticmethod
+    def find_spans(model: Any, hidden: Tensor) -> Tensor:
+        """Compute the logits of a span's start and end, (..., 2), from the tokens' output of :meth:`finish`."""
+        return model.qa_outputs(hidden)
 
     @staticmethod
     def attention_positions(columns: Tensor, position_ids: Tensor | None) -> Tensor:

@@ -69,3 +69,7 @@ class DistilBertFamily(EncoderFamily):
     @staticmethod
     def classify(model: Any, pooled: Tensor) -> Tensor:
         return model.classifier(model.dropout(functional.relu(model.pre_classifier(pooled))))
+
+    @staticmethod
+    def find_spans(model: Any, hidden: Tensor) -> Tensor:
+        return model.qa_outputs(model.dropout(hidden))

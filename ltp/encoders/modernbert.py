@@ -130,6 +130,14 @@ class ModernBertFamily(EncoderFamily):
     def classify(model: Any, pooled: Tensor) -> Tensor:
         return model.classifier(model.drop(model.head(pooled)))
 
+    @staticmethod
+    def label_tokens(model: Any, hidden: Tensor) -> Tensor:
+        return model.classifier(model.drop(model.head(hidden)))
+
+    @staticmethod
+    def find_spans(model: Any, hidden: Tensor) -> Tensor:
+        return model.classifier(model.drop(model.head(hidden)))
+
 
 def _split(linear: nn.Linear, count: int) -> list[nn.Linear]:
     """Return the parts of a fused projection, which share its weight."""

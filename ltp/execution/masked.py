@@ -32,6 +32,7 @@ def masked_encoder(
     masking_mode: str,
     positions: Tensor | None = None,
     keep_states: bool = False,
+    keep_last_state: bool = False,
     keep_attentions: bool = False,
     keep_class_states: bool = False,
     keep_scores: bool = False,
@@ -48,6 +49,7 @@ def masked_encoder(
         masking_mode: see :data:`~ltp.pruning.MASKING_MODES`.
         positions: what attention takes for the tokens' positions, (B, N) int64; the columns if it is left out.
         keep_states, keep_attentions, keep_class_states, keep_scores: whether to return these outputs of every layer.
+        keep_last_state: whether to return the state of every token after the last layer.
         recompute: whether to compute activations again in the backward pass rather than keep them.
     """
     real_lengths = alive.sum(dim=1)
@@ -55,7 +57,7 @@ def masked_encoder(
     expected_lengths = [alive.float().sum(dim=1)]
     class_states: list[Tensor] = []
     restored = hidden * alive[:, :, None]
-    states: list[Tensor] = [restored]
+    states: list[Tensor] = [restored] if keep_states else []
     attentions: list[Tensor] = []
     scores: list[Tensor] = []
     columns = torch.arange(alive.shape[1], device=alive.device).expand(alive.shape)
@@ -145,10 +147,11 @@ def masked_encoder(
     run = partial(checkpoint, run_layer, use_reentrant=False) if recompute else run_layer
     for number in range(1, len(layers) + 1):
         hidden, state, gate, probs = run(number, hidden, state)
-        if keep_states:
+        if keep_states or keep_last_state:
             restored = settled(restored, hidden, state)
-            owner = state.get("owner")
-            states.append(restored if owner is None else restored.gather(1, owner[:, :, None].expand_as(restored)))
+            if keep_states or number == len(layers):
+                owner = state.get("owner")
+                states.append(restored if owner is None else restored.gather(1, owner[:, :, None].expand_as(restored)))
         factor = gate if gate is not None and masking_mode == "soft" else state["alive"]
         hidden = hidden * factor[:, :, None]
         if gate is not None:
@@ -167,7 +170,7 @@ def masked_encoder(
         gate_sums=torch.stack(gate_sums, dim=1) if gate_sums else None,
         expected_lengths=torch.stack(expected_lengths, dim=1) if gate_sums else None,
         class_states=torch.stack(class_states) if keep_class_states else None,
-        hidden_states=tuple(states) if keep_states else (),
+        hidden_states=tuple(states),
         scores=tuple(scores),
         attentions=tuple(attentions),
     )

@@ -1,9 +1,14 @@
-"""Outputs of the encoder's forward pass and of the classifier."""
+"""Outputs of the encoder's forward pass and of the models."""
 
 from dataclasses import dataclass, field
 
 from torch import Tensor
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
 
 
 @dataclass
@@ -18,9 +23,9 @@ class EncoderOutput:
             and after the last, (B, L+1) float32; None under the hard rule.
         class_states: each layer's output for the classification tokens, (L, B, D); None unless requested.
         hidden_states: the state of every token before layer 1 and after each layer, L+1 of the layout of the embeddings
-            given; empty unless requested. A pruned token keeps the state with which it entered the layer that pruned
-            it, a merged one has that of the token which it went into. Under a soft rule a state is the mean of the
-            layer's output and of the state before, weighted by the survival.
+            given; only the last of them, or none, if not requested. A pruned token keeps the state with which it
+            entered the layer that pruned it, a merged one has that of the token which it went into. Under a soft rule
+            a state is the mean of the layer's output and of the state before, weighted by the survival.
         scores: importance of each token in each layer, :meth:`ltp.pruning.method.Method.scores`, L of the layout of the
             embeddings without D, float32; -1 for tokens that the layer does not keep. Empty unless requested.
         attentions: each layer's probabilities before dropout, L of (B, H, N, N); empty unless requested.
@@ -37,12 +42,13 @@ class EncoderOutput:
 
 
 @dataclass
-class LTPOutput(SequenceClassifierOutput):
-    """Output of the pruned classifier.
+class PrunedOutput:
+    """What the outputs of all pruned models have, beside ``loss`` and what Hugging Face's have.
 
     Attributes:
-        loss: the objective if labels were given: the task loss, plus the regulariser under a soft rule; else None.
-        logits: (B, num_labels).
+        hidden_states: embeddings and the state of every token after each layer, L+1 of (B, N, D), 0 for padding; a
+            pruned token keeps the state with which it left. None unless requested.
+        attentions: as in Hugging Face models, before dropout; None unless requested.
         token_lengths: tokens alive entering each layer, and after the last, (B, L+1) int64.
         gate_sums: sums of gates Σ_j m_l(b, j) under a soft rule, (B, L) float32; else None.
         expected_lengths: expected number of tokens alive entering each layer, and after the last, under a soft rule,
@@ -50,9 +56,6 @@ class LTPOutput(SequenceClassifierOutput):
         class_states: each layer's output for the classification tokens, (L, B, D); None unless requested.
         scores: importance of each token in each layer, (L, B, N) float32; -1 for tokens that the layer does not keep,
             and for padding; None unless requested.
-        hidden_states: embeddings and the state of every token after each layer, L+1 of (B, N, D), 0 for padding; a
-            pruned token keeps the state with which it left. None unless requested.
-        attentions: as in Hugging Face models, before dropout; None unless requested.
     """
 
     token_lengths: Tensor | None = None
@@ -60,3 +63,28 @@ class LTPOutput(SequenceClassifierOutput):
     expected_lengths: Tensor | None = None
     class_states: Tensor | None = None
     scores: Tensor | None = None
+
+
+@dataclass
+class LTPOutput(PrunedOutput, SequenceClassifierOutput):
+    """Output of the pruned classifier, see :class:`PrunedOutput`.
+
+    Attributes:
+        loss: the objective if labels were given: the task loss, plus the method's penalty under a soft rule; else None.
+        logits: (B, num_labels).
+    """
+
+
+@dataclass
+class LTPTokenOutput(PrunedOutput, TokenClassifierOutput):
+    """Output of the pruned token classifier, see :class:`PrunedOutput`: ``loss``; ``logits``, (B, N, num_labels)."""
+
+
+@dataclass
+class LTPSpanOutput(PrunedOutput, QuestionAnsweringModelOutput):
+    """Output of the pruned reader, see :class:`PrunedOutput`: ``loss``, ``start_logits`` and ``end_logits``, (B, N)."""
+
+
+@dataclass
+class LTPModelOutput(PrunedOutput, BaseModelOutput):
+    """Output of the bare pruned encoder, see :class:`PrunedOutput`: ``last_hidden_state``, (B, N, D)."""

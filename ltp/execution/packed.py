@@ -37,6 +37,7 @@ def packed_encoder(
     positions: Tensor | None = None,
     reach: int = 0,
     keep_states: bool = False,
+    keep_last_state: bool = False,
     keep_class_states: bool = False,
     keep_scores: bool = False,
     recompute: bool = False,
@@ -55,7 +56,7 @@ def packed_encoder(
         masking_mode: see :data:`~ltp.pruning.MASKING_MODES`.
         positions: what attention takes for the tokens' positions, (T,) int64; needed if the family has positions.
         reach: largest distance between two of them.
-        keep_states: whether to return the state of every token after every layer.
+        keep_states, keep_last_state: whether to return the state of every token after every layer, or after the last.
         keep_class_states: whether to return the class states of every layer.
         keep_scores: whether to return the importance of every token in every layer.
         recompute: whether to compute activations again in the backward pass rather than keep them.
@@ -79,9 +80,10 @@ def packed_encoder(
     if family.has_positions:
         assert positions is not None
         state["places"] = positions
-    if keep_states or keep_scores:
+    restores = keep_states or keep_last_state
+    if restores or keep_scores:
         state["origin"] = torch.arange(packing.total, device=hidden.device)
-    restored, states, scores = hidden, [hidden], []
+    restored, states, scores = hidden, [hidden] if keep_states else [], []
     owner = state.get("origin")  # of each token of the embeddings: that which it was merged into, (T,)
     merged_into: dict[int, Tensor] = {}  # by layer, not in the state, because no row of it leaves
 
@@ -160,7 +162,7 @@ def packed_encoder(
         )
         if decides and not pruner.decides_before:
             packing, state, (context, hidden), gate = decide(number, packing, state, sums, (context, hidden), own_key)
-        if number == len(layers) and not keep_states:  # after its attention only the classification tokens are needed
+        if number == len(layers) and not restores:  # after its attention only the classification tokens are needed
             context, hidden = context[packing.starts], hidden[packing.starts]
         hidden = family.feed_forward(layer, family.attention_output(layer, context, hidden))
         return hidden, packing, state, gate
@@ -170,16 +172,17 @@ def packed_encoder(
         previous = state
         hidden, packing, state, gate = run(number, hidden, packing, state)
         is_last = number == len(layers)
-        if keep_states:
+        if restores:
             restored = _settled(restored, hidden, state)
             if number in merged_into:
                 owner = owners(cast(Tensor, owner), previous["origin"], merged_into[number])
-            states.append(restored[owner] if pruner.merges else restored)
+            if keep_states or is_last:
+                states.append(restored[owner] if pruner.merges else restored)
         if keep_scores:
             none = state["scores"].new_full((len(restored),), -1)
             scores.append(none.index_copy(0, state["origin"], state["scores"]))
         if gate is not None and masking_mode == "soft":
-            factor = gate[packing.starts] if is_last and not keep_states else gate
+            factor = gate[packing.starts] if is_last and not restores else gate
             hidden = hidden * factor[:, None]
         token_lengths.append(packing.to_example_order(packing.counts))
         if gate is not None:
@@ -188,7 +191,7 @@ def packed_encoder(
         if keep_class_states:
             of_class = hidden if len(hidden) == len(packing.starts) else hidden[packing.starts]
             class_states.append(packing.to_example_order(of_class))
-    if keep_states:
+    if restores:
         hidden = hidden[packing.starts]
     return EncoderOutput(
         class_token=packing.to_example_order(hidden),
@@ -196,7 +199,7 @@ def packed_encoder(
         gate_sums=torch.stack(gate_sums, dim=1) if gate_sums else None,
         expected_lengths=torch.stack(expected_lengths, dim=1) if gate_sums else None,
         class_states=torch.stack(class_states) if keep_class_states else None,
-        hidden_states=tuple(states) if keep_states else (),
+        hidden_states=tuple(states),
         scores=tuple(scores),
     )
 

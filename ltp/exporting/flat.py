@@ -9,12 +9,11 @@ import ast
 import importlib
 import inspect
 
+import ltp.model
 from ltp import LTPConfig, __version__
 from ltp.encoders.base import EncoderFamily
+from ltp.model import MODEL_CLASSES
 from ltp.pruning.method import Method
-
-#: Module of the model class; the other files are the modules that it imports.
-ROOT = "ltp.model.classifier"
 
 
 def flat_name(module: str) -> str:
@@ -22,10 +21,11 @@ def flat_name(module: str) -> str:
     return module.replace(".", "_")
 
 
-def flat_sources(method: type[Method], family: type[EncoderFamily]) -> dict[str, str]:
+def flat_sources(model_class: str, method: type[Method], family: type[EncoderFamily]) -> dict[str, str]:
     """Return the source of the model as flat files.
 
     Args:
+        model_class: name of its class; the other files are the modules that it imports.
         method: the class of its method, whose file goes with it.
         family: the class of its encoder family, whose file goes with it.
 
@@ -34,7 +34,7 @@ def flat_sources(method: type[Method], family: type[EncoderFamily]) -> dict[str,
     """
     sources: dict[str, str] = {}
     own = (method, family)
-    waiting = [ROOT, *(part.__module__ for part in own)]
+    waiting = [_module(model_class), *(part.__module__ for part in own)]
     while waiting:
         module = waiting.pop()
         name = f"{flat_name(module)}.py"
@@ -62,9 +62,13 @@ def _flatten(source: str) -> str:
     return "".join(lines)
 
 
-def auto_map() -> dict[str, str]:
+def auto_map(model_class: str) -> dict[str, str]:
     """Return ``auto_map`` of ``config.json``: the classes that the Auto classes load from the flat files."""
     return {
         "AutoConfig": f"{flat_name(LTPConfig.__module__)}.LTPConfig",
-        "AutoModelForSequenceClassification": f"{flat_name(ROOT)}.LTPForSequenceClassification",
+        MODEL_CLASSES[model_class][1]: f"{flat_name(_module(model_class))}.{model_class}",
     }
+
+
+def _module(model_class: str) -> str:
+    return f"{ltp.model.__name__}.{MODEL_CLASSES[model_class][0]}"

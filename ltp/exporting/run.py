@@ -58,9 +58,11 @@ def export_huggingface(
         if model is not None:
             model.save_pretrained(folder)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        _write(folder / "config.json", json.dumps({**config, "auto_map": auto_map()}, indent=2, sort_keys=True) + "\n")
+        (model_class,) = config["architectures"]
+        config["auto_map"] = auto_map(model_class)
+        _write(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
         family = encoder_family(config["dense_config"]["model_type"])
-        for name, source in flat_sources(method_class(config["prune_mode"]), family).items():
+        for name, source in flat_sources(model_class, method_class(config["prune_mode"]), family).items():
             _write(folder / name, source)
         _write(folder / CARD_FILE, _card(exported, config, "huggingface", model))
     return target

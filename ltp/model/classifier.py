@@ -1,266 +1,22 @@
-"""The pruned classifier as a Hugging Face model."""
+"""The pruned sequence classifier: one class, several labels, or a number for each text."""
 
-import json
-import logging
-import os
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
-from transformers import PreTrainedModel
-from transformers.utils import CONFIG_NAME, cached_file
 
-from ltp.encoders import encoder_family
-from ltp.execution.masked import masked_encoder
 from ltp.execution.output import EncoderOutput, LTPOutput
-from ltp.execution.packed import packed_encoder
-from ltp.execution.packing import Packing, real_tokens
-from ltp.model.configuration import LTPConfig, check_budgets, check_pruning, check_pruning_keys, pruning_keys
-from ltp.pruning import aliases, default_method, method_class
-from ltp.pruning.flops import CostModel
-from ltp.pruning.pruner import Pruner
-from ltp.pruning.tokens import SoftPass
+from ltp.model.pretrained import LTPPreTrainedModel
 
 if TYPE_CHECKING:
     from ltp.deploy.classifier import DeployedClassifier
     from ltp.deploy.cuda import DeployedOnCUDA
 
-log = logging.getLogger(__name__)
 
+class LTPForSequenceClassification(LTPPreTrainedModel):
+    """A sequence classifier whose encoder prunes tokens; see :class:`~ltp.model.pretrained.LTPPreTrainedModel`."""
 
-class LTPForSequenceClassification(PreTrainedModel):
-    """A sequence classifier whose encoder prunes tokens.
-
-    Attributes:
-        dense_model: the Hugging Face classifier with the weights; ``dense`` is short for it.
-        pruner: the pruning method with its parameters (learned thresholds).
-        execution: ``packed`` removes pruned tokens; ``masked`` computes and masks them (the reference; always used
-            to return attentions).
-        gradient_checkpointing: whether training computes the activations of a layer again in the backward pass rather
-            than keep them; ``gradient_checkpointing_enable()`` sets it.
-        has_penalty: whether the objective of a soft rule includes the method's penalty; a budget sets its own price.
-    """
-
-    execution = "packed"
-    gradient_checkpointing = False
-    has_penalty = True
-
-    config_class = LTPConfig
-    base_model_prefix = "dense_model"  # not "dense": PEFT's target module of that name would match it
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-
-    def __init__(self, config: LTPConfig) -> None:
-        super().__init__(config)
-        self.family = encoder_family(config.dense_model_type)
-        self.num_labels = config.num_labels
-        self.dense_model = self.family.classifier_class(config.build_dense_config())
-        self.pruner = _new_pruner(config)
-        self.post_init()
-
-    @property
-    def dense(self) -> Any:
-        """The Hugging Face classifier with the weights."""
-        return self.dense_model
-
-    def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args: Any, **kwargs: Any) -> str:
-        if attn_implementation not in (None, "eager", "sdpa"):
-            raise ValueError(
-                f"attn_implementation={attn_implementation!r}: a pruned encoder needs attention that returns what each "
-                "token receives, which is built in; leave the argument out"
-            )
-        return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for key in [key for key in state_dict if key.startswith(f"{prefix}dense.")]:  # written by ltp 0.1
-            state_dict[f"{prefix}dense_model.{key.removeprefix(f'{prefix}dense.')}"] = state_dict.pop(key)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """Resize the embeddings as Hugging Face models do."""
-        embeddings = super().resize_token_embeddings(*args, **kwargs)
-        self.dense.config.vocab_size = self.config.vocab_size
-        return embeddings
-
-    def _init_weights(self, module: nn.Module) -> None:
-        # from_pretrained builds on the meta device: parameters that the checkpoint lacks are uninitialised until here
-        if isinstance(module, Pruner):
-            module.reset()
-        else:
-            super()._init_weights(module)
-
-    @classmethod
-    def from_dense(cls, dense: PreTrainedModel, **pruning: Any) -> "LTPForSequenceClassification":
-        """Wrap a fine-tuned Hugging Face classifier. Weights are shared, not copied.
-
-        Args:
-            dense: a sequence classifier of a known family (:mod:`ltp.encoders`).
-            pruning: arguments of :class:`LTPConfig`, such as ``prune_mode="topk", token_keep_rate=0.2``.
-
-        Raises:
-            ValueError: ltp has no adapter for the model, or it is not a sequence classifier.
-        """
-        config = LTPConfig.from_dense(dense.config, **pruning)
-        family = encoder_family(config.dense_model_type)
-        if not isinstance(dense, family.classifier_class):
-            raise ValueError(f"{type(dense).__name__} is not a {family.classifier_class.__name__}")
-        with torch.device("meta"):  # allocates no memory: the dense part is replaced
-            model = cls(config)
-        model.dense_model = dense
-        model.pruner = _new_pruner(config).to(dense.device)
-        return model.train(dense.training)
-
-    @classmethod
-    def from_pretrained(  # type: ignore[override]  # other arguments are in kwargs
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any
-    ) -> "LTPForSequenceClassification":
-        """Load a pruned classifier from a run or from a dense classifier of a known family.
-
-        Args:
-            pretrained_model_name_or_path: a run directory or its ``model/``, a Hugging Face directory or a hub id. The
-                ``config.json`` of a dense checkpoint may contain ``prune_mode``, ``final_token_threshold``,
-                ``scoring_mode``, ``token_keep_rate`` and ``score_length``; without ``prune_mode`` it does not prune.
-            kwargs: ``budget``, the checkpoint's budget to use; arguments of :class:`LTPConfig`, which override the
-                file; and arguments of ``PreTrainedModel.from_pretrained``. ``dtype`` defaults to float32.
-
-        Returns:
-            The model, in evaluation mode.
-        """
-        # with the checkpoint's dtype, a float16 checkpoint would give float16 thresholds
-        kwargs.setdefault("dtype", kwargs.pop("torch_dtype", torch.float32))
-        pruning = {key: kwargs.pop(key) for key in pruning_keys() if key in kwargs}
-        budget = kwargs.pop("budget", None)
-        model_dir = os.path.join(pretrained_model_name_or_path, "model")
-        if os.path.isfile(os.path.join(model_dir, CONFIG_NAME)):  # a run directory
-            pretrained_model_name_or_path = model_dir
-        if _is_ltp_checkpoint(pretrained_model_name_or_path, kwargs):
-            if isinstance(given := kwargs.get("config"), LTPConfig):  # the Auto classes put the arguments into it
-                stored = LTPConfig.from_pretrained(pretrained_model_name_or_path)
-                changed = {key: value for key, value in given.pruning.items() if stored.pruning.get(key) != value}
-                pruning = changed | pruning
-                for key, value in stored.pruning.items():
-                    setattr(given, key, value)
-            kwargs["key_mapping"] = {r"^dense\.": "dense_model."} | (
-                kwargs.get("key_mapping") or {}
-            )  # written by ltp 0.1
-            model = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-            model.set_pruning(**pruning)
-            if budget is not None:
-                model.use_budget(budget)
-            return model
-        if budget is not None:
-            raise ValueError(f"budget={budget}: {pretrained_model_name_or_path} is a dense model; it holds no budgets")
-        from transformers import AutoModelForSequenceClassification  # the import registers this class
-
-        dense = AutoModelForSequenceClassification.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        return cls.from_dense(dense, **pruning)
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Save as Hugging Face does; the weights get the permissions of ``config.json``, which safetensors ignores."""
-        super().save_pretrained(save_directory, *args, **kwargs)
-        config = Path(save_directory) / CONFIG_NAME
-        for weights in Path(save_directory).glob("*.safetensors"):
-            weights.chmod(config.stat().st_mode)
-
-    def set_pruning(self, **pruning: Any) -> None:
-        """Change how the model prunes, in place.
-
-        What the method has learned is kept unless the method or its initial thresholds change. In this case its
-        parameters are reset, and budgets are removed.
-
-        Args:
-            pruning: ``prune_mode``, ``masking_mode`` and settings of the method. Another method starts with its
-                defaults.
-
-        Raises:
-            ValueError: an unknown key, a setting of another method, or a value outside its range.
-        """
-        before = self.config.pruning
-        mode = pruning.get("prune_mode", before["prune_mode"])
-        check_pruning_keys(pruning, mode)
-        method = method_class(mode)
-        kept = before
-        if mode != before["prune_mode"]:
-            kept = {"masking_mode": "hard", "sliding_layers": before["sliding_layers"], **method.defaults()}
-        after = kept | {"prune_mode": mode} | pruning
-        check_pruning(mode, after["masking_mode"], {key: after[key] for key in method.config_keys()})
-        for key in before:
-            if key not in after:
-                vars(self.config).pop(key, None)
-        for key, value in after.items():
-            setattr(self.config, key, value)
-        if before != after:
-            vars(self.config).pop("calibration", None)  # the record of another pruning
-        fresh = any(before.get(key) != after.get(key) for key in ("prune_mode", *method.initial_keys()))
-        if fresh:
-            self.config.budgets = []
-        if not fresh:
-            self.pruner.method, self.pruner.sliding_layers = self.config.method, self.config.sliding_layers
-            return
-        if before["prune_mode"] == mode:
-            values = ", ".join(f"{key}={after[key]}" for key in method.initial_keys() if before[key] != after[key])
-            log.warning("thresholds start again from %s", values)
-        self.pruner = _new_pruner(self.config).to(self.device).train(self.training)
-
-    def set_budgets(self, budgets: Sequence[float]) -> None:
-        """Set the budgets of the model; each starts with the current thresholds.
-
-        Args:
-            budgets: shares of the dense FLOPs, ascending; an empty sequence removes all budgets.
-
-        Raises:
-            ValueError: a budget is out of range, or the method has no thresholds.
-        """
-        check_budgets(budgets, self.config.prune_mode)
-        self.config.budgets = list(budgets)
-        thresholds = self.thresholds
-        if thresholds is None:
-            return
-        pruner = _new_pruner(self.config).to(self.device)
-        with torch.no_grad():
-            pruner.thresholds.copy_(thresholds)
-        if budgets:
-            pruner.share_thresholds()
-        pruner.thresholds.requires_grad_(thresholds.requires_grad)
-        self.pruner = pruner.train(self.training)
-
-    def use_budget(self, budget: float) -> None:
-        """Use the thresholds of another budget of the model.
-
-        Args:
-            budget: one of ``config.budgets``, in relative FLOPs.
-
-        Raises:
-            ValueError: the model has no such budget.
-        """
-        budgets = self.config.budgets
-        if budget not in budgets:
-            known = f"it holds {', '.join(f'{value:g}' for value in budgets)}" if budgets else "it holds none"
-            raise ValueError(
-                f"budget={budget}: the model has no thresholds for it, {known}. "
-                "python -m ltp.calibrate makes them, without training."
-            )
-        self.pruner.use_budget(budgets.index(budget))
-
-    @property
-    def budget(self) -> float | None:
-        """The budget whose thresholds are in use, in relative FLOPs; None without budgets."""
-        if not self.config.budgets:
-            return None
-        return self.config.budgets[int(self.pruner.budget_in_use)]
-
-    @property
-    def thresholds(self) -> Tensor | None:
-        """Effective thresholds of layers 1..L, (L,) float32; None if the method has none."""
-        return self.pruner.own_thresholds
-
-    @property
-    def cost(self) -> CostModel:
-        """Counts the FLOPs of a forward pass from its ``token_lengths``."""
-        return self.pruner.cost
+    auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
 
     def forward(
         self,
@@ -283,7 +39,8 @@ class LTPForSequenceClassification(PreTrainedModel):
             input_ids: (B, N) int64, or ``inputs_embeds``, (B, N, D).
             attention_mask: 1 for real tokens, 0 for padding, (B, N); position 0 must be real.
             token_type_ids, position_ids: (B, N) int64, as in Hugging Face models.
-            labels: class ids, (B,) int64, or targets of a regression, (B,) float.
+            labels: class ids, (B,) int64, or targets of a regression, (B,) float, or several labels, (B, num_labels)
+                float.
             output_attentions, output_hidden_states: whether to return these outputs of every layer.
             return_dict: whether to return an :class:`~ltp.execution.output.LTPOutput` (default) or a tuple.
             output_class_states: whether to return the class states of every layer.
@@ -291,72 +48,28 @@ class LTPForSequenceClassification(PreTrainedModel):
             head_mask: not supported, as in transformers 5; must be None.
 
         Raises:
-            ValueError: neither or both of ``input_ids`` and ``inputs_embeds``; an empty batch; a mask of another shape
-                or meaning; an example without a real token at position 0 (padding on the left), or with more tokens
-                than the encoder has positions; a head mask.
+            ValueError: see :meth:`~ltp.model.pretrained.LTPPreTrainedModel.encode`.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds")
-        if head_mask is not None:
-            raise ValueError("head_mask is not supported; leave it out")
-        inputs = input_ids if input_ids is not None else cast(Tensor, inputs_embeds)
-        alive = real_tokens(attention_mask, inputs)
         pools_mean = self.family.pools_mean(self.dense.config)
-        positions = None
-        if self.family.has_positions:
-            columns = torch.arange(alive.shape[1], device=alive.device)[None]
-            positions = self.family.attention_positions(columns, position_ids)
-        common: dict[str, Any] = {
-            "masking_mode": self.config.masking_mode if self.training else "hard",
-            "keep_states": bool(output_hidden_states) or pools_mean,
-            "keep_class_states": output_class_states,
-            "keep_scores": output_scores,
-            "recompute": self.gradient_checkpointing and self.training,
-        }
-        layers = self.family.layers(self.dense)
-        if self.execution == "packed" and not output_attentions:
-            packing, indices = Packing.from_mask(alive)
-            limit = self.family.max_input_tokens(self.dense.config)
-            if position_ids is None and packing.lengths[-1] > limit:
-                raise ValueError(f"an example has {packing.lengths[-1]} tokens; the encoder has {limit} positions")
-            if input_ids is not None:
-                hidden = self.family.embed_tokens(self.dense, input_ids, indices, token_type_ids, position_ids)
-            else:
-                hidden = self.family.embed(self.dense, None, token_type_ids, position_ids, inputs_embeds)
-                hidden = hidden.flatten(0, 1)[indices]
-            if positions is not None:
-                positions = positions.expand(alive.shape).flatten()[indices]
-            encoded = packed_encoder(
-                *(self.family, layers, self.pruner, hidden, packing),
-                **common,
-                positions=positions,
-                reach=alive.shape[1] - 1,
-            )
-            hidden_states = tuple(_padded(rows, indices, alive.shape, 0) for rows in encoded.hidden_states)
-            scores = tuple(_padded(rows, indices, alive.shape, -1) for rows in encoded.scores)
-        else:
-            hidden = self.family.embed(self.dense, input_ids, token_type_ids, position_ids, inputs_embeds)
-            encoded = masked_encoder(
-                *(self.family, layers, self.pruner, hidden, alive),
-                **common,
-                positions=positions,
-                keep_attentions=bool(output_attentions),
-            )
-            hidden_states, scores = encoded.hidden_states, encoded.scores
-        pooled = self.family.finish(self.dense, hidden_states[-1] if pools_mean else encoded.class_token)
+        encoded = self.encode(
+            *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds),
+            restores=pools_mean,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            output_class_states=output_class_states,
+            output_scores=output_scores,
+            head_mask=head_mask,
+        )
         if pools_mean:  # over all real tokens: a pruned one counts with its last state
-            pooled = (pooled * alive[:, :, None]).sum(dim=1) / alive.sum(dim=1, keepdim=True)
+            last = encoded.padded(self.family.finish(self.dense, encoded.output.hidden_states[-1]))
+            pooled = last.sum(dim=1) / encoded.alive.sum(dim=1, keepdim=True)
+        else:
+            pooled = self.family.finish(self.dense, encoded.output.class_token)
         logits = self.family.classify(self.dense, pooled)
         output = LTPOutput(
-            loss=None if labels is None else self.objective(logits, labels, encoded),
+            loss=None if labels is None else self.objective(logits, labels, encoded.output),
             logits=logits,
-            hidden_states=(hidden_states or None) if output_hidden_states else None,
-            attentions=encoded.attentions or None,
-            token_lengths=encoded.token_lengths,
-            gate_sums=encoded.gate_sums,
-            expected_lengths=encoded.expected_lengths,
-            class_states=encoded.class_states,
-            scores=torch.stack(scores) if scores else None,
+            **encoded.fields(output_hidden_states),
         )
         return output if return_dict is not False else output.to_tuple()
 
@@ -417,48 +130,4 @@ class LTPForSequenceClassification(PreTrainedModel):
         Returns:
             Scalar float32.
         """
-        loss = self.task_loss(logits, labels)
-        if encoded.gate_sums is not None and self.has_penalty:
-            assert encoded.expected_lengths is not None
-            soft = SoftPass(encoded.gate_sums, encoded.expected_lengths)
-            loss = loss + self.pruner.method.penalty(soft, self.pruner)
-        return loss
-
-
-def _padded(rows: Tensor, indices: Tensor, shape: torch.Size, padding: float) -> Tensor:
-    """Return rows, (T, …), at their indices, (T,), in the padded form, (B, N, …)."""
-    padded = rows.new_full((shape.numel(), *rows.shape[1:]), padding)
-    return padded.index_copy(0, indices, rows).unflatten(0, shape)
-
-
-def _new_pruner(config: Any) -> Pruner:
-    return Pruner.from_config(method_class(config.prune_mode), config)
-
-
-def prune(model: PreTrainedModel, prune_mode: str | None = None, **pruning: Any) -> LTPForSequenceClassification:
-    """Add token pruning to a fine-tuned classifier, or change how a pruned classifier prunes.
-
-    Args:
-        model: a sequence classifier of a known family, or one returned by this function. Weights are shared.
-        prune_mode: the method, ``threshold`` (the default), ``topk``, …, by its name or another on the command line.
-        pruning: settings of the method: ``final_token_threshold=0.01``, ``token_keep_rate=0.2``, …; and
-            ``masking_mode="soft"`` to learn thresholds.
-
-    Raises:
-        ValueError: ltp has no adapter for the model, a setting is unknown, or a value is outside its range.
-    """
-    prune_mode = default_method().name if prune_mode is None else aliases().get(prune_mode, prune_mode)
-    if isinstance(model, LTPForSequenceClassification):
-        model.set_pruning(prune_mode=prune_mode, **pruning)
-        return model
-    return LTPForSequenceClassification.from_dense(model, prune_mode=prune_mode, **pruning)
-
-
-def _is_ltp_checkpoint(name_or_path: str | os.PathLike[str], kwargs: dict[str, Any]) -> bool:
-    """Whether the ``config.json`` of a directory or hub id belongs to a pruned classifier."""
-    hub = {
-        key: kwargs[key] for key in ("revision", "subfolder", "cache_dir", "token", "local_files_only") if key in kwargs
-    }
-    path = cast(str, cached_file(name_or_path, CONFIG_NAME, **hub))
-    with open(path, encoding="utf-8") as file:
-        return json.load(file).get("model_type") == LTPConfig.model_type
+        return self.with_penalty(self.task_loss(logits, labels), encoded)

@@ -1,14 +1,17 @@
-"""Registers the pruned classifier with the Auto classes of transformers, without importing transformers."""
+"""Registers the pruned models with the Auto classes of transformers, without importing transformers."""
 
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
+from ltp.model import MODEL_CLASSES
+
 
 def register_auto_classes() -> None:
-    """Register pruned classifiers with ``AutoConfig`` and ``AutoModelForSequenceClassification``.
+    """Register pruned models with ``AutoConfig`` and the Auto classes of their kinds of output.
 
     If the modules of the Auto classes are not imported yet, registration happens when they are imported.
     """
@@ -27,18 +30,19 @@ def _register_config() -> None:
     AutoConfig.register(LTPConfig.model_type, LTPConfig, exist_ok=True)
 
 
-def _register_model() -> None:
-    from transformers import AutoModelForSequenceClassification
+def _register_models() -> None:
+    import transformers
 
-    from ltp.model.classifier import LTPForSequenceClassification
     from ltp.model.configuration import LTPConfig
 
-    AutoModelForSequenceClassification.register(LTPConfig, LTPForSequenceClassification, exist_ok=True)
+    for name, (module, auto_class) in MODEL_CLASSES.items():
+        model_class = getattr(importlib.import_module(f"ltp.model.{module}"), name)
+        getattr(transformers, auto_class).register(LTPConfig, model_class, exist_ok=True)
 
 
 _REGISTRATIONS: dict[str, Callable[[], None]] = {
     "transformers.models.auto.configuration_auto": _register_config,
-    "transformers.models.auto.modeling_auto": _register_model,
+    "transformers.models.auto.modeling_auto": _register_models,
 }
 
 

@@ -94,7 +94,7 @@ def token_ids():
 
 
 def test_flat_files_know_nothing_of_ltp():
-    sources = flat_sources(method_class("topk"), encoder_family("bert"))
+    sources = flat_sources("LTPForSequenceClassification", method_class("topk"), encoder_family("bert"))
     assert {"ltp_model_classifier.py", "ltp_pruning_methods_topk.py", "ltp_encoders_bert.py"} <= sources.keys()
     assert "ltp_encoders_roberta.py" not in sources  # only the model's own family
     for name, source in sources.items():

@@ -1,0 +1,78 @@
+"""The pruned reader: the span of a text that answers a question."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ltp.execution.output import LTPSpanOutput
+from ltp.model.pretrained import LTPPreTrainedModel
+
+
+class LTPForQuestionAnswering(LTPPreTrainedModel):
+    """A reader whose encoder prunes tokens; see :class:`~ltp.model.pretrained.LTPPreTrainedModel`.
+
+    A pruned token can still begin or end the answer, from the state with which it left.
+    """
+
+    auto_class: ClassVar[str] = "AutoModelForQuestionAnswering"
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        output_class_states: bool = False,
+        output_scores: bool = False,
+        head_mask: Tensor | None = None,
+    ) -> LTPSpanOutput | tuple[Any, ...]:
+        """Find spans; for the other arguments see :meth:`ltp.LTPForSequenceClassification.forward`.
+
+        Args:
+            start_positions, end_positions: first and last token of the answer, (B,) or (B, 1) int64. Positions outside
+                the text are left out of the loss.
+
+        Returns:
+            ``start_logits`` and ``end_logits``, (B, N), the smallest number for padding, so that the loss does not
+            depend on it (that of Hugging Face's classes does); with positions the ``loss``, the mean of the cross
+            entropies of start and end, plus the method's penalty under a soft rule.
+        """
+        encoded = self.encode(
+            *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds),
+            restores=True,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            output_class_states=output_class_states,
+            output_scores=output_scores,
+            head_mask=head_mask,
+        )
+        last = self.family.finish(self.dense, encoded.output.hidden_states[-1])
+        logits = self.family.find_spans(self.dense, last)
+        start_logits, end_logits = encoded.padded(logits, torch.finfo(logits.dtype).min).unbind(dim=-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = self.task_loss(start_logits, end_logits, start_positions, end_positions)
+            loss = self.with_penalty(loss, encoded.output)
+        output = LTPSpanOutput(
+            loss=loss, start_logits=start_logits, end_logits=end_logits, **encoded.fields(output_hidden_states)
+        )
+        return output if return_dict is not False else output.to_tuple()
+
+    def task_loss(
+        self, start_logits: Tensor, end_logits: Tensor, start_positions: Tensor, end_positions: Tensor
+    ) -> Tensor:
+        """Compute the mean of the cross entropies of start and end: scalar float32; see :meth:`forward`."""
+        outside = start_logits.shape[1]
+        losses = [
+            functional.cross_entropy(logits.float(), positions.flatten().clamp(0, outside), ignore_index=outside)
+            for logits, positions in ((start_logits, start_positions), (end_logits, end_positions))
+        ]
+        return (losses[0] + losses[1]) / 2
