@@ -343,7 +343,7 @@ def read_sequences(
         source = f"synthetic, like {options.lengths} (log-normal, mean {mean:g}, 4 to 128 tokens)"
         return Sequences(source, random_sequences(lengths, model.config.vocab_size, settings.seed))
     assert checkpoint is not None  # checked by resolve()
-    tokenizer = load_tokenizer(checkpoint, pairs=len(task_of(settings.task).text_columns) == 2)
+    tokenizer = load_tokenizer(checkpoint, task_of(settings.task))
     return validation_sequences(settings.task, settings.data_dir, tokenizer, options.sequences, settings.seed)
 
 

@@ -150,8 +150,7 @@ def read_sequences(
         if stored is None:
             raise UserError("its config.yaml is missing")
         data_dir = settings.data_dir or stored.data_dir
-        pairs = len(task_of(stored.task).text_columns) == 2
-        tokenizer = load_tokenizer(checkpoint, pairs=pairs)
+        tokenizer = load_tokenizer(checkpoint, task_of(stored.task))
         return validation_sequences(stored.task, data_dir, tokenizer, settings.sequences)
     except UserError as error:
         if settings.data_dir is not None:

@@ -25,7 +25,7 @@ from ltp.benchmark.report import (
 from ltp.benchmark.timing import CLOCKS, Pass, Spread, interleaved, peak_memory, ratio
 from ltp.benchmark.training import TRAINING, TRAINING_TYPES, training_passes
 from ltp.data.sequences import Batch
-from ltp.model.classifier import LTPForSequenceClassification
+from ltp.model.pretrained import LTPPreTrainedModel
 from ltp.runs.provenance import hardware, versions
 
 Tick = Callable[[str], None]  # called with a description after each pass
@@ -55,7 +55,7 @@ class Plan:
 
 
 def run_benchmark(
-    model: LTPForSequenceClassification,
+    model: LTPPreTrainedModel,
     batches: Callable[[int], Sequence[Batch]],
     plan: Plan,
     progress: Callable[[int, int, str], None] = lambda done, total, description: None,
@@ -113,8 +113,8 @@ def run_benchmark(
 
 
 def measured_speedup(
-    model: LTPForSequenceClassification,
-    dense: LTPForSequenceClassification | None,
+    model: LTPPreTrainedModel,
+    dense: LTPPreTrainedModel | None,
     batches: Iterable[Batch],
     *,
     rounds: int = 5,
@@ -160,7 +160,7 @@ def measured_speedup(
 
 
 @contextlib.contextmanager
-def _packed_evaluation(model: LTPForSequenceClassification) -> Iterator[None]:
+def _packed_evaluation(model: LTPPreTrainedModel) -> Iterator[None]:
     """Set evaluation mode and packed execution; restore the previous ones on exit."""
     training, execution = model.training, model.execution
     model.eval()

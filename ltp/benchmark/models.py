@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from ltp.benchmark.shapes import SHAPES
 from ltp.deploy.linears import DTYPES, PlainLinear, linear_type
 from ltp.encoders import encoder_family
-from ltp.model.classifier import LTPForSequenceClassification
+from ltp.model.pretrained import LTPPreTrainedModel
 from ltp.pruning import DENSE_MODE
 
 #: Names of the projections to queries and keys, in all families; ModernBERT's is fused with the values'.
@@ -48,7 +48,7 @@ def shared_copy(model: nn.Module) -> Any:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
-def in_type(model: LTPForSequenceClassification, dtype: torch.dtype) -> LTPForSequenceClassification:
+def in_type(model: LTPPreTrainedModel, dtype: torch.dtype) -> LTPPreTrainedModel:
     """Copy a classifier with its dense weights in another type; thresholds stay float32. Shares tensors if possible."""
     if model.dense.dtype == dtype:
         return shared_copy(model)
@@ -57,9 +57,9 @@ def in_type(model: LTPForSequenceClassification, dtype: torch.dtype) -> LTPForSe
     return copied
 
 
-def without_pruning(model: LTPForSequenceClassification) -> LTPForSequenceClassification:
+def without_pruning(model: LTPPreTrainedModel) -> LTPPreTrainedModel:
     """The classifier without pruning, with the same tensors."""
-    return LTPForSequenceClassification.from_dense(shared_copy(model.dense), prune_mode=DENSE_MODE).eval()
+    return type(model).from_dense(shared_copy(model.dense), prune_mode=DENSE_MODE).eval()
 
 
 class Models:
@@ -69,17 +69,17 @@ class Models:
         pruned: the classifier with the pruning to measure, float32, in evaluation mode on its device.
     """
 
-    def __init__(self, pruned: LTPForSequenceClassification) -> None:
+    def __init__(self, pruned: LTPPreTrainedModel) -> None:
         self.pruned = pruned
         self.device = pruned.device
-        self._copies: dict[tuple[str, bool], LTPForSequenceClassification] = {}
+        self._copies: dict[tuple[str, bool], LTPPreTrainedModel] = {}
 
     @cached_property
     def prunes(self) -> bool:
         """Whether the classifier prunes."""
         return self.pruned.config.prune_mode != DENSE_MODE
 
-    def ltp(self, dtype: str, *, pruned: bool, execution: str = "packed") -> LTPForSequenceClassification:
+    def ltp(self, dtype: str, *, pruned: bool, execution: str = "packed") -> LTPPreTrainedModel:
         """The classifier in a type, pruned or dense, with packed or masked execution."""
         if (dtype, pruned) not in self._copies:
             if pruned:

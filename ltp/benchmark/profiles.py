@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ltp.data.sequences import Batch
-from ltp.model.classifier import LTPForSequenceClassification
+from ltp.model.pretrained import LTPPreTrainedModel
 from ltp.pruning import untrained
 from ltp.pruning.pruner import Pruner
 from ltp.pruning.tokens import Tokens
@@ -75,7 +75,7 @@ def split_point(scores: Tensor, keep: int) -> float:
     return float((ordered[index - 1] + ordered[index]) / 2)
 
 
-def lowest_reachable_flops(model: LTPForSequenceClassification, lengths: Tensor) -> float:
+def lowest_reachable_flops(model: LTPPreTrainedModel, lengths: Tensor) -> float:
     """The smallest relative FLOPs of any profile on sequences of these lengths, (B,)."""
     config = model.config
     shortest = profile_lengths(lengths, _MIN_RHO, config.num_hidden_layers)
@@ -83,7 +83,7 @@ def lowest_reachable_flops(model: LTPForSequenceClassification, lengths: Tensor)
 
 
 @torch.no_grad()
-def set_profile_thresholds(model: LTPForSequenceClassification, sequences: Batch, relative_flops: float) -> float:
+def set_profile_thresholds(model: LTPPreTrainedModel, sequences: Batch, relative_flops: float) -> float:
     """Set a model's thresholds so that these sequences cost a target share of their dense FLOPs.
 
     Args:

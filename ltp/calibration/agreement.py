@@ -12,7 +12,7 @@ from torch import Tensor
 from ltp.calibration.flops import Tick
 from ltp.calibration.search import StrengthControl, strength_control
 from ltp.data.sequences import Batch
-from ltp.model.classifier import LTPForSequenceClassification
+from ltp.model.pretrained import LTPPreTrainedModel
 
 _NARROW = 0.02  # the search stops at this width of the bracket, in log strength: some 0.005 of the FLOPs
 _STEP_AFTER_ROUGH = 0.1  # first step, in log strength
@@ -41,7 +41,7 @@ class Kept(Measured):
 
 
 def measure_against_dense(
-    model: LTPForSequenceClassification, batches: Sequence[Batch], dtype: str, tick: Tick = lambda count: None
+    model: LTPPreTrainedModel, batches: Sequence[Batch], dtype: str, tick: Tick = lambda count: None
 ) -> Callable[[], Measured]:
     """Return a function that measures a sample with the model's current pruning against the model without pruning.
 
@@ -100,7 +100,7 @@ def decisions(logits: Tensor, problem_type: str | None) -> Tensor:
 
 
 def keep_agreement(
-    model: LTPForSequenceClassification,
+    model: LTPPreTrainedModel,
     measure: Callable[[], Measured],
     bound: float,
     rough: Callable[[], Measured] | None = None,

@@ -18,7 +18,7 @@ from ltp.runs.layout import checkpoint_folder, folder_name
 if TYPE_CHECKING:  # torch and transformers take seconds to import; configuration errors should be fast
     from transformers import PreTrainedTokenizerBase
 
-    from ltp.model.classifier import LTPForSequenceClassification
+    from ltp.model.pretrained import LTPPreTrainedModel
 
 FOLDER = "calibrated"  # inside the calibrated run
 
@@ -159,7 +159,7 @@ def check_can_write(request: Request) -> None:
 
 def write_run(
     request: Request,
-    model: "LTPForSequenceClassification",
+    model: "LTPPreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     results: dict[str, Any],
 ) -> None:

@@ -16,7 +16,7 @@ from torch.nn import functional
 from ltp.calibration.flops import Tick
 from ltp.calibration.search import TOLERANCE
 from ltp.data.sequences import Batch
-from ltp.model.classifier import LTPForSequenceClassification
+from ltp.model.pretrained import LTPPreTrainedModel
 from ltp.pruning import DENSE_MODE, RankedMethod, method_class
 
 #: Configurations that are kept from a generation to the next; each has one mutated and one crossed child.
@@ -46,7 +46,7 @@ class Evolved:
 
 
 def evolve(
-    model: LTPForSequenceClassification,
+    model: LTPPreTrainedModel,
     batches: Sequence[Batch],
     *,
     generations: int,
@@ -89,9 +89,7 @@ def evolve(
     return Evolved(best, found[best], found[start], len(found))
 
 
-def _divergence(
-    model: LTPForSequenceClassification, batches: Sequence[Batch], tick: Tick
-) -> Callable[[Sequence[float]], float]:
+def _divergence(model: LTPPreTrainedModel, batches: Sequence[Batch], tick: Tick) -> Callable[[Sequence[float]], float]:
     """Return a function from keep rates to the divergence of the logits from those of the unpruned model."""
     pruner, method = model.pruner, model.pruner.method
     assert isinstance(method, RankedMethod)

@@ -11,7 +11,7 @@ import torch
 
 from ltp.calibration.search import TOLERANCE, TYPICAL_SLOPE, Calibrated, calibrate, measured_flops, strength_control
 from ltp.data.sequences import Batch
-from ltp.model.classifier import LTPForSequenceClassification
+from ltp.model.pretrained import LTPPreTrainedModel
 
 _SUBSAMPLE_TOLERANCE = 0.01  # of a search on the subsample, in relative FLOPs
 
@@ -19,7 +19,7 @@ Tick = Callable[[int], None]  #: called with the number of examples computed sin
 
 
 def flops_of(
-    model: LTPForSequenceClassification, batches: Sequence[Batch], dtype: str, tick: Tick = lambda count: None
+    model: LTPPreTrainedModel, batches: Sequence[Batch], dtype: str, tick: Tick = lambda count: None
 ) -> Callable[[], float]:
     """Return a function that measures the relative FLOPs of a sample with the model's current pruning.
 
@@ -46,7 +46,7 @@ def flops_of(
 
 
 def calibrate_flops(
-    model: LTPForSequenceClassification, cost: Callable[[], float], rough: Callable[[], float] | None, target: float
+    model: LTPPreTrainedModel, cost: Callable[[], float], rough: Callable[[], float] | None, target: float
 ) -> Calibrated:
     """Search the target cost on a subsample first, then on the whole sample.
 
@@ -74,7 +74,7 @@ def calibrate_flops(
     return dataclasses.replace(result, strength=strength * result.strength)
 
 
-def prepare_budgets(model: LTPForSequenceClassification, budgets: Sequence[float]) -> None:
+def prepare_budgets(model: LTPPreTrainedModel, budgets: Sequence[float]) -> None:
     """Replace the budgets of a model with thresholds.
 
     Each new budget starts from the thresholds of the nearest old budget; without old budgets, from those in use.

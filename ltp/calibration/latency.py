@@ -14,7 +14,7 @@ from ltp.data.sequences import Batch
 from ltp.deploy.classifier import DeployedClassifier
 from ltp.errors import RunError, UserError
 from ltp.evaluation.scoring import Engine
-from ltp.model.classifier import LTPForSequenceClassification
+from ltp.model.pretrained import LTPPreTrainedModel
 
 #: Accepted distance of the final measurement from the target, as a share of the target.
 ACCEPTED = 0.1
@@ -36,7 +36,7 @@ class ServedModel:
         UserError: this machine cannot compute in ``dtype``.
     """
 
-    def __init__(self, model: LTPForSequenceClassification, execution: str, dtype: str, device: torch.device) -> None:
+    def __init__(self, model: LTPPreTrainedModel, execution: str, dtype: str, device: torch.device) -> None:
         self.model, self.execution, self.dtype = model, execution, dtype
         self.device = torch.device("cpu") if execution == "deployed" else device
         try:
@@ -123,7 +123,7 @@ class Latency:
     trials: int
 
 
-def calibrate_latency(model: LTPForSequenceClassification, stopwatch: Stopwatch, target: float) -> Latency:
+def calibrate_latency(model: LTPPreTrainedModel, stopwatch: Stopwatch, target: float) -> Latency:
     """Change how strongly a model prunes until a batch takes the target time on this machine.
 
     After any error the model's initial pruning is restored.

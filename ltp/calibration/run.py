@@ -21,7 +21,7 @@ from ltp.data.datamodule import GLUEDataModule
 from ltp.errors import RunError, UserError, format_value
 from ltp.evaluation.run import Progress
 from ltp.evaluation.scoring import Engine, evaluate, summarise
-from ltp.model.classifier import LTPForSequenceClassification
+from ltp.model.pretrained import LTPPreTrainedModel
 from ltp.pruning import RankedMethod, untrained, variants
 from ltp.pruning.flops import DEFINITION
 from ltp.runs.checkpoints import is_finished
@@ -54,8 +54,7 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
     settings, directory = request.settings, request.directory
     set_threads(settings.threads)
     check_can_write(request)
-    pairs = len(task_of(settings.task).text_columns) == 2
-    model, tokenizer = load_model(request.checkpoint), load_tokenizer(request.checkpoint, pairs=pairs)
+    model, tokenizer = load_model(request.checkpoint), load_tokenizer(request.checkpoint, task_of(settings.task))
     if request.is_dense:
         model.set_pruning(**untrained(), score_length=settings.task.max_length)
     measured = measure(request, model, tokenizer, progress)
@@ -74,7 +73,7 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
 
 
 def measure(
-    request: Request, model: LTPForSequenceClassification, tokenizer: PreTrainedTokenizerBase, progress: Progress
+    request: Request, model: LTPPreTrainedModel, tokenizer: PreTrainedTokenizerBase, progress: Progress
 ) -> dict[str, Any]:
     """Calibrate the model, and score it on its validation splits.
 
@@ -130,7 +129,7 @@ def _unreachable(settings: CalibrateSettings, error: UnreachableError, examples:
     )
 
 
-def run_facts(request: Request, model: LTPForSequenceClassification) -> dict[str, Any]:
+def run_facts(request: Request, model: LTPPreTrainedModel) -> dict[str, Any]:
     """Return the part of ``results.json`` that describes the run's configuration, with the keys of a training."""
     settings, checkpoint = request.settings, request.checkpoint
     parent = checkpoint.results or {}
@@ -173,7 +172,7 @@ def run_facts(request: Request, model: LTPForSequenceClassification) -> dict[str
 
 def calibrate_to_goal(
     request: Request,
-    model: LTPForSequenceClassification,
+    model: LTPPreTrainedModel,
     data: GLUEDataModule,
     sample: Sample,
     *,
@@ -295,7 +294,7 @@ def calibrate_to_goal(
 
 
 def score(
-    model: LTPForSequenceClassification, data: GLUEDataModule, dtype: str, device: torch.device, tick: Tick
+    model: LTPPreTrainedModel, data: GLUEDataModule, dtype: str, device: torch.device, tick: Tick
 ) -> dict[str, Any]:
     """Score a model on its validation splits, with the keys of a training's ``results.json``.
 

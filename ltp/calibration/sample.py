@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from ltp.data.datamodule import GLUEDataModule
 from ltp.data.sequences import Batch, make_batches
 from ltp.errors import UserError
-from ltp.model.classifier import LTPForSequenceClassification
+from ltp.model.pretrained import LTPPreTrainedModel
 from ltp.runs.checkpoints import Checkpoint
 from ltp.runs.loading import check_length, read_splits
 from ltp.runs.plan import check_labels
@@ -27,7 +27,7 @@ def read_data(
     task: TaskSettings,
     data_dir: str | None,
     tokenizer: PreTrainedTokenizerBase,
-    model: LTPForSequenceClassification,
+    model: LTPPreTrainedModel,
 ) -> GLUEDataModule:
     """Read and tokenise a task's training and validation splits.
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltp.model.classifier import LTPForSequenceClassification
+from ltp.model.pretrained import LTPPreTrainedModel
 from ltp.pruning import DENSE_MODE, variants
 from ltp.pruning.method import Method
 
@@ -91,7 +91,7 @@ class ThresholdControl(StrengthControl):
     down to the classification token alone can be reached.
     """
 
-    def __init__(self, model: LTPForSequenceClassification) -> None:
+    def __init__(self, model: LTPPreTrainedModel) -> None:
         thresholds = model.thresholds
         assert thresholds is not None
         start = thresholds.detach().clone()
@@ -118,7 +118,7 @@ class ThresholdControl(StrengthControl):
 class SettingsControl(StrengthControl):
     """Change the settings of the method."""
 
-    def __init__(self, model: LTPForSequenceClassification) -> None:
+    def __init__(self, model: LTPPreTrainedModel) -> None:
         self.model = model
         self.start = model.pruner.method
         self.weakest, self.strongest = self.start.strength_range
@@ -130,7 +130,7 @@ class SettingsControl(StrengthControl):
         self.model.set_pruning(**{key: getattr(self.start, key) for key in self.start.at_strength(1.0)})
 
 
-def strength_control(model: LTPForSequenceClassification) -> StrengthControl:
+def strength_control(model: LTPPreTrainedModel) -> StrengthControl:
     """Return the control for a model's pruning method.
 
     Raises:
@@ -145,7 +145,7 @@ def strength_control(model: LTPForSequenceClassification) -> StrengthControl:
 
 
 @torch.no_grad()
-def measured_flops(model: LTPForSequenceClassification, batches: Iterable[Mapping[str, Tensor]]) -> Tensor:
+def measured_flops(model: LTPPreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> Tensor:
     """Measure the FLOPs of examples under the hard rule.
 
     Args:
@@ -187,7 +187,7 @@ class Calibrated:
 
 
 def calibrate(
-    model: LTPForSequenceClassification,
+    model: LTPPreTrainedModel,
     cost: Callable[[], float],
     target: float,
     *,
@@ -301,14 +301,14 @@ def _search(
     return _Search(best, None if over is None else over[1], None if under is None else under[1])
 
 
-def adopt_calibrated_settings(model: LTPForSequenceClassification) -> None:
+def adopt_calibrated_settings(model: LTPPreTrainedModel) -> None:
     """Set the settings that describe calibrated thresholds, so that a later training starts with them."""
     for key, value in model.pruner.method.settings_of(model.pruner).items():
         setattr(model.config, key, value)
     model.pruner.method = model.config.method
 
 
-def calibrated_settings(model: LTPForSequenceClassification, variant: str) -> dict[str, Any]:
+def calibrated_settings(model: LTPPreTrainedModel, variant: str) -> dict[str, Any]:
     """Return the settings that a calibration of a variant without learned parameters has determined, by field."""
     method = model.pruner.method
     if variants()[variant].learned and method.has_thresholds():  # its thresholds are in the weights

@@ -13,7 +13,7 @@ from ltp.data.sequences import Batch
 from ltp.evaluation.request import EvaluateSettings, Request
 from ltp.evaluation.run import read_data
 from ltp.evaluation.scoring import Engine, Outcome, evaluate
-from ltp.model.classifier import LTPForSequenceClassification
+from ltp.model.pretrained import LTPPreTrainedModel
 from ltp.runs.checkpoints import inspect_checkpoint
 from ltp.runs.loading import load_model, stored_task
 
@@ -71,7 +71,7 @@ class Bench:
         """Measure a run, deployed in a type."""
         return self._measure(load_model(inspect_checkpoint(str(directory))), dtype)
 
-    def _measure(self, model: LTPForSequenceClassification, dtype: str) -> Measured:
+    def _measure(self, model: LTPPreTrainedModel, dtype: str) -> Measured:
         deployed = model.deploy(dtype)
         outcome = evaluate(Engine(deployed, torch.device("cpu"), None), self.data, lambda count: None)
         passes = {

@@ -9,7 +9,7 @@ import torch
 
 from ltp.comparison.measuring import Measured, bootstrap
 from ltp.data.tasks import Task, build_metrics
-from ltp.evaluation.scoring import Outcome, is_defined
+from ltp.evaluation.scoring import Outcome
 
 RESAMPLES = 200
 #: A difference counts if it exceeds this many of its standard errors.
@@ -77,11 +77,7 @@ def scorer(task: Task) -> Callable[[Outcome], float]:
     metric = build_metrics(task)[task.main_metric]
 
     def score(outcome: Outcome) -> float:
-        if not is_defined(task.main_metric, outcome.predictions, outcome.labels):
-            return 0.0
-        metric.reset()
-        metric.update(outcome.predictions, outcome.labels)
-        return float(metric.compute())
+        return outcome.score(metric, task.main_metric) or 0.0
 
     return score
 

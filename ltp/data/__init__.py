@@ -2,3 +2,6 @@
 
 #: Suffixes of files with named columns.
 TABLE_SUFFIXES = (".parquet", ".jsonl", ".csv", ".tsv")
+
+#: Suffix of CoNLL-style files, a word and its label on a line.
+CONLL = ".conll"

@@ -84,6 +84,7 @@ class TrainBatches(Sampler[list[int]]):
         world_size: Number of processes.
         rank: Rank of this process.
         seed: Determines the order, together with the epoch.
+        label_counts: Labels in each row, over which the loss is a mean; None for one each.
 
     Raises:
         UserError: `batch_size` is not a positive multiple of `world_size * accumulate`.
@@ -98,6 +99,7 @@ class TrainBatches(Sampler[list[int]]):
         world_size: int = 1,
         rank: int = 0,
         seed: int = 0,
+        label_counts: Sequence[int] | None = None,
     ) -> None:
         check_batch_size(batch_size, world_size, accumulate)
         self.lengths = np.asarray(lengths)
@@ -109,6 +111,8 @@ class TrainBatches(Sampler[list[int]]):
         self.parts = world_size * accumulate
         self.steps = steps_in_epoch(len(self.lengths), batch_size, self.parts)
         self.epoch = 0
+        self.label_counts = None if label_counts is None else np.asarray(label_counts)
+        self._labels_in_steps: list[int] = []  # of the epoch being iterated
         self._resume: tuple[int, int] | None = None  # (epoch, micro-batches of it already processed)
         self.sampler = self  # Lightning calls `batch_sampler.sampler.set_epoch`
 
@@ -128,6 +132,8 @@ class TrainBatches(Sampler[list[int]]):
         resume, self._resume = self._resume, None
         start = resume[1] if resume is not None and resume[0] == self.epoch else 0
         batches = global_batches(self.lengths, self.batch_size, self.seed, self.epoch)
+        if self.label_counts is not None:
+            self._labels_in_steps = [int(self.label_counts[batch].sum()) for batch in batches]
         for index in range(start, len(self)):
             step, micro_batch = divmod(index, self.accumulate)
             yield batches[step][micro_batch * self.world_size + self.rank :: self.parts].tolist()
@@ -145,6 +151,15 @@ class TrainBatches(Sampler[list[int]]):
         step = batch_idx // self.accumulate
         global_rows = min(self.batch_size, len(self.lengths) - step * self.batch_size)
         return rows * self.parts / global_rows
+
+    def label_weight(self, batch_idx: int, labels: int) -> float:
+        """Compute the weight that makes an average over micro-batches a mean over the labels of the optimiser step.
+
+        Args:
+            batch_idx: Index of the micro-batch in the epoch.
+            labels: Number of labels in the micro-batch.
+        """
+        return labels * self.parts / max(self._labels_in_steps[batch_idx // self.accumulate], 1)
 
 
 def evaluation_batches(

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ltp.data.batching import TrainBatches, check_batch_size, evaluation_batches, matched_rows, steps_in_epoch
 from ltp.data.sources import Splits
-from ltp.data.tokenising import tokenise
+from ltp.data.tasks import Task
 from ltp.errors import UserError
 
 Batch = dict[str, torch.Tensor]
@@ -28,19 +28,19 @@ class Collator:
 
     Args:
         pad_token_id: Padding value of `input_ids`; all other inputs are padded with 0.
-        regression: Whether labels are float32 rather than int64.
+        task: The task, which collates the labels.
     """
 
-    def __init__(self, pad_token_id: int, *, regression: bool) -> None:
+    def __init__(self, pad_token_id: int, task: Task) -> None:
         self.pad_token_id = pad_token_id
-        self.label_dtype = torch.float32 if regression else torch.int64
+        self.task = task
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> Batch:
         """Collate tokenised rows.
 
         Returns:
             `input_ids`, `attention_mask` (1: a real token) and, if the tokenizer returns them,
-            `token_type_ids`, each int64 of shape (batch, longest); `labels` of shape (batch,).
+            `token_type_ids`, each int64 of shape (batch, longest); `labels`, see `Task.collate_labels`.
         """
         longest = max(len(row["input_ids"]) for row in rows)
         batch: Batch = {}
@@ -50,7 +50,7 @@ class Collator:
             for index, row in enumerate(rows):
                 padded[index, : len(row[name])] = row[name]
             batch[name] = torch.from_numpy(padded)
-        batch["labels"] = torch.tensor([row["label"] for row in rows], dtype=self.label_dtype)
+        batch["labels"] = self.task.collate_labels([row["label"] for row in rows], longest)
         return batch
 
 
@@ -106,7 +106,7 @@ class GLUEDataModule(pl.LightningDataModule):
         self._encoded: dict[str, datasets.Dataset] = {}
         self._train_batches: TrainBatches | None = None
         self._calibration_batches: dict[int, list[Batch]] = {}
-        self._collate = Collator(tokenizer.pad_token_id, regression=self.task.is_regression)
+        self._collate = Collator(tokenizer.pad_token_id, self.task)
 
     @property
     def validation_splits(self) -> tuple[str, ...]:
@@ -151,6 +151,7 @@ class GLUEDataModule(pl.LightningDataModule):
             world_size=self._world_size,
             rank=self._rank,
             seed=self.seed,
+            label_counts=self.task.label_counts(encoded["label"]),
         )
         self._train_batches = batches
         if self.trainer is not None:
@@ -188,6 +189,21 @@ class GLUEDataModule(pl.LightningDataModule):
             raise RuntimeError("loss_weight is known once train_dataloader was called")
         return self._train_batches.loss_weight(batch_idx, rows)
 
+    def label_weight(self, batch_idx: int, labels: torch.Tensor) -> float | None:
+        """Compute the weight that makes the optimiser step's task loss a mean over its labels.
+
+        Args:
+            batch_idx: Lightning's batch index in the epoch.
+            labels: Those of the micro-batch.
+
+        Returns:
+            None if each row has one label: then it is `loss_weight`.
+        """
+        counts = self.task.label_counts(labels.tolist())
+        if counts is None or self._train_batches is None:
+            return None
+        return self._train_batches.label_weight(batch_idx, sum(counts))
+
     def calibration_batches(self, count: int) -> list[Batch]:
         """Return this process's share of a fixed training sample, matched in length to the main validation split.
 
@@ -217,8 +233,8 @@ class GLUEDataModule(pl.LightningDataModule):
 
     @property
     def label_counts(self) -> list[int] | None:
-        """Number of examples of each class in the main validation split; None for a regression."""
-        if self.task.is_regression:
+        """Number of examples of each class in the main validation split; None if they have not one each."""
+        if not self.task.has_one_class:
             return None
         labels = next(iter(self.splits.validation.values()))["label"]
         return np.bincount(np.asarray(labels), minlength=self.task.num_labels).tolist()
@@ -235,10 +251,8 @@ class GLUEDataModule(pl.LightningDataModule):
         if name in self._encoded:
             return
 
-        def encode(rows: dict[str, list[str]]) -> dict[str, Any]:
-            return dict(
-                tokenise(self.tokenizer, [rows[column] for column in self.task.text_columns], self.max_length)[0]
-            )
+        def encode(rows: dict[str, list[Any]]) -> dict[str, Any]:
+            return self.task.encode(self.tokenizer, rows, self.max_length)
 
         with _disabled_progress_bars():
             self._encoded[name] = split.map(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import string
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -78,6 +79,51 @@ def demo_rows(split: str, seed: int = 0, rows: int | None = None) -> list[Row]:
         sentence = _sentence(rng, label)
         seen.setdefault(sentence, {"sentence": sentence, "label": label})
     return list(seen.values())[first:]
+
+
+def demo_multilabel_rows(split: str) -> list[Row]:
+    """Generate a split of the corpus with what each sentence holds, `{"sentence": str, "labels": [str, ...]}`.
+
+    `praise` and `criticism`, an opinion of that sign, `negation`, of an opinion, and `place`, a place or direction.
+    """
+    rows = []
+    for row in demo_rows(split):
+        words = row["sentence"].split()
+        opinions = _opinions(words)
+        found = {
+            "praise": any(is_positive for *_, is_positive in opinions),
+            "criticism": any(not is_positive for *_, is_positive in opinions),
+            "negation": any(first < last for first, last, _ in opinions),
+            "place": any(word in _PREPOSITIONS for word in words),
+        }
+        rows.append({"sentence": row["sentence"], "labels": [name for name, is_there in found.items() if is_there]})
+    return rows
+
+
+def demo_token_rows(split: str) -> list[Row]:
+    """Generate a split of the corpus with the opinions tagged, `{"tokens": [str, ...], "tags": [str, ...]}`.
+
+    An opinion is a word that carries sentiment, with the negation before it; its type is the sign of the whole.
+    """
+    rows = []
+    for row in demo_rows(split):
+        words = row["sentence"].split()
+        tags = ["O"] * len(words)
+        for first, last, is_positive in _opinions(words):
+            kind = "positive" if is_positive else "negative"
+            tags[first : last + 1] = [f"B-{kind}", *[f"I-{kind}"] * (last - first)]
+        rows.append({"tokens": words, "tags": tags})
+    return rows
+
+
+def _opinions(words: Sequence[str]) -> list[tuple[int, int, bool]]:
+    """Return the opinions of a sentence: first and last word, and whether they are positive."""
+    opinions = []
+    for place, word in enumerate(words):
+        if word in POSITIVE or word in NEGATIVE:
+            is_negated = place > 0 and words[place - 1] in NEGATIONS
+            opinions.append((place - is_negated, place, (word in POSITIVE) != is_negated))
+    return opinions
 
 
 def demo_vocabulary() -> list[str]:

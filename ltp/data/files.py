@@ -5,6 +5,7 @@ Imports neither datasets nor pyarrow, so that a run's data can be identified bef
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ltp.data import TABLE_SUFFIXES
@@ -28,15 +29,19 @@ def task_folders(task: Task, data_dir: Path) -> list[Path]:
     """
     if not data_dir.is_dir():
         raise UserError(f"data_dir={data_dir}: no such directory.")
-    names = dict.fromkeys((task.name, CLASSIC_FOLDERS[task.name]))
+    names = _folder_names(task)
     folders = [data_dir / name for name in names if (data_dir / name).is_dir()]
     if not folders:
         raise UserError(f"data_dir={data_dir}: holds no folder {' or '.join(names)}.")
     return folders
 
 
-def find_split(folders: list[Path], split: str) -> Path | None:
-    """Return the file of a split; None if there is none.
+def _folder_names(task: Task) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((task.name, CLASSIC_FOLDERS.get(task.name, task.name))))
+
+
+def find_split(folders: list[Path], split: str, suffixes: Sequence[str] = TABLE_SUFFIXES) -> Path | None:
+    """Return the file of a split with one of the suffixes; None if there is none.
 
     Raises:
         UserError: Several files of one folder match.
@@ -44,7 +49,7 @@ def find_split(folders: list[Path], split: str) -> Path | None:
     stems = [split, "validation"] if split == "validation_matched" else [split]
     for folder in folders:
         for stem in stems:
-            paths = [path for suffix in TABLE_SUFFIXES if (path := folder / f"{stem}{suffix}").is_file()]
+            paths = [path for suffix in suffixes if (path := folder / f"{stem}{suffix}").is_file()]
             if len(paths) > 1:
                 names = " and ".join(path.name for path in paths)
                 raise UserError(f"{folder}: {names} all claim to be the split {split}; keep one.")
@@ -81,10 +86,10 @@ def source_files(
         files = {split: Path(path).expanduser() for split, path in named.items() if path is not None}
         return {split: path for split, path in files.items() if path.is_file()}
     root = Path(data_dir).expanduser()
-    if task.name not in CLASSIC_FOLDERS or not root.is_dir():
+    if task.is_custom or task.generate is not None or not root.is_dir():
         return {}
-    folders = [root / name for name in (task.name, CLASSIC_FOLDERS[task.name]) if (root / name).is_dir()]
-    found = {split: find_split(folders, split) for split in ("train", *task.validation_splits)}
+    folders = [root / name for name in _folder_names(task) if (root / name).is_dir()]
+    found = {split: find_split(folders, split, task.suffixes) for split in ("train", *task.validation_splits)}
     if found["train"] is None and task.name == "mrpc" and (corpus := find_mrpc_corpus(folders)):
         ids = next((corpus / name for name in MRPC_DEV_IDS if (corpus / name).is_file()), corpus / MRPC_TEST)
         return {"train": corpus / MRPC_TRAIN, "validation": ids}

@@ -1,9 +1,9 @@
-"""GLUE metrics as torchmetrics objects, exact over batches and processes."""
+"""Metrics as torchmetrics objects, exact over batches and processes."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassConfusionMatrix,
     MulticlassF1Score,
+    MultilabelAveragePrecision,
 )
 from torchmetrics.utilities import dim_zero_cat
 
@@ -74,6 +75,9 @@ def build_metric(name: str, num_labels: int) -> Metric:
 
 _UNDEFINED = {
     "f1": "no example of the class, and none predicted",
+    "precision": "no entity, and none predicted",
+    "recall": "no entity",
+    "map": "no example has a label",
     "matthews": "the labels are all equal",
     "pearson": "the predictions or the labels are all equal",
     "spearman": "the predictions or the labels are all equal",
@@ -89,3 +93,65 @@ def undefined_metrics(metrics: Mapping[str, float | None]) -> dict[str, Any]:
     names = [name for name, value in metrics.items() if value is None]
     reasons = {name: _UNDEFINED.get(name.split("_", 1)[0], "not a number") for name in names}
     return {"undefined": reasons} if reasons else {}
+
+
+class MeanAveragePrecision(MultilabelAveragePrecision):
+    """Mean over the labels of the average precision; labels that no example has are left out."""
+
+    def __init__(self, num_labels: int) -> None:
+        with warnings.catch_warnings():  # it warns about storing all predictions
+            warnings.filterwarnings("ignore", message=".*will save all targets and predictions")
+            super().__init__(num_labels, average="macro")
+
+    def update(self, preds: torch.Tensor, target: torch.Tensor) -> None:
+        """Take probabilities and labels, both (B, num_labels) float32."""
+        super().update(preds, target.long())
+
+    def compute(self) -> torch.Tensor:  # type: ignore[override]  # torchmetrics types it as that of the curve
+        """Return the mean: float32, shape ()."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Average precision score for one or more classes was `nan`")
+            return super().compute()
+
+
+class EntityScore(Metric):
+    """Precision, recall or F1 of entities, micro-averaged; exact in span and type, as CoNLL's script counts them.
+
+    Args:
+        labels: names of the BIO scheme by id.
+        score: "precision", "recall" or "f1".
+        ignored: target of tokens that are no words.
+    """
+
+    correct: torch.Tensor
+    predicted: torch.Tensor
+    real: torch.Tensor
+
+    def __init__(self, labels: Sequence[str], score: str, *, ignored: int) -> None:
+        super().__init__()
+        self.labels, self.score, self.ignored = tuple(labels), score, ignored
+        for name in ("correct", "predicted", "real"):
+            self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, preds: torch.Tensor, target: torch.Tensor) -> None:
+        """Count the entities of texts: class ids of tokens, both (B, N) int64."""
+        for ids, own in zip(preds.tolist(), target.tolist(), strict=True):
+            words = [place for place, label in enumerate(own) if label != self.ignored]
+            predicted, real = (self._entities([row[place] for place in words]) for row in (ids, own))
+            self.correct += len(predicted & real)
+            self.predicted += len(predicted)
+            self.real += len(real)
+
+    def _entities(self, ids: Sequence[int]) -> set[tuple[str, int, int]]:
+        from nervaluate.utils import collect_named_entities
+
+        found = collect_named_entities([self.labels[index] for index in ids])
+        return {(entity["label"], entity["start"], entity["end"]) for entity in found}
+
+    def compute(self) -> torch.Tensor:
+        """Return the score: float32, shape (); 0 where nothing is found, NaN where there is nothing to find."""
+        whole = {"precision": self.predicted, "recall": self.real, "f1": (self.predicted + self.real) / 2}[self.score]
+        if not whole:
+            missing = torch.nan if not self.real else 0.0
+            return torch.tensor(missing, device=self.correct.device)
+        return (self.correct / whole).float()

@@ -1,4 +1,4 @@
-"""Load a task's splits from the hub, a local folder, the user's own files or the demo generator."""
+"""Load a task's splits from the hub, a local folder, the user's own files or a generator."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ltp.data import TABLE_SUFFIXES, tables
-from ltp.data.columns import check_rows, check_texts, infer_labels, is_unlabelled
-from ltp.data.demo import demo_rows
 from ltp.data.files import (
     MRPC_DEV_IDS,
     MRPC_TEST,
@@ -24,10 +22,8 @@ from ltp.data.files import (
     task_folders,
 )
 from ltp.data.hub import loading_from_hub
-from ltp.data.tasks import TASKS, Task
+from ltp.data.tasks import Task
 from ltp.errors import UserError
-
-HUB_DATASET = "nyu-mll/glue"
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +34,7 @@ class Splits:
 
     Attributes:
         task: The task, including its labels.
-        train: Training split: the task's text columns (string) and `label` (int64 ids or float32).
+        train: Training split: the task's text columns, and `label` as `Task.check_labels` returns it.
         validation: Validation splits by name, the main one first; columns as in `train`.
     """
 
@@ -106,9 +102,9 @@ def load_splits(
         if limit is not None and limit < 1:
             raise UserError(f"task.{key}={limit}: must be at least 1, or null for all rows.")
     _check_sources(task, data_dir, train_file, validation_file)
-    if task.name == "demo":
-        splits = {split: pa.Table.from_pylist(demo_rows(split)) for split in ("train", "validation")}
-    elif task.name not in TASKS:
+    if task.generate is not None:
+        splits = {split: _generated(task, split) for split in ("train", *task.validation_splits)}
+    elif task.is_custom:
         task, splits = _load_custom(task, Path(train_file or ""), Path(validation_file or ""))
     elif data_dir is not None:
         splits = _load_local(task, Path(data_dir).expanduser())
@@ -133,7 +129,7 @@ def load_test(
         test_file: Test file of a custom task.
 
     Returns:
-        The task's text columns (string), and `label` if the split is labelled and the task's labels are known.
+        The task's text columns, and `label` if the split is labelled and the task's labels are known.
 
     Raises:
         UserError: There is no such split, or a column, text or label is missing or invalid.
@@ -145,9 +141,9 @@ def load_test(
             f"split={split}: task={task.name} has no such split. Test splits: {', '.join(task.test_splits)}"
         )
     blank_is_missing = False
-    if task.name == "demo":
-        table, source = pa.Table.from_pylist(demo_rows("test")), "task=demo"
-    elif task.name not in TASKS:
+    if task.generate is not None:
+        return _to_dataset(_generated(task, split), None)
+    if task.is_custom:
         if test_file is None:
             raise UserError(f"split={split}: task.test_file is missing: task={task.name} needs it")
         path = Path(test_file).expanduser()
@@ -155,31 +151,52 @@ def load_test(
     elif data_dir is not None:
         table, source = _local_test(task, split, Path(data_dir).expanduser())
     else:
-        remedy = "Connect, or give a folder with data_dir=DIR."
-        with loading_from_hub(f"the dataset {HUB_DATASET} ({task.name})", remedy):
-            table = datasets.load_dataset(HUB_DATASET, task.name, split=split).with_format("arrow")[:]
-        source = f"{HUB_DATASET} ({task.name}), split {split}"
-    is_labelled = task.label_column in table.column_names and not is_unlabelled(table, task)
-    check = check_rows if is_labelled and (task.is_regression or task.labels is not None) else check_texts
-    return _to_dataset(check(table, task, source, blank_is_missing=blank_is_missing), None)
+        name = _hub_name(task)
+        with loading_from_hub(f"the dataset {name}", "Connect, or give a folder with data_dir=DIR."):
+            table = datasets.load_dataset(*_hub(task), split=split).with_format("arrow")[:]
+        source = f"{name}, split {split}"
+    is_labelled = task.label_column in table.column_names and not task.is_unlabelled(table)
+    check = task.check_rows if is_labelled and (task.is_regression or task.labels is not None) else task.check_texts
+    return _to_dataset(check(table, source, blank_is_missing=blank_is_missing), None)
+
+
+def _generated(task: Task, split: str) -> pa.Table:
+    """Generate a split, and check it like any other."""
+    assert task.generate is not None
+    return task.check_rows(pa.Table.from_pylist(task.generate(split)), f"task={task.name}", blank_is_missing=False)
+
+
+def _hub(task: Task) -> tuple[str, str | None]:
+    """Return the data set of a task on the hub, and its configuration.
+
+    Raises:
+        UserError: it is not there.
+    """
+    if task.hub is None:
+        raise UserError(f"task={task.name} is not on the hub: give a folder with data_dir=DIR.")
+    return task.hub
+
+
+def _hub_name(task: Task) -> str:
+    name, configuration = _hub(task)
+    return name if configuration is None else f"{name} ({configuration})"
 
 
 def _local_test(task: Task, split: str, data_dir: Path) -> tuple[pa.Table, str]:
     folders = task_folders(task, data_dir)
-    path = find_split(folders, split)
+    path = find_split(folders, split, task.suffixes)
     classic = _CLASSIC.get(task.name, _ClassicLayout())
     if path is None and task.name == "mrpc" and (corpus := find_mrpc_corpus(folders)):
         path = corpus / MRPC_TEST
         if not path.is_file():
             path = None
     if path is None:
-        wanted = f"{split}.{{{','.join(suffix[1:] for suffix in TABLE_SUFFIXES)}}} or {classic_file(split)}"
+        wanted = f"{split}.{{{','.join(suffix[1:] for suffix in task.suffixes)}}} or {classic_file(split)}"
         raise UserError(f"data_dir={data_dir}: no {wanted} in {' or '.join(map(str, folders))}.")
     if path.suffix not in (".tsv", ".txt"):
         return _read_unlabelled(path, task, _HUB_COLUMNS), str(path)
     names = tables.header(path)
-    columns = (*task.text_columns, task.label_column)
-    found = {column: name for column in columns if (name := _name_in(names, column, classic)) is not None}
+    found = {column: name for column in task.columns if (name := _name_in(names, column, classic)) is not None}
     tables.require_columns(path, task.text_columns, list(found), _HUB_COLUMNS)
     # no row may be left out: a submission numbers them
     table = tables.read_separated(path, list(found.values()))
@@ -193,25 +210,28 @@ def _name_in(names: list[str], column: str, classic: _ClassicLayout) -> str | No
 
 def _read_unlabelled(path: Path, task: Task, remedy: str) -> pa.Table:
     """Read the text columns of a file, and its labels if it has any."""
-    labels = [task.label_column] if path.is_file() and task.label_column in tables.column_names(path) else []
-    return tables.read_table(path, (*task.text_columns, *labels), remedy=remedy)
+    is_labelled = path.suffix not in TABLE_SUFFIXES or (
+        path.is_file() and task.label_column in tables.column_names(path)
+    )
+    labels = [task.label_column] if is_labelled else []
+    return task.read_file(path, (*task.text_columns, *labels), remedy=remedy)
 
 
 def _check_sources(task: Task, data_dir: object, train_file: object, validation_file: object) -> None:
     """Check that every key that the task needs is given, and no key that it ignores."""
     files = {"task.train_file": train_file, "task.validation_file": validation_file}
-    if task.name in TASKS:
+    if not task.is_custom:
         for key, value in files.items():
             if value is not None:
                 raise UserError(f"{key}={value}: goes with task=custom, not task={task.name}.")
-        if task.name == "demo" and data_dir is not None:
-            raise UserError(f"data_dir={data_dir}: task=demo is generated; leave data_dir out.")
+        if task.generate is not None and data_dir is not None:
+            raise UserError(f"data_dir={data_dir}: task={task.name} is generated; leave data_dir out.")
         return
     if data_dir is not None:
         raise UserError(f"data_dir={data_dir}: task={task.name} takes {' and '.join(files)} instead.")
     for key, value in files.items():
         if value is None:
-            formats = ", ".join(TABLE_SUFFIXES)
+            formats = ", ".join(task.suffixes)
             raise UserError(f"{key} is missing: task={task.name} needs {' and '.join(files)} ({formats}).")
 
 
@@ -222,24 +242,23 @@ def _to_dataset(table: pa.Table, limit: int | None) -> datasets.Dataset:
 
 def _load_from_hub(task: Task) -> dict[str, pa.Table]:
     remedy = "Connect, or give a folder with data_dir=DIR, or try task=demo, which needs neither."
-    with loading_from_hub(f"the dataset {HUB_DATASET} ({task.name})", remedy):
-        dataset = datasets.load_dataset(HUB_DATASET, task.name)
+    name = _hub_name(task)
+    with loading_from_hub(f"the dataset {name}", remedy):
+        dataset = datasets.load_dataset(*_hub(task))
     splits = {}
     for split in ("train", *task.validation_splits):
         table = dataset[split].with_format("arrow")[:]
-        source = f"{HUB_DATASET} ({task.name}), split {split}"
-        splits[split] = check_rows(table, task, source, blank_is_missing=False)
+        splits[split] = task.check_rows(table, f"{name}, split {split}", blank_is_missing=False)
     return splits
 
 
 def _load_custom(task: Task, train_file: Path, validation_file: Path) -> tuple[Task, dict[str, pa.Table]]:
-    columns = (*task.text_columns, task.label_column)
     files = {"train": train_file.expanduser(), "validation": validation_file.expanduser()}
-    raw = {split: tables.read_table(path, columns, remedy=_CUSTOM_COLUMNS) for split, path in files.items()}
+    raw = {split: task.read_file(path, task.columns, remedy=_CUSTOM_COLUMNS) for split, path in files.items()}
     if not task.is_regression:
-        task = dataclasses.replace(task, labels=infer_labels(raw["train"], task, files["train"]))
+        task = task.with_labels(task.infer_labels(raw["train"], files["train"]))
     return task, {
-        split: check_rows(raw[split], task, path, blank_is_missing=_blank_is_missing(path))
+        split: task.check_rows(raw[split], path, blank_is_missing=_blank_is_missing(path))
         for split, path in files.items()
     }
 
@@ -253,7 +272,7 @@ def _load_local(task: Task, data_dir: Path) -> dict[str, pa.Table]:
     folders = task_folders(task, data_dir)
     files = {}
     for split in ("train", *task.validation_splits):
-        path = find_split(folders, split)
+        path = find_split(folders, split, task.suffixes)
         if path is not None:
             files[split] = path
         elif split == "validation_mismatched":
@@ -261,7 +280,7 @@ def _load_local(task: Task, data_dir: Path) -> dict[str, pa.Table]:
         elif task.name == "mrpc" and (corpus := find_mrpc_corpus(folders)):
             return _load_mrpc_corpus(task, corpus)
         else:
-            wanted = f"{split}.{{{','.join(suffix[1:] for suffix in TABLE_SUFFIXES)}}}"
+            wanted = f"{split}.{{{','.join(suffix[1:] for suffix in task.suffixes)}}}"
             if split != "train":
                 wanted += f" or {classic_file(split)}"
             raise UserError(f"data_dir={data_dir}: no {wanted} in {' or '.join(map(str, folders))}.")
@@ -271,13 +290,13 @@ def _load_local(task: Task, data_dir: Path) -> dict[str, pa.Table]:
 def _read_glue(task: Task, path: Path) -> pa.Table:
     """Read one split of a GLUE task, with the hub's column names or those of the classic download."""
     classic = _CLASSIC.get(task.name, _ClassicLayout())
-    wanted = (*task.text_columns, task.label_column)
+    wanted = task.columns
     if path.suffix != ".tsv":
-        table = tables.read_table(path, wanted, remedy=_HUB_COLUMNS)
+        table = task.read_file(path, wanted, remedy=_HUB_COLUMNS)
     else:
         table = _read_glue_tsv(path, wanted, classic)
     blank_is_missing = _blank_is_missing(path) and task.name != "qqp"  # QQP has a few empty questions
-    return check_rows(table, task, path, blank_is_missing=blank_is_missing)
+    return task.check_rows(table, path, blank_is_missing=blank_is_missing)
 
 
 def _read_glue_tsv(path: Path, wanted: tuple[str, ...], classic: _ClassicLayout) -> pa.Table:
@@ -309,7 +328,7 @@ def _load_mrpc_corpus(task: Task, folder: Path) -> dict[str, pa.Table]:
         columns = [*classic.values(), *_MRPC_IDS]
         tables.require_columns(path, columns, tables.header(path), "Take MRPC's original files.")
         table = tables.read_separated(path, columns).rename_columns([*classic, *_MRPC_IDS])
-        checked = check_rows(table.select(list(classic)), task, path, blank_is_missing=True)
+        checked = task.check_rows(table.select(list(classic)), path, blank_is_missing=True)
         pairs = list(zip(*(table[name].to_pylist() for name in _MRPC_IDS), strict=True))
         splits[split] = checked, pairs
     train, pairs = splits["train"]

@@ -29,7 +29,7 @@ _BLOCK = 1 << 25  # bytes of a CSV file that are parsed at once; a row must fit 
 _ROW_BYTES = 16  # at least, of a value in memory
 
 
-def read_table(path: Path, columns: Sequence[str], *, remedy: str) -> pa.Table:
+def read_table(path: Path, columns: Sequence[str], *, remedy: str, lists: Sequence[str] = ()) -> pa.Table:
     """Read columns of a parquet, JSONL, CSV or TSV file, without converting values.
 
     CSV and TSV values are strings, including blank cells. In TSV files quotes are ordinary characters, as in
@@ -39,6 +39,7 @@ def read_table(path: Path, columns: Sequence[str], *, remedy: str) -> pa.Table:
         path: The file; its suffix determines the format.
         columns: Names of the columns to read. CSV and TSV files need a header line.
         remedy: A sentence with the remedy for a missing column.
+        lists: Those that may hold lists of texts or numbers.
 
     Raises:
         UserError: The file does not exist, has an unknown suffix, lacks a column or cannot be parsed.
@@ -51,7 +52,7 @@ def read_table(path: Path, columns: Sequence[str], *, remedy: str) -> pa.Table:
         return _read_parquet(path, columns, remedy)
     _check_memory(path, path.stat().st_size, "")
     if path.suffix == ".jsonl":
-        return _read_jsonl(path, columns, remedy)
+        return _read_jsonl(path, columns, remedy, lists)
     require_columns(path, columns, header(path), remedy)
     return read_separated(path, columns)
 
@@ -128,7 +129,7 @@ def header(path: Path) -> list[str]:
     except StopIteration:
         raise UserError(f"{path}: the file is empty.") from None
     except UnicodeDecodeError:
-        raise _not_utf8(path) from None
+        raise not_utf8(path) from None
     except csv.Error as error:
         raise UserError(f"{path}: cannot be parsed: {error}.") from None
 
@@ -223,7 +224,7 @@ def _separated_options(
 
 
 def _cannot_be_parsed(path: Path, error: pa.ArrowInvalid) -> UserError:
-    return _not_utf8(path) if "UTF8" in str(error) else UserError(f"{path}: cannot be parsed: {_one_line(error)}")
+    return not_utf8(path) if "UTF8" in str(error) else UserError(f"{path}: cannot be parsed: {_one_line(error)}")
 
 
 def _broken_row(path: Path, row: pyarrow.csv.InvalidRow, *, header_lines: int) -> UserError:
@@ -295,12 +296,13 @@ def _decoded_bytes(column: pa.ChunkedArray) -> int:
     return total
 
 
-def _read_jsonl(path: Path, columns: Sequence[str], remedy: str) -> pa.Table:
+def _read_jsonl(path: Path, columns: Sequence[str], remedy: str, lists: Sequence[str]) -> pa.Table:
     values: dict[str, list[Any]] = {column: [] for column in columns}
     for record in _json_records(path, columns, remedy):
         for column, column_values in values.items():
             column_values.append(record[column])
-    return pa.table({column: _json_array(path, column, values[column]) for column in columns})
+    read = {column: _json_lists if column in lists else _json_array for column in columns}
+    return pa.table({column: read[column](path, column, values[column]) for column in columns})
 
 
 def _json_records(path: Path, columns: Sequence[str], remedy: str) -> Iterator[dict[str, Any]]:
@@ -318,7 +320,7 @@ def _json_records(path: Path, columns: Sequence[str], remedy: str) -> Iterator[d
                     require_columns(f"{path}: row {row}", columns, list(record), remedy)
                 yield record
     except UnicodeDecodeError:
-        raise _not_utf8(path) from None
+        raise not_utf8(path) from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: row {row} is not valid JSON: {error.msg} (column {error.colno}).") from None
     except RecursionError:
@@ -349,12 +351,33 @@ def _json_array(path: Path, column: str, values: list[Any]) -> pa.Array:
     return pa.array([None if value is None else str(value) for value in values])  # numbers and strings mixed
 
 
+def _json_lists(path: Path, column: str, values: list[Any]) -> pa.Array:
+    """Convert a column that may hold lists; texts and numbers alone are left to :func:`_json_array`."""
+    if not any(isinstance(value, list) for value in values):
+        return _json_array(path, column, values)
+    kinds = {str: "texts", int: "numbers", float: "numbers", bool: "numbers"}
+    first: str | None = None
+    for row, value in enumerate(values, start=1):
+        found = {kinds.get(type(part)) for part in value} if isinstance(value, list) else {None}
+        if value is not None and found:
+            first = first or next(iter(found))
+            if found != {first} or first is None:
+                excerpt = json.dumps(value)[:60]
+                raise UserError(
+                    f"{path}: row {row}: column {column!r} holds {excerpt}, not a list of {first or 'texts'}."
+                )
+            if not all(map(_is_unicode, value)):
+                raise UserError(f"{path}: row {row}: column {column!r} holds half a character (a lone surrogate).")
+    return pa.array(values)
+
+
 def _is_unicode(value: Any) -> bool:
     """Whether a value is free of surrogates, which UTF-8 cannot encode."""
     return not isinstance(value, str) or not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
-def _not_utf8(path: Path) -> UserError:
+def not_utf8(path: Path) -> UserError:
+    """Return the error of a file that is not UTF-8, with its first such line."""
     lines = path.read_bytes().decode("utf-8", errors="surrogateescape").split("\n")
     number = next(number for number, line in enumerate(lines, start=1) if not _is_unicode(line))
     return UserError(f"{path}: line {number} is not UTF-8; save the file in that encoding.")

@@ -13,7 +13,7 @@ from ltp.data.datamodule import GLUEDataModule
 from ltp.errors import UserError
 from ltp.evaluation.request import Request
 from ltp.evaluation.scoring import Engine, by_length, chance_warning, evaluate, summarise, write_predictions
-from ltp.model.classifier import LTPForSequenceClassification
+from ltp.model.pretrained import LTPPreTrainedModel
 from ltp.pruning.flops import DEFINITION
 from ltp.runs.loading import (
     check_length,
@@ -65,6 +65,8 @@ def run(request: Request, command: str, progress: Progress) -> dict[str, Any]:
                 engine = Engine.create(scaled, settings.execution, settings.dtype, device)
             except RuntimeError as error:
                 raise UserError(f"dtype={settings.dtype}: {error}") from error
+            except ValueError as error:
+                raise UserError(f"execution={settings.execution}: {error}") from error
             outcome = evaluate(engine, data, advance)
             result = {"threshold_scale": scale, **summarise(outcome, data.task, model)}
             if (warning := chance_warning(result, data.task)) is not None:
@@ -96,7 +98,7 @@ def run(request: Request, command: str, progress: Progress) -> dict[str, Any]:
     }
 
 
-def read_data(request: Request, model: LTPForSequenceClassification) -> GLUEDataModule:
+def read_data(request: Request, model: LTPPreTrainedModel) -> GLUEDataModule:
     """A data module, tokenised, whose only validation split is the one to evaluate.
 
     Raises:
@@ -118,7 +120,7 @@ def read_data(request: Request, model: LTPForSequenceClassification) -> GLUEData
         raise UserError(
             f"split={settings.split}: task={task.name} has no such split. Splits: {', '.join(dict.fromkeys(names))}"
         )
-    tokenizer = load_tokenizer(request.checkpoint, pairs=len(splits.task.text_columns) == 2)
+    tokenizer = load_tokenizer(request.checkpoint, splits.task)
     check_length("task.max_length", task.max_length, model, tokenizer)
     data = GLUEDataModule(
         dataclasses.replace(splits, validation={settings.split: available[settings.split]}),
@@ -131,9 +133,7 @@ def read_data(request: Request, model: LTPForSequenceClassification) -> GLUEData
     return data
 
 
-def _scaled_models(
-    model: LTPForSequenceClassification, scales: Sequence[float]
-) -> Iterator[tuple[float, LTPForSequenceClassification]]:
+def _scaled_models(model: LTPPreTrainedModel, scales: Sequence[float]) -> Iterator[tuple[float, LTPPreTrainedModel]]:
     """Yield the model once per factor, with its thresholds multiplied by it; restores them afterwards."""
     thresholds = model.thresholds
     for scale in scales:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ltp.data.tokenising import tokenise
 from ltp.runs.settings import TaskSettings
 
 if TYPE_CHECKING:  # transformers takes seconds to import; configuration errors should be fast
@@ -52,7 +51,7 @@ def validation_sequences(
     split = next(iter(splits.validation.values()))
     rows = np.random.default_rng(seed).permutation(len(split))[:count]
     examples = split[rows.tolist()]
-    texts = [list(examples[column]) for column in splits.task.text_columns]
-    encoded, _ = tokenise(tokenizer, texts, task.max_length)
+    columns = {column: list(examples[column]) for column in splits.task.text_columns}
+    encoded = splits.task.encode(tokenizer, columns, task.max_length)
     source = f"{task.name}, validation split, {len(rows)} of {len(split)} rows"
     return Sequences(source, encoded["input_ids"], encoded.get("token_type_ids"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from ltp.data.datamodule import Batch, GLUEDataModule
 from ltp.data.metrics import undefined_metrics
 from ltp.data.tasks import Task, build_metrics
 from ltp.evaluation.cost import CostMetric
-from ltp.model.classifier import LTPForSequenceClassification
+from ltp.model.pretrained import LTPPreTrainedModel
 from ltp.runs.directory import open_atomically
 
 
@@ -26,23 +27,35 @@ class Outcome:
     """Labels and model outputs of each example, in the order of the split.
 
     Attributes:
-        labels: class ids, (N,) int64, or regression targets, (N,) float32.
-        logits: (N, num_labels) float32.
+        task: the task, which says what a prediction is.
+        labels: what the model takes, (N, …), see :meth:`ltp.data.tasks.Task.collate_labels`.
+        logits: (N, …, num_labels) float32.
         token_lengths: tokens that enter each layer and leave the last, (N, L+1) int64.
     """
 
+    task: Task
     labels: Tensor
     logits: Tensor
     token_lengths: Tensor
 
     @property
     def predictions(self) -> Tensor:
-        """Predicted class ids, (N,) int64; for a regression the scores, (N,) float32."""
-        return self.logits.squeeze(-1) if self.logits.shape[1] == 1 else self.logits.argmax(dim=1)
+        """What the metrics compare with the labels, see :meth:`ltp.data.tasks.Task.predictions`."""
+        return self.task.predictions(self.logits)
 
     def __getitem__(self, rows: Tensor) -> Outcome:
         """Select examples by row number."""
-        return Outcome(self.labels[rows], self.logits[rows], self.token_lengths[rows])
+        return Outcome(self.task, self.labels[rows], self.logits[rows], self.token_lengths[rows])
+
+    def score(self, metric: Metric, name: str) -> float | None:
+        """Compute a metric of the task by its name; None if it is not defined on these examples."""
+        predictions = self.predictions
+        if not self.task.is_defined(name, predictions, self.labels):
+            return None
+        metric.reset()
+        metric.update(predictions, self.labels)
+        value = float(metric.compute())
+        return value if math.isfinite(value) else None
 
 
 @dataclass(frozen=True)
@@ -54,7 +67,7 @@ class Engine:
     autocast: torch.dtype | None
 
     @classmethod
-    def create(cls, model: LTPForSequenceClassification, execution: str, dtype: str, device: torch.device) -> Engine:
+    def create(cls, model: LTPPreTrainedModel, execution: str, dtype: str, device: torch.device) -> Engine:
         """Prepare a model, with its current pruning, for a device.
 
         Args:
@@ -106,10 +119,24 @@ def evaluate(
         rows += numbers
         advance(len(numbers))
     order = torch.tensor(rows).argsort()  # undo the loader's sorting by length
-    return Outcome(torch.cat(labels), torch.cat(logits), torch.cat(token_lengths))[order]
+    # of tokens: batches differ in their longest text
+    return Outcome(data.task, _joined(labels, data.task.no_label), _joined(logits), torch.cat(token_lengths))[order]
 
 
-def summarise(outcome: Outcome, task: Task, model: LTPForSequenceClassification) -> dict[str, Any]:
+def _joined(parts: Sequence[Tensor], padding: float = 0) -> Tensor:
+    """Concatenate batches, (B, …), and pad their second dimension to the largest."""
+    if parts[0].ndim < 2 or len({part.shape[1] for part in parts}) == 1:
+        return torch.cat(list(parts))
+    width = max(part.shape[1] for part in parts)
+    whole = parts[0].new_full((sum(map(len, parts)), width, *parts[0].shape[2:]), padding)
+    start = 0
+    for part in parts:
+        whole[start : start + len(part), : part.shape[1]] = part
+        start += len(part)
+    return whole
+
+
+def summarise(outcome: Outcome, task: Task, model: LTPPreTrainedModel) -> dict[str, Any]:
     """Compute metrics and cost of an outcome.
 
     Returns:
@@ -117,13 +144,7 @@ def summarise(outcome: Outcome, task: Task, model: LTPForSequenceClassification)
         ``metrics`` (by name; None if a metric is undefined on these examples), and the keys of
         :meth:`ltp.evaluation.cost.CostMetric.compute`.
     """
-    predictions = outcome.predictions
-    metrics: dict[str, float | None] = {}
-    for name, metric in build_metrics(task).items():
-        metrics[name] = None
-        if is_defined(name, predictions, outcome.labels):
-            metric.update(predictions, outcome.labels)
-            metrics[name] = metric.compute().item()
+    metrics = {name: outcome.score(metric, name) for name, metric in build_metrics(task).items()}
     cost = CostMetric(model.cost)
     cost.update(outcome.token_lengths)
     lengths = outcome.token_lengths[:, 0]
@@ -137,21 +158,10 @@ def summarise(outcome: Outcome, task: Task, model: LTPForSequenceClassification)
     }
 
 
-def is_defined(metric: str, predictions: Tensor, labels: Tensor) -> bool:
-    """Whether a metric is defined on these examples: correlations need at least two distinct values on each side."""
-    if metric == "matthews":
-        return bool((labels != labels[0]).any())
-    if metric in ("pearson", "spearman"):
-        return bool((labels != labels[0]).any() and (predictions != predictions[0]).any())
-    if metric == "f1":
-        return bool(labels.any() or predictions.any())  # binary F1 is the F1 of class 1
-    return True
-
-
 def chance_warning(summary: dict[str, Any], task: Task) -> str | None:
     """Return a warning if a classifier's accuracy is three standard errors below chance; else None."""
     accuracy, count = summary["metrics"].get("accuracy"), summary["examples"]
-    if accuracy is None or task.is_regression:
+    if accuracy is None or not task.has_one_class:
         return None
     chance = 1 / task.num_labels
     if accuracy >= chance - 3 * math.sqrt(chance * (1 - chance) / count):
@@ -177,13 +187,10 @@ def by_length(outcome: Outcome, groups: int) -> list[Outcome]:
 def write_predictions(path: Path, outcome: Outcome) -> None:
     """Write one parquet row per example, atomically.
 
-    Columns: ``label`` and ``prediction`` (class ids, or regression targets and scores), ``probability`` (of the
-    predicted class; classification only), ``token_lengths`` (list of L+1: tokens that enter each layer and leave the
-    last).
+    Columns: those of :meth:`ltp.data.tasks.Task.outcome_columns`, and ``token_lengths`` (list of L+1: tokens that enter
+    each layer and leave the last).
     """
-    columns = {"label": pa.array(outcome.labels.numpy()), "prediction": pa.array(outcome.predictions.numpy())}
-    if outcome.logits.shape[1] > 1:
-        columns["probability"] = pa.array(outcome.logits.softmax(dim=1).amax(dim=1).numpy())
+    columns = {name: pa.array(values) for name, values in outcome.task.outcome_columns(outcome.logits, outcome.labels)}
     columns["token_lengths"] = pa.array(outcome.token_lengths.tolist(), pa.list_(pa.int32()))
     with open_atomically(path) as file:
         pyarrow.parquet.write_table(pa.table(columns), file)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ltp.data.files import CLASSIC_FOLDERS
-from ltp.data.tasks import Task
+from ltp.data.tasks import Task, TextTask
 from ltp.evaluation.prediction import Prediction
 
 
@@ -26,6 +26,7 @@ def submission(task: Task, labels: Sequence[str], predictions: Sequence[Predicti
         labels: the model's own names of the task's labels, in the task's order.
         predictions: those of the whole test split, in its order.
     """
+    assert isinstance(task, TextTask)  # those of GLUE
     lines = ["index\tprediction"]
     for index, prediction in enumerate(predictions):
         if prediction.label is None:

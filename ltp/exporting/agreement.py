@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ltp.data.sequences import Batch
 from ltp.errors import RunError
-from ltp.model.classifier import LTPForSequenceClassification
+from ltp.model.pretrained import LTPPreTrainedModel
 
 #: Maximum difference of logits.
 ALLOWED = 1e-4
@@ -37,7 +37,7 @@ class Agreement:
     tolerated: int
 
 
-def compare_results(model: LTPForSequenceClassification, graph: Infer, batches: Iterable[Batch]) -> Agreement:
+def compare_results(model: LTPPreTrainedModel, graph: Infer, batches: Iterable[Batch]) -> Agreement:
     """Run a model and its graph on the same batches and compare the results.
 
     Raises:

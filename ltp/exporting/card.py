@@ -9,9 +9,10 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from ltp.data.sources import HUB_DATASET
 from ltp.data.tasks import TASKS
+from ltp.data.tasks.glue import HUB_DATASET
 from ltp.errors import DISTRIBUTION
+from ltp.model import MODEL_CLASSES
 from ltp.pruning import variants
 from ltp.runs.summary import markdown
 
@@ -20,17 +21,24 @@ _HUB_METRICS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spea
 
 _HUGGINGFACE = """\
 ```python
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import {auto_class}, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained(DIR, trust_remote_code=True)
-model = AutoModelForSequenceClassification.from_pretrained(DIR, trust_remote_code=True)
+model = {auto_class}.from_pretrained(DIR, trust_remote_code=True)
 output = model(**tokenizer(["a sentence", "another one"], padding=True, return_tensors="pt"))
 output.logits, output.token_lengths  # and the tokens alive entering each layer and after the last
 ```
 
 DIR is this directory or its id on the hub. The directory contains the model's code (`ltp_*.py`, Apache-2.0), so the
-package ltp is not needed, but {requirements}. Pruned tokens are removed, at any batch size.
-`model.deploy()` gives a faster frozen copy for CPUs."""
+package ltp is not needed, but {requirements}. Pruned tokens are removed, at any batch size.{more}"""
+
+_DEPLOYED = "\n`model.deploy()` gives a faster frozen copy for CPUs."
+#: By the model's class: the hub's name of the task, and what the model is.
+_KINDS = {
+    "LTPForSequenceClassification": ("text-classification", "A text classifier"),
+    "LTPForTokenClassification": ("token-classification", "A token classifier"),
+    "LTPForQuestionAnswering": ("question-answering", "A question answering model"),
+}
 
 _ONNX = """\
 ```python
@@ -66,7 +74,13 @@ def model_card(
         form: ``huggingface`` or ``onnx``.
     """
     task, model = results["task"], results["model"]
-    loading = _ONNX if form == "onnx" else _HUGGINGFACE.format(requirements=_requirements())
+    architecture = (config.get("architectures") or [next(iter(_KINDS))])[0]
+    pipeline, kind = _KINDS[architecture]
+    more = _DEPLOYED if pipeline == "text-classification" else ""
+    auto_class = MODEL_CLASSES[architecture][1]
+    loading = _HUGGINGFACE.format(auto_class=auto_class, requirements=_requirements(), more=more)
+    if form == "onnx":
+        loading = _ONNX
     sections = {
         "Use": loading,
         "Results": _results(results, settings, config, form),
@@ -76,9 +90,9 @@ def model_card(
     method = "" if found is None else found.description
     version = (results.get("versions") or {}).get("ltp", "")
     intro = f"# {markdown(model)} on {markdown(task)}, token-pruned\n\n"
-    intro += f"A text classifier made with ltp {markdown(str(version))}. {method}"
+    intro += f"{kind} made with ltp {markdown(str(version))}. {method}"
     text = "\n\n".join([intro.strip(), *(f"## {title}\n\n{body}" for title, body in sections.items())])
-    return f"---\n{_metadata(results, settings, base_model, form)}\n---\n\n{text}\n"
+    return f"---\n{_metadata(results, settings, base_model, form, pipeline)}\n---\n\n{text}\n"
 
 
 def _requirements() -> str:
@@ -91,9 +105,11 @@ def _requirements() -> str:
     return " and ".join(f"`{line}`" for line in lines if re.match(r"(torch|transformers)\b", line))
 
 
-def _metadata(results: dict[str, Any], settings: dict[str, Any], base_model: str | None, form: str) -> str:
+def _metadata(
+    results: dict[str, Any], settings: dict[str, Any], base_model: str | None, form: str, pipeline: str
+) -> str:
     task, metric = results["task"], results.get("metric") or {}
-    is_glue = task in TASKS and task != "demo"
+    is_glue = task in TASKS and TASKS[task].hub == (HUB_DATASET, task)
     evaluations = None
     is_whole = not _validation_limit(settings)  # results on a part of the split are not comparable
     if is_glue and is_whole and metric.get("value") is not None:
@@ -116,7 +132,7 @@ def _metadata(results: dict[str, Any], settings: dict[str, Any], base_model: str
         library_name="onnx" if form == "onnx" else "transformers",
         metrics=sorted(map(_hub_metric, names)) or None,
         model_name=f"{results['model']}-{task}-{results.get('method', 'pruned')}",
-        pipeline_tag="text-classification",
+        pipeline_tag=pipeline,
         tags=["token-pruning", "ltp"],
     ).to_yaml()
 

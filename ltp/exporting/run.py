@@ -18,8 +18,9 @@ from ltp.exporting.exported_run import ExportedRun, check_weights
 from ltp.exporting.flat import auto_map, flat_sources
 from ltp.exporting.folders import new_folder
 from ltp.exporting.graph import write_onnx
-from ltp.model.classifier import LTPForSequenceClassification
+from ltp.model import model_class
 from ltp.model.configuration import LTPConfig
+from ltp.model.pretrained import LTPPreTrainedModel
 from ltp.pruning import method_class
 from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint
 from ltp.runs.summary import at_budget
@@ -33,7 +34,7 @@ def export_huggingface(
     run: str | Path | Checkpoint,
     target: str | Path,
     *,
-    model: LTPForSequenceClassification | None = None,
+    model: LTPPreTrainedModel | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a run as a Hugging Face directory that loads without ltp, with ``trust_remote_code=True``.
@@ -58,11 +59,11 @@ def export_huggingface(
         if model is not None:
             model.save_pretrained(folder)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        (model_class,) = config["architectures"]
-        config["auto_map"] = auto_map(model_class)
+        (architecture,) = config["architectures"]
+        config["auto_map"] = auto_map(architecture)
         _write(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
         family = encoder_family(config["dense_config"]["model_type"])
-        for name, source in flat_sources(model_class, method_class(config["prune_mode"]), family).items():
+        for name, source in flat_sources(architecture, method_class(config["prune_mode"]), family).items():
             _write(folder / name, source)
         _write(folder / CARD_FILE, _card(exported, config, "huggingface", model))
     return target
@@ -73,7 +74,7 @@ def export_onnx(
     target: str | Path,
     batches: Iterable[Batch],
     *,
-    model: LTPForSequenceClassification | None = None,
+    model: LTPPreTrainedModel | None = None,
     overwrite: bool = False,
 ) -> Agreement:
     """Write a run as an ONNX graph that removes pruned tokens, with its tokenizer.
@@ -96,7 +97,8 @@ def export_onnx(
     """
     exported, target = _open(run), Path(target)
     if model is None:
-        model = LTPForSequenceClassification.from_pretrained(exported.model)
+        config = json.loads((exported.model / "config.json").read_text(encoding="utf-8"))
+        model = model_class(*config["architectures"]).from_pretrained(exported.model)
     with new_folder(target, overwrite=overwrite) as folder:
         shutil.copytree(exported.model, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_WEIGHTS))
         write_onnx(model, folder / GRAPH_FILE)
@@ -124,7 +126,7 @@ def _open(run: str | Path | Checkpoint) -> ExportedRun:
     return ExportedRun.from_checkpoint(checkpoint)
 
 
-def _card(run: ExportedRun, config: dict[str, Any], form: str, model: LTPForSequenceClassification | None) -> str:
+def _card(run: ExportedRun, config: dict[str, Any], form: str, model: LTPPreTrainedModel | None) -> str:
     results = run.results
     if model is not None and model.budget is not None:
         results = at_budget(results, model.budget)

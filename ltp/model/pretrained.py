@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
@@ -46,6 +46,7 @@ class LTPPreTrainedModel(PreTrainedModel):
     gradient_checkpointing = False
     has_penalty = True
     auto_class: ClassVar[str] = ""
+    task_loss: Callable[..., Tensor]  # of the models with a head
 
     config_class = LTPConfig
     base_model_prefix = "dense_model"  # not "dense": PEFT's target module of that name would match it
@@ -330,6 +331,14 @@ class LTPPreTrainedModel(PreTrainedModel):
             reach=alive.shape[1] - 1,
         )
         return Encoded(encoded, alive, indices)
+
+    def deploy(self, dtype: str = "float32") -> Any:
+        """Create a frozen copy for inference.
+
+        Raises:
+            ValueError: this model has no deployed form.
+        """
+        raise ValueError(f"{type(self).__name__} has no deployed form; use the model itself")
 
     def with_penalty(self, loss: Tensor, encoded: EncoderOutput) -> Tensor:
         """Return the objective: the task loss, plus the method's penalty under a soft rule; scalar float32."""

@@ -1,12 +1,11 @@
 """Add pruning to a fine-tuned model."""
 
-import importlib
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from ltp.encoders import encoder_family
-from ltp.model import MODEL_CLASSES
+from ltp.model import MODEL_CLASSES, model_class
 from ltp.model.pretrained import LTPPreTrainedModel
 from ltp.pruning import aliases, default_method
 
@@ -30,9 +29,8 @@ def prune(model: PreTrainedModel, prune_mode: str | None = None, **pruning: Any)
         model.set_pruning(prune_mode=prune_mode, **pruning)
         return model
     family = encoder_family(model.config.model_type)
-    for name, (module, auto_class) in MODEL_CLASSES.items():
+    for name, (_, auto_class) in MODEL_CLASSES.items():
         if isinstance(model, family.dense_class(auto_class)):
-            pruned = getattr(importlib.import_module(f"ltp.model.{module}"), name)
-            return pruned.from_dense(model, prune_mode=prune_mode, **pruning)
+            return model_class(name).from_dense(model, prune_mode=prune_mode, **pruning)
     known = ", ".join(family.dense_class(auto_class).__name__ for _, auto_class in MODEL_CLASSES.values())
     raise ValueError(f"{type(model).__name__} has a head that ltp does not know; of this family it prunes {known}")

@@ -1,13 +1,12 @@
 """Registers the pruned models with the Auto classes of transformers, without importing transformers."""
 
-import importlib
 import sys
 from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
-from ltp.model import MODEL_CLASSES
+from ltp.model import MODEL_CLASSES, model_class
 
 
 def register_auto_classes() -> None:
@@ -35,9 +34,8 @@ def _register_models() -> None:
 
     from ltp.model.configuration import LTPConfig
 
-    for name, (module, auto_class) in MODEL_CLASSES.items():
-        model_class = getattr(importlib.import_module(f"ltp.model.{module}"), name)
-        getattr(transformers, auto_class).register(LTPConfig, model_class, exist_ok=True)
+    for name, (_, auto_class) in MODEL_CLASSES.items():
+        getattr(transformers, auto_class).register(LTPConfig, model_class(name), exist_ok=True)
 
 
 _REGISTRATIONS: dict[str, Callable[[], None]] = {

@@ -10,7 +10,7 @@ from rich.text import Text
 from torch import Tensor
 
 from ltp.errors import printable
-from ltp.model.classifier import LTPForSequenceClassification
+from ltp.model.pretrained import LTPPreTrainedModel
 from ltp.pruning import DENSE_MODE, method_class
 from ltp.pruning.pruner import Pruner
 from ltp.pruning.tokens import Tokens
@@ -70,7 +70,7 @@ class RecordingPruner(Pruner):
 
 
 @contextmanager
-def recording(model: LTPForSequenceClassification) -> Iterator[RecordingPruner]:
+def recording(model: LTPPreTrainedModel) -> Iterator[RecordingPruner]:
     """Record the pruning of a model, in its masked form, where a token keeps its position.
 
     Args:

@@ -10,7 +10,7 @@ import yaml
 from ltp.data.hub import loading_from_hub
 from ltp.encoders import known_families, unknown_family
 from ltp.errors import UserError
-from ltp.model import MODEL_TYPE
+from ltp.model import MODEL_CLASSES, MODEL_TYPE
 from ltp.pruning import DENSE_MODE, all_methods, known_methods, setting_keys, variants
 from ltp.pruning.method import is_number_type
 from ltp.runs.results import RESULTS_FILE, DamagedError, is_number, read_json, read_results
@@ -51,6 +51,14 @@ class Checkpoint:
     def dense_config(self) -> dict[str, Any]:
         """Configuration of the underlying dense classifier."""
         return self.config["dense_config"] if self.is_ltp else self.config
+
+    @property
+    def model_class(self) -> str:
+        """Name of the pruned model's class, one of :data:`ltp.model.MODEL_CLASSES`."""
+        names = [name.removeprefix("LTP") for name in self.config.get("architectures") or ()]
+        return next(
+            (own for own in MODEL_CLASSES if any(name.endswith(own[3:]) for name in names)), next(iter(MODEL_CLASSES))
+        )
 
     @property
     def num_labels(self) -> int:
@@ -214,7 +222,8 @@ def _check_classifier(checkpoint: Checkpoint) -> None:
     if model_type not in known_families():
         raise UserError(f"restore={checkpoint.source}: {unknown_family(model_type)}")
     architectures = checkpoint.config.get("architectures") or []
-    if not checkpoint.is_ltp and not any(name.endswith("ForSequenceClassification") for name in architectures):
+    heads = tuple(name.removeprefix("LTP") for name in MODEL_CLASSES)
+    if not checkpoint.is_ltp and not any(name.endswith(heads) and "For" in name for name in architectures):
         raise UserError(
             f"restore={checkpoint.source} is not a classifier: config.json names {', '.join(architectures) or 'none'}. "
             f"Fine-tune it first: stage=finetune model.name_or_path={checkpoint.source}"

@@ -9,6 +9,7 @@ from omegaconf import MISSING
 
 from ltp.data.hub import loading_from_hub
 from ltp.errors import UserError
+from ltp.model import model_class
 from ltp.runs.checkpoints import Checkpoint, has_thresholds, run_config
 from ltp.runs.settings import TaskSettings, check_shares, fill_task
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:  # transformers takes seconds to import, and a mistake should 
 
     from ltp.data.sources import Splits
     from ltp.data.tasks import Task
-    from ltp.model.classifier import LTPForSequenceClassification
+    from ltp.model.pretrained import LTPPreTrainedModel
 
 _REMEDY = "Give a run directory or a Hugging Face directory that exists."
 
@@ -145,8 +146,8 @@ def check_budget(checkpoint: Checkpoint, budget: float | None) -> None:
     )
 
 
-def load_model(checkpoint: Checkpoint, budget: float | None = None) -> "LTPForSequenceClassification":
-    """Load the classifier: float32, on the CPU, in evaluation mode.
+def load_model(checkpoint: Checkpoint, budget: float | None = None) -> "LTPPreTrainedModel":
+    """Load the model: float32, on the CPU, in evaluation mode.
 
     Args:
         checkpoint: the checkpoint.
@@ -156,11 +157,9 @@ def load_model(checkpoint: Checkpoint, budget: float | None = None) -> "LTPForSe
         UserError: it cannot be loaded, or has no thresholds for the budget.
     """
     check_budget(checkpoint, budget)
-
-    from ltp.model.classifier import LTPForSequenceClassification
-
+    pruned = model_class(checkpoint.model_class)
     with loading_from_hub(f"restore={checkpoint.source}", _REMEDY, source=checkpoint.path):
-        model = LTPForSequenceClassification.from_pretrained(checkpoint.path, budget=budget).eval()
+        model = pruned.from_pretrained(checkpoint.path, budget=budget).eval()
     for name, weight in model.named_parameters():
         if not math.isfinite(weight.detach().numpy().sum()):  # NumPy: no threads to start for each small tensor
             raise UserError(
@@ -170,13 +169,22 @@ def load_model(checkpoint: Checkpoint, budget: float | None = None) -> "LTPForSe
     return model
 
 
-def load_tokenizer(checkpoint: Checkpoint, *, pairs: bool = False) -> "PreTrainedTokenizerBase":
-    """Load the checkpoint's tokenizer; see :func:`read_tokenizer`."""
-    return read_tokenizer(checkpoint.path, checkpoint.dense_config, f"restore={checkpoint.source}", pairs=pairs)
+def load_tokenizer(
+    checkpoint: Checkpoint, task: "Task | None" = None, *, pairs: bool = False
+) -> "PreTrainedTokenizerBase":
+    """Load the checkpoint's tokenizer, for a task or for texts or pairs of texts; see :func:`read_tokenizer`."""
+    source = f"restore={checkpoint.source}"
+    return read_tokenizer(checkpoint.path, checkpoint.dense_config, source, task=task, pairs=pairs)
 
 
 def read_tokenizer(
-    name_or_path: str, config: Mapping[str, Any], source: str, *, pairs: bool, remedy: str = _REMEDY
+    name_or_path: str,
+    config: Mapping[str, Any],
+    source: str,
+    *,
+    task: "Task | None" = None,
+    pairs: bool = False,
+    remedy: str = _REMEDY,
 ) -> "PreTrainedTokenizerBase":
     """Load a tokenizer, and check that it belongs to a model.
 
@@ -184,7 +192,8 @@ def read_tokenizer(
         name_or_path: a directory or a hub id.
         config: the dense model's ``config.json``.
         source: the configuration key and its value, for messages.
-        pairs: whether it will tokenise pairs of texts.
+        task: what it will tokenise.
+        pairs: without a task, whether it will tokenise pairs of texts.
         remedy: the end of the message if it cannot be loaded.
 
     Raises:
@@ -192,8 +201,11 @@ def read_tokenizer(
     """
     from transformers import AutoTokenizer
 
+    is_pair = pairs if task is None else task.is_pair
     with loading_from_hub(f"the tokenizer of {source}", remedy, source=name_or_path):
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+        # RoBERTa's words begin with their space, also where they are given one by one
+        words: dict[str, bool] = {"add_prefix_space": True} if task is not None and task.reads_words else {}
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False, **words)
     ids = set(tokenizer.get_vocab().values())
     if not ids - set(tokenizer.all_special_ids):  # transformers makes up an empty one where the files are missing
         raise UserError(
@@ -205,7 +217,7 @@ def read_tokenizer(
             f"{source}: its tokenizer makes token ids up to {max(ids)}, its model knows {known} tokens: they do not "
             "belong together. Copy the model's own tokenizer, or resize the model's embeddings."
         )
-    types = max(tokenizer("a", "a").get("token_type_ids") or [0]) if pairs else 0
+    types = max(tokenizer("a", "a").get("token_type_ids") or [0]) if is_pair else 0
     if (known := config.get("type_vocab_size")) and types >= known:  # 0 types: the model reads none
         raise UserError(
             f"{source}: its tokenizer numbers the second text of a pair {types}, its model knows {known} token "
@@ -214,14 +226,12 @@ def read_tokenizer(
     return tokenizer
 
 
-def max_input_tokens(model: "LTPForSequenceClassification", tokenizer: "PreTrainedTokenizerBase") -> int:
+def max_input_tokens(model: "LTPPreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> int:
     """Return the maximum tokens of an input that model and tokenizer support, special tokens included."""
     return min(model.config.max_input_tokens, tokenizer.model_max_length)
 
 
-def check_length(
-    key: str, wanted: int, model: "LTPForSequenceClassification", tokenizer: "PreTrainedTokenizerBase"
-) -> None:
+def check_length(key: str, wanted: int, model: "LTPPreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
     """Check that the model supports an input length.
 
     Args:

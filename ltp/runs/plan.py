@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ltp.data.tasks import TASKS, Task, custom_task, get_task
+from ltp.data.tasks import KINDS, TASKS, Task, TextTask, custom_task, get_task
 from ltp.errors import UserError, format_value
 from ltp.pruning import (
     DENSE,
@@ -39,6 +39,9 @@ from ltp.runs.settings import (
 
 log = logging.getLogger(__name__)
 
+#: ``task.metric`` in the stored settings of tasks that are not custom: it has no effect.
+_STORED_METRIC = "accuracy"
+
 
 def plan_run(config: TrainSettings, *, published: TrainSettings | None = None, model_is_chosen: bool = False) -> Run:
     """Resolve a configuration to a run and its parents. Reads small files, and data and weights to identify them.
@@ -59,6 +62,10 @@ def plan_run(config: TrainSettings, *, published: TrainSettings | None = None, m
     if published is None:
         published = TrainSettings(model=config.model, recipe=config.recipe)
     task = task_of(settings.task)
+    settings.task = _with_metric(settings.task)
+    published = dataclasses.replace(
+        published, task=_with_metric(dataclasses.replace(published.task, kind=settings.task.kind))
+    )
     restored = None if settings.restore == "auto" else inspect_checkpoint(settings.restore)
     if restored is not None:
         _check_model_fits(settings, restored, model_is_chosen)
@@ -112,6 +119,14 @@ def check_labels(checkpoint: Checkpoint, task: Task) -> None:
     Raises:
         UserError: the number or the order of its labels differs.
     """
+    if checkpoint.is_ltp or checkpoint.config.get("architectures"):
+        (architecture, *_) = checkpoint.config.get("architectures") or [TextTask.model_class]
+        suffix = task.model_class.removeprefix("LTP")
+        if not architecture.endswith(suffix):
+            raise UserError(
+                f"restore={checkpoint.source} is a {architecture}, and task={task.name} needs a …{suffix}; "
+                f"restore a checkpoint that was fine-tuned on {task.name}."
+            )
     if checkpoint.num_labels != task.num_labels:
         raise UserError(
             f"restore={checkpoint.source} has {checkpoint.num_labels} labels, task={task.name} has {task.num_labels}; "
@@ -145,8 +160,19 @@ def task_of(settings: TaskSettings) -> Task:
         UserError: there is no such task, or a key does not apply to it.
     """
     defaults = TaskSettings()
-    custom_keys = ("train_file", "validation_file", "test_file", "text_columns", "label_column", "metric", "size")
+    custom_keys = (
+        "kind",
+        "train_file",
+        "validation_file",
+        "test_file",
+        "text_columns",
+        "label_column",
+        "metric",
+        "size",
+    )
     changed = [key for key in custom_keys if getattr(settings, key) != getattr(defaults, key)]
+    if settings.metric == _STORED_METRIC and changed == ["metric"]:
+        changed = []
     name = settings.name
     if name in TASKS and changed:
         raise UserError(f"task.{changed[0]}={getattr(settings, changed[0])} goes with task=custom, not task={name}")
@@ -158,7 +184,15 @@ def task_of(settings: TaskSettings) -> Task:
         label_column=settings.label_column,
         metric=settings.metric,
         size=settings.size,
+        kind=settings.kind,
     )
+
+
+def _with_metric(settings: TaskSettings) -> TaskSettings:
+    """Fill ``task.metric``: for a custom task its kind's first."""
+    is_custom = settings.name not in TASKS
+    metric = (settings.metric or KINDS[settings.kind].known_metrics[0]) if is_custom else _STORED_METRIC
+    return dataclasses.replace(settings, metric=metric)
 
 
 def _check_model_fits(settings: TrainSettings, restored: Checkpoint, model_is_chosen: bool) -> None:
@@ -342,7 +376,7 @@ def _deviations(
             setattr(reference, key, None)
     without_place = [name for name, fact in settings.method.settings().items() if fact.place is None]
     reference.prune = dataclasses.replace(settings.prune, **dict.fromkeys([*without_place, "sliding_layers"]))
-    if task.name not in TASKS:
+    if task.is_custom:
         task = dataclasses.replace(task, size=published.task.size)
     _fill_nulls(reference, task, method, inherited)
     reference.task, reference.model = published.task, published.model

@@ -20,7 +20,7 @@ from typing import Any, TypeVar, cast
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from ltp.data.tasks import SIZES
+from ltp.data.tasks import SIZES, TASKS
 from ltp.errors import UserError, check_choice, check_range
 from ltp.pruning import DENSE_MODE, SLIDING_LAYERS, all_methods, known_methods, method_class, variants
 from ltp.pruning.importance import ATTENTION_READS
@@ -34,9 +34,10 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 @dataclass
 class TaskSettings:
-    """Task and data (group ``task``). The keys for files and columns apply to ``task=custom``."""
+    """Task and data (group ``task``). The keys for kind, files and columns apply to ``task=custom``."""
 
     name: str = MISSING
+    kind: str = "single"
     max_length: int = 128
     max_train_samples: int | None = None
     max_validation_samples: int | None = None
@@ -45,7 +46,7 @@ class TaskSettings:
     test_file: str | None = None
     text_columns: list[str] = field(default_factory=lambda: ["text"])
     label_column: str = "label"
-    metric: str = "accuracy"
+    metric: str | None = None
     size: str = "small"
 
 
@@ -307,8 +308,15 @@ def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def register_options() -> None:
-    """Register the methods as options of ``prune``, ``prune_mode`` and ``sweep``: they need no file in ``conf/``."""
+    """Register tasks, and methods for ``prune``, ``prune_mode`` and ``sweep``: they need no file in ``conf/``."""
     store = ConfigStore.instance().store
+    for name, task in TASKS.items():
+        select: dict[str, Any] = {"task": {"name": name}}
+        if task.generate is not None:  # the embedded tasks: model=tiny is trained on them from scratch
+            # the model is too small for several threads: they would wait for each other
+            select["trainer"] = {"num_threads": 1}
+            select["defaults"] = [{"override /model": "tiny"}, {"override /recipe": "demo"}]
+        store(group="task", name=name, node=select, package="_global_")
     for name, method in all_methods().items():
         store(group="prune_mode", name=name, node={"mode": name}, package="prune")
         select = {"defaults": [{"override /prune_mode": name}]}

@@ -3,8 +3,9 @@
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from ltp.data.demo import demo_tokenizer
 from ltp.data.hub import loading_from_hub
@@ -12,7 +13,8 @@ from ltp.data.sources import Splits
 from ltp.data.tasks import Task
 from ltp.encoders import encoder_family, known_families, unknown_family
 from ltp.errors import UserError
-from ltp.model.classifier import LTPForSequenceClassification
+from ltp.model import model_class
+from ltp.model.pretrained import LTPPreTrainedModel
 from ltp.pruning import DENSE_MODE, variants
 from ltp.runs.identity import Run
 from ltp.runs.loading import load_tokenizer, read_splits, read_tokenizer
@@ -57,19 +59,18 @@ _MODEL_REMEDY = (
 
 def build_tokenizer(run: Run) -> PreTrainedTokenizerBase:
     """Load the tokenizer of the run's initial checkpoint; the demo tokenizer for an encoder from scratch."""
-    pairs = len(run.task.text_columns) == 2
     if run.parent is not None:
-        return load_tokenizer(run.parent, pairs=pairs)
+        return load_tokenizer(run.parent, run.task)
     name_or_path = run.settings.model.name_or_path
     if name_or_path is None:
         return demo_tokenizer()
     config = pretrained_config(name_or_path).to_dict()
     source = f"model.name_or_path={name_or_path}"
-    return read_tokenizer(name_or_path, config, source, pairs=pairs, remedy=_MODEL_REMEDY)
+    return read_tokenizer(name_or_path, config, source, task=run.task, remedy=_MODEL_REMEDY)
 
 
-def build_model(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> LTPForSequenceClassification:
-    """Build the pruned classifier that the run starts from, in float32.
+def build_model(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> LTPPreTrainedModel:
+    """Build the pruned model that the run starts from, in float32.
 
     Raises:
         UserError: the checkpoint cannot be loaded, or it does not fit the settings.
@@ -87,11 +88,11 @@ def build_model(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> LTP
         pruning["sliding_layers"] = settings.prune.sliding_layers
     if run.parent is not None:
         with loading_from_hub(f"restore={run.parent.source}", _MODEL_REMEDY, source=run.parent.path):
-            model = LTPForSequenceClassification.from_pretrained(run.parent.path, **pruning)
+            model = model_class(task.model_class).from_pretrained(run.parent.path, **pruning)
         if not variants()[run.method].learned:
             model.pruner.reset()  # use the configured thresholds, not the checkpoint's learned ones
     else:
-        model = LTPForSequenceClassification.from_dense(build_dense(run, task, tokenizer), **pruning)
+        model = model_class(task.model_class).from_dense(build_dense(run, task, tokenizer), **pruning)
     if settings.prune.sliding_layers is not None and not model.pruner.shape.windows:
         raise UserError(
             f"prune.sliding_layers={settings.prune.sliding_layers}: a {model.config.dense_model_type} model has no "
@@ -103,7 +104,7 @@ def build_model(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> LTP
     labels = task.labels or tuple(f"LABEL_{index}" for index in range(task.num_labels))
     model.config.id2label = dict(enumerate(labels))
     model.config.label2id = {label: index for index, label in enumerate(labels)}
-    model.config.problem_type = "regression" if task.is_regression else "single_label_classification"
+    model.config.problem_type = task.problem_type
     model.gradient_checkpointing = settings.model.gradient_checkpointing
     if model.gradient_checkpointing and settings.stage == "hard" and method.passes(model.pruner.shape.num_layers, 0, 0):
         raise UserError(
@@ -115,20 +116,20 @@ def build_model(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> LTP
     return model
 
 
-def build_teacher(run: Run) -> LTPForSequenceClassification:
+def build_teacher(run: Run) -> LTPPreTrainedModel:
     """Load the dense teacher of a distillation, in float32."""
     assert run.teacher is not None
     with loading_from_hub(f"distill.teacher={run.teacher.source}", _MODEL_REMEDY, source=run.teacher.path):
-        return LTPForSequenceClassification.from_pretrained(run.teacher.path, prune_mode=DENSE_MODE)
+        return model_class(run.task.model_class).from_pretrained(run.teacher.path, prune_mode=DENSE_MODE)
 
 
 def build_dense(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """Build the dense classifier: a pretrained encoder with a new head, or one with random weights.
+    """Build the dense model: a pretrained encoder with a new head, or one with random weights.
 
     Raises:
         UserError: the architecture is unknown or inconsistent, or the weights cannot be loaded.
     """
-    settings = run.settings.model
+    settings, auto_class = run.settings.model, model_class(task.model_class).auto_class
     if settings.name_or_path is None:
         architecture = dict(settings.architecture)
         model_type = architecture.pop("model_type", None)
@@ -153,14 +154,14 @@ def build_dense(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> Any
             layer = 4 * shape.hidden_size**2 + shape.ffn_products * shape.hidden_size * shape.intermediate_size
             if (parameters := shape.num_layers * layer + config.vocab_size * shape.hidden_size) > _LARGEST:
                 raise ValueError(f"{parameters:.3g} parameters are too many")
-            return family.classifier_class(config)
+            return family.dense_class(auto_class)(config)
         except (StrictDataclassError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:  # bad sizes
             raise UserError(f"model.architecture: {' '.join(str(error).split())}") from error
     depth = pretrained_config(settings.name_or_path).num_hidden_layers
     if settings.num_layers is not None and settings.num_layers > depth:
         raise UserError(f"model.num_layers={settings.num_layers}: {settings.name_or_path} has {depth} layers")
     with loading_from_hub(f"model.name_or_path={settings.name_or_path}", _MODEL_REMEDY, source=settings.name_or_path):
-        return AutoModelForSequenceClassification.from_pretrained(
+        return getattr(transformers, auto_class).from_pretrained(
             settings.name_or_path,
             num_labels=task.num_labels,
             num_hidden_layers=settings.num_layers or depth,

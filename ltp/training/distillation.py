@@ -7,25 +7,32 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ltp.data.tasks import Task
 from ltp.execution.output import LTPOutput
-from ltp.model.classifier import LTPForSequenceClassification
+from ltp.model.pretrained import LTPPreTrainedModel
 from ltp.pruning import DENSE_MODE, method_class
 
 
-def logits_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def logits_loss(student: Tensor, teacher: Tensor, temperature: float, *, several: bool = False) -> Tensor:
     """Return ``T² · KL(softmax(teacher / T) ‖ softmax(student / T))`` (Hinton et al., arXiv 1503.02531).
 
-    With one label (regression) the loss is the mean squared difference of the logits.
+    With one label (regression) the loss is the mean squared difference of the logits. With several labels a text, each
+    is a distribution of two classes, and the loss a mean over the labels.
 
     Args:
         student: logits, (B, num_labels).
         teacher: logits, (B, num_labels).
         temperature: T > 0.
+        several: whether a text has several labels.
 
     Returns:
         Scalar float32, a mean over the examples.
     """
     student, teacher = student.float(), teacher.float()
+    if several:
+        target = (teacher / temperature).sigmoid()
+        entropy = functional.binary_cross_entropy_with_logits(teacher / temperature, target)
+        return temperature**2 * (functional.binary_cross_entropy_with_logits(student / temperature, target) - entropy)
     if student.shape[1] == 1:
         return functional.mse_loss(student, teacher)
     target = functional.log_softmax(teacher / temperature, dim=-1)
@@ -91,14 +98,16 @@ class Distillation:
     """A teacher and the weights of its losses.
 
     Attributes:
-        teacher: the dense classifier; it is frozen and set to evaluation mode.
+        teacher: the dense model; it is frozen and set to evaluation mode.
+        task: the task, which says what has a label.
         weight: weight of the logits loss, in [0, 1]; the task loss has weight ``1 - weight``.
         temperature: T of the logits loss.
         hidden_weight: weight of the hidden-state loss; 0 disables it.
         ranking_weight: weight of the ranking loss; 0 disables it.
     """
 
-    teacher: LTPForSequenceClassification
+    teacher: LTPPreTrainedModel
+    task: Task
     weight: float = 0.5
     temperature: float = 2.0
     hidden_weight: float = 0.0
@@ -125,7 +134,7 @@ class Distillation:
         Args:
             output: the student's output, with ``class_states`` if :attr:`needs_states`, and ``scores`` if
                 :attr:`needs_scores`.
-            batch: the student's inputs; labels are ignored.
+            batch: the student's inputs, and the labels, which say what of the logits is compared.
             task_loss: loss against the labels, scalar; the logits loss replaces a share ``weight`` of it.
 
         Returns:
@@ -137,7 +146,9 @@ class Distillation:
         with torch.no_grad():
             wanted = {"output_class_states": self.needs_states, "output_scores": self.needs_scores}
             target = self.teacher(**inputs, **wanted)
-        added = self.weight * (logits_loss(output.logits, target.logits, self.temperature) - task_loss)
+        student, teacher = (self.task.of_labels(logits, batch["labels"]) for logits in (output.logits, target.logits))
+        distance = logits_loss(student, teacher, self.temperature, several=self.task.has_several_labels)
+        added = self.weight * (distance - task_loss)
         if self.needs_states:
             assert output.class_states is not None
             added = added + self.hidden_weight * hidden_loss(output.class_states, target.class_states)

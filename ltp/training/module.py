@@ -20,7 +20,7 @@ from ltp.data.datamodule import GLUEDataModule
 from ltp.data.tasks import Task, build_metrics
 from ltp.errors import RunError
 from ltp.evaluation.cost import CostMetric
-from ltp.model.classifier import LTPForSequenceClassification
+from ltp.model.pretrained import LTPPreTrainedModel
 from ltp.pruning import DENSE_MODE, method_class
 from ltp.pruning.method import Method
 from ltp.training.budget import BudgetMultiplier, sampled_budget
@@ -66,10 +66,10 @@ class BudgetEvaluation:
 
 
 class LTPModule(pl.LightningModule):
-    """Trains and evaluates a pruned classifier.
+    """Trains and evaluates a pruned model.
 
     Args:
-        model: the classifier; its configuration sets the masking mode of the training.
+        model: the model; its configuration sets the masking mode of the training.
         task: the task, with known labels.
         lr: peak learning rate of the weights.
         learns: whether the method's parameters are trained; if not, they are frozen.
@@ -90,7 +90,7 @@ class LTPModule(pl.LightningModule):
 
     def __init__(
         self,
-        model: LTPForSequenceClassification,
+        model: LTPPreTrainedModel,
         task: Task,
         *,
         lr: float = 2e-5,
@@ -153,25 +153,33 @@ class LTPModule(pl.LightningModule):
         if distillation is not None:
             wanted = {"output_class_states": distillation.needs_states, "output_scores": distillation.needs_scores}
         output = self.model(**batch, **wanted)
-        loss = output.loss
+        loss, labels = output.loss, batch["labels"]
         if distillation is not None:
             task_loss = self.model.task_loss(output.logits, batch["labels"])
             loss = loss + distillation.added_loss(output, batch, task_loss)
         for method in passes:  # what keeps every token teaches them
             pruner.method = method
             logits = self.model(**{name: value for name, value in batch.items() if name != "labels"}).logits
-            loss = loss + logits_loss(logits, output.logits.detach(), temperature=1.0)
+            student, teacher = (self.task.of_labels(part, labels) for part in (logits, output.logits.detach()))
+            loss = loss + logits_loss(student, teacher, temperature=1.0, several=self.task.has_several_labels)
         loss, pruner.method = loss / (1 + len(passes)), in_use
+        datamodule: GLUEDataModule = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
+        label_weight = datamodule.label_weight(batch_idx, labels)
+        penalty = None if label_weight is None else self.model.with_penalty(loss.new_zeros(()), output)
         if self.multiplier is not None:
-            loss = loss + self.multiplier.penalty(output.expected_lengths)
+            price = self.multiplier.penalty(output.expected_lengths)
+            loss, penalty = loss + price, None if penalty is None else penalty + price
         self._check_finite(loss)
         rows = len(batch["labels"])
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=rows)
         if output.gate_sums is not None:
             kept = output.gate_sums.detach().mean(dim=0) / output.token_lengths[:, 0].double().mean()
             self.log("train/kept_fraction", kept.mean().float(), prog_bar=True, batch_size=rows)
-        datamodule: GLUEDataModule = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
-        return loss * datamodule.loss_weight(batch_idx, rows)
+        row_weight = datamodule.loss_weight(batch_idx, rows)
+        if label_weight is None or penalty is None:
+            return loss * row_weight
+        # the task's loss is a mean over the labels of the optimiser step, the penalty over its rows
+        return (loss - penalty) * label_weight + penalty * row_weight
 
     def _further_passes(self) -> Sequence[Method]:
         if self.model.config.masking_mode != "hard":
@@ -339,8 +347,7 @@ class LTPModule(pl.LightningModule):
         for index, (scores, cost) in enumerate(zip(self.scores, self.costs, strict=True)):
             self._use_budget(index)
             output = self.model(**batch)
-            logits = output.logits.float()
-            predictions = logits.squeeze(-1) if self.task.is_regression else logits.argmax(dim=-1)
+            predictions = self.task.predictions(output.logits.float())
             scores[dataloader_idx].update(predictions, batch["labels"])
             if dataloader_idx == 0:
                 cost.update(output.token_lengths)

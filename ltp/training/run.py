@@ -26,7 +26,7 @@ from ltp.data.metrics import undefined_metrics
 from ltp.data.sources import Splits
 from ltp.data.tasks import Task
 from ltp.errors import RunError, TerminatedError, UserError
-from ltp.model.classifier import LTPForSequenceClassification
+from ltp.model.pretrained import LTPPreTrainedModel
 from ltp.pruning import variants
 from ltp.pruning.flops import DEFINITION
 from ltp.runs.chain import describe_chain, limited, planned_steps
@@ -212,7 +212,7 @@ def build_datamodule(run: Run, splits: Splits, tokenizer: PreTrainedTokenizerBas
 
 
 def build_module(
-    run: Run, task: Task, model: LTPForSequenceClassification, datamodule: GLUEDataModule, *, total_steps: int
+    run: Run, task: Task, model: LTPPreTrainedModel, datamodule: GLUEDataModule, *, total_steps: int
 ) -> LTPModule:
     """Build the run's LightningModule."""
     settings = run.settings
@@ -234,13 +234,14 @@ def build_module(
         distillation=None
         if run.teacher is None
         else Distillation(
-            build_teacher(run), distill.weight, distill.temperature, distill.hidden_weight, distill.ranking_weight
+            *(build_teacher(run), task, distill.weight, distill.temperature, distill.hidden_weight),
+            distill.ranking_weight,
         ),
         fused=settings.trainer.precision == "32-true",
     )
 
 
-def check_budgets(run: Run, model: LTPForSequenceClassification, datamodule: GLUEDataModule) -> None:
+def check_budgets(run: Run, model: LTPPreTrainedModel, datamodule: GLUEDataModule) -> None:
     """Check that the budgets can be reached on the run's examples, before anything is written.
 
     Raises:
@@ -402,7 +403,7 @@ def select_weights(run: Run, trainer: pl.Trainer, module: LTPModule, datamodule:
             adopt_calibrated_settings(module.model)
 
 
-def run_facts(run: Run, task: Task, model: LTPForSequenceClassification) -> dict[str, Any]:
+def run_facts(run: Run, task: Task, model: LTPPreTrainedModel) -> dict[str, Any]:
     """Return the part of ``results.json`` that describes the run's configuration."""
     settings = run.settings
     hyperparameters = {
@@ -440,7 +441,7 @@ def run_facts(run: Run, task: Task, model: LTPForSequenceClassification) -> dict
     }
 
 
-def measure_speedup(model: LTPForSequenceClassification, datamodule: GLUEDataModule) -> dict[str, Any]:
+def measure_speedup(model: LTPPreTrainedModel, datamodule: GLUEDataModule) -> dict[str, Any]:
     """Measure the speed-up of the pruned over the dense model, both packed, on the first two validation batches."""
     return measured_speedup(model, None, islice(datamodule.val_dataloader()[0], 2), rounds=3)
 

@@ -1,0 +1,138 @@
+"""Several labels, or none, for a text or a pair of texts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ltp.data.tasks.base import Task
+from ltp.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from torch import Tensor
+    from torchmetrics import Metric
+
+#: What separates the labels of a text in a CSV or TSV file.
+SEPARATORS = re.compile(r"\s*[,;|]\s*")
+MAX_LABELS = 1_000
+
+
+@dataclass(frozen=True)
+class MultiLabelTask(Task):
+    """A multi-label classification task. A label is predicted where its probability is above one half.
+
+    The label column holds a list of names or ids; in CSV and TSV files they are separated by `,`, `;` or `|`.
+    """
+
+    kind: ClassVar[str] = "multilabel"
+    model_class: ClassVar[str] = "LTPForSequenceClassification"
+    known_metrics: ClassVar[tuple[str, ...]] = ("f1_micro", "f1_macro", "map", "accuracy")
+    companions: ClassVar[dict[str, tuple[str, ...]]] = {
+        "f1_micro": ("f1_macro", "map"),
+        "f1_macro": ("f1_micro", "map"),
+        "map": ("f1_micro", "f1_macro"),
+        "accuracy": ("f1_micro", "f1_macro", "map"),
+    }
+    max_texts: ClassVar[int] = 2
+
+    @property
+    def has_several_labels(self) -> bool:
+        """Whether an example has any number of labels."""
+        return True
+
+    @property
+    def problem_type(self) -> str | None:
+        """`problem_type` of the model's configuration."""
+        return "multi_label_classification"
+
+    @property
+    def list_columns(self) -> tuple[str, ...]:
+        """Names of the columns that hold lists."""
+        return (self.label_column,)
+
+    def is_unlabelled(self, table: pa.Table) -> bool:
+        """Whether every list of labels is missing."""
+        column = table[self.label_column]
+        return column.null_count == len(column)
+
+    def infer_labels(self, table: pa.Table, source: object) -> tuple[str, ...]:
+        """Return the distinct labels of a training file, sorted."""
+        from ltp.data.columns import require_rows
+
+        require_rows(table, source)
+        names = {name for row in self._names(table, source) for name in row}
+        if not 1 <= len(names) <= MAX_LABELS:
+            raise UserError(
+                f"{source}: column {self.label_column!r} holds {len(names)} different labels; a multi-label task has 1 "
+                f"to {MAX_LABELS}. It takes lists of names, or names separated by a comma."
+            )
+        numeric = all(name.isdecimal() for name in names)
+        return tuple(sorted(names, key=lambda name: (int(name) if numeric else 0, name)))
+
+    def check_labels(self, table: pa.Table, source: object) -> pa.ChunkedArray:
+        """Return the labels of each row: a list of int64 ids, ascending."""
+        import pyarrow as pa
+
+        assert self.labels is not None
+        ids = {name: index for index, name in enumerate(self.labels)}
+        if not self.is_custom:
+            ids |= {str(index): index for index in range(len(self.labels))}
+        rows = []
+        for number, names in enumerate(self._names(table, source), start=1):
+            for name in names:
+                if name not in ids:
+                    origin = " (from the training file)" if self.is_custom else ""
+                    raise UserError(
+                        f"{source}: row {number} has label {name!r} in column {self.label_column!r};"
+                        f" labels of task {self.name}{origin}: {', '.join(self.labels)}."
+                    )
+            rows.append(sorted({ids[name] for name in names}))
+        return pa.chunked_array([pa.array(rows, pa.list_(pa.int64()))])
+
+    def _names(self, table: pa.Table, source: object) -> list[list[str]]:
+        from ltp.data.columns import label_name
+
+        rows = []
+        for number, value in enumerate(table[self.label_column].to_pylist(), start=1):
+            if value is None:
+                raise UserError(
+                    f"{source}: row {number} has no value in column {self.label_column!r}; a text without labels has "
+                    "an empty list"
+                )
+            if isinstance(value, str):
+                value = [part for part in SEPARATORS.split(value.strip()) if part]
+            elif not isinstance(value, list):
+                value = [value]
+            if any(isinstance(part, list | dict) or part is None for part in value):
+                raise UserError(f"{source}: row {number} has no list of labels in column {self.label_column!r}")
+            rows.append([label_name(part).strip() for part in value])
+        return rows
+
+    def collate_labels(self, labels: Sequence[Any], width: int) -> Tensor:
+        """Return whether each row has each label, (B, num_labels) float32."""
+        import torch
+
+        target = torch.zeros(len(labels), self.num_labels)
+        for row, ids in enumerate(labels):
+            target[row, list(ids)] = 1.0
+        return target
+
+    def predictions(self, logits: Tensor) -> Tensor:
+        """Return the probability of each label, (B, num_labels)."""
+        return logits.sigmoid()
+
+    def build_metric(self, name: str) -> Metric:
+        """Build a metric of probabilities and labels, both (B, num_labels)."""
+        from torchmetrics.classification import MultilabelExactMatch, MultilabelF1Score
+
+        from ltp.data.metrics import MeanAveragePrecision
+
+        return {
+            "f1_micro": lambda: MultilabelF1Score(self.num_labels, average="micro"),
+            "f1_macro": lambda: MultilabelF1Score(self.num_labels, average="macro"),
+            "map": lambda: MeanAveragePrecision(self.num_labels),
+            "accuracy": lambda: MultilabelExactMatch(self.num_labels),
+        }[name]()
