@@ -26,7 +26,7 @@ from ltp.runs.plan import task_of
 from ltp.runs.settings import TaskSettings, is_unset, override_of, unset_task
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import; report mistakes before that
-    from ltp.model.classifier import LTPForSequenceClassification
+    from ltp.model.pretrained import LTPPreTrainedModel
 
 
 log = logging.getLogger("ltp")
@@ -296,7 +296,7 @@ def _num_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _set_relative_flops(model: "LTPForSequenceClassification", batch: dict[str, Any], target: float) -> None:
+def _set_relative_flops(model: "LTPPreTrainedModel", batch: dict[str, Any], target: float) -> None:
     from ltp.benchmark.profiles import set_profile_thresholds
 
     try:
@@ -305,7 +305,7 @@ def _set_relative_flops(model: "LTPForSequenceClassification", batch: dict[str, 
         raise UserError(f"bench.relative_flops={target} cannot be reached: {error}") from error
 
 
-def build_model(settings: BenchSettings, checkpoint: Checkpoint | None) -> "LTPForSequenceClassification":
+def build_model(settings: BenchSettings, checkpoint: Checkpoint | None) -> "LTPPreTrainedModel":
     """Load the checkpoint, or create a classifier with random weights; float32, in evaluation mode.
 
     Raises:
@@ -320,9 +320,7 @@ def build_model(settings: BenchSettings, checkpoint: Checkpoint | None) -> "LTPF
     return LTPForSequenceClassification.from_dense(random_classifier(settings.bench.shape, settings.seed))
 
 
-def read_sequences(
-    settings: BenchSettings, checkpoint: Checkpoint | None, model: "LTPForSequenceClassification"
-) -> Sequences:
+def read_sequences(settings: BenchSettings, checkpoint: Checkpoint | None, model: "LTPPreTrainedModel") -> Sequences:
     """A sample of a task's validation split, tokenised with the checkpoint's tokenizer, or synthetic sequences.
 
     Raises:

@@ -12,12 +12,13 @@ from ltp.command.cli import Command
 from ltp.command.imports import fast_imports
 from ltp.errors import UserError, check_range, install_hint, suggest
 from ltp.evaluation.samples import Sequences, validation_sequences
+from ltp.model import MODEL_CLASSES
 from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint
 from ltp.runs.loading import check_budget, load_model, load_tokenizer, silence_libraries, stored_task
 from ltp.runs.plan import task_of
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import; report mistakes before that
-    from ltp.model.classifier import LTPForSequenceClassification
+    from ltp.model.pretrained import LTPPreTrainedModel
 
 FORMATS = ("huggingface", "onnx")
 
@@ -55,7 +56,8 @@ def main(settings: ExportSettings) -> None:
     else:
         model = None if settings.budget is None else load_model(checkpoint, settings.budget)
         export_huggingface(checkpoint, target, model=model, overwrite=settings.overwrite)
-        print("AutoModelForSequenceClassification.from_pretrained(…, trust_remote_code=True) loads it, without ltp")
+        auto_class = MODEL_CLASSES[checkpoint.model_class][1]
+        print(f"{auto_class}.from_pretrained(…, trust_remote_code=True) loads it, without ltp")
     print(f"exported: {target}")
 
 
@@ -134,9 +136,7 @@ def to_onnx(settings: ExportSettings, checkpoint: Checkpoint, target: Path) -> N
             )
 
 
-def read_sequences(
-    settings: ExportSettings, checkpoint: Checkpoint, model: "LTPForSequenceClassification"
-) -> Sequences:
+def read_sequences(settings: ExportSettings, checkpoint: Checkpoint, model: "LTPPreTrainedModel") -> Sequences:
     """A sample of the run's own validation split, or random tokens if it cannot be read.
 
     Raises:

@@ -14,6 +14,7 @@ from ltp.command.imports import fast_imports
 from ltp.command.output import check_writable, progress
 from ltp.command.overrides import quote_text
 from ltp.data.files import CLASSIC_FOLDERS
+from ltp.data.tasks import kind_of
 from ltp.data.texts import Overview, Texts, TextSource, given_texts, open_texts
 from ltp.errors import UserError, check_choice, check_range, format_value
 from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint
@@ -82,7 +83,8 @@ def predict_source(settings: PredictSettings, checkpoint: Checkpoint, source: Te
     with fast_imports():
         from ltp.evaluation import prediction_output
 
-    own = prediction_output.prediction_columns(checkpoint.num_labels == 1)
+    kind = kind_of(checkpoint.model_class, checkpoint.config.get("problem_type"))
+    own = ("row", *kind.prediction_columns(checkpoint.num_labels))
     output = Path(settings.output) if settings.output is not None else None
     columns = prediction_output.OutputColumns(own, typed=output is not None and output.suffix == ".parquet")
     overview = source.check(columns.look)
@@ -136,8 +138,10 @@ def resolve(settings: PredictSettings) -> tuple[PredictSettings, Checkpoint]:
     check(settings)
     checkpoint = inspect_checkpoint(settings.restore)
     check_budget(checkpoint, settings.budget)
-    if checkpoint.config.get("problem_type") == "multi_label_classification":
-        raise UserError(f"restore={settings.restore} is a multi-label classifier, which ltp.predict does not support")
+    try:
+        kind_of(checkpoint.model_class, checkpoint.config.get("problem_type"))
+    except ValueError:
+        raise UserError(f"restore={settings.restore} is a {checkpoint.model_class}: it predicts nothing") from None
     stored = stored_task(checkpoint)
     if settings.split is not None:
         settings.task, settings.data_dir = task_and_data(settings.restore, settings.task, settings.data_dir, stored)

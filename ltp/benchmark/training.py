@@ -8,7 +8,7 @@ from ltp.benchmark.checks import WrongResultsError
 from ltp.benchmark.models import Models
 from ltp.benchmark.timing import Pass
 from ltp.data.sequences import Batch
-from ltp.model.classifier import LTPForSequenceClassification
+from ltp.model.pretrained import LTPPreTrainedModel
 
 #: Titles of the training engines by name.
 TRAINING = {"train_masked": "training step, masked", "train_packed": "training step, packed"}
@@ -27,18 +27,18 @@ def training_passes(models: Models, batches: Sequence[Batch], dtype: str) -> dic
     return {name: _steps(model.train(), batches, dtype) for name, model in classifiers.items()}
 
 
-def _trainable(models: Models, execution: str) -> LTPForSequenceClassification:
+def _trainable(models: Models, execution: str) -> LTPPreTrainedModel:
     model = models.ltp("float32", pruned=True, execution=execution)
     model.config.masking_mode = "hard"
     model.pruner.requires_grad_(False)  # thresholds are fixed in the hard stage
     return model
 
 
-def _loss(model: LTPForSequenceClassification, batch: Batch) -> torch.Tensor:
+def _loss(model: LTPPreTrainedModel, batch: Batch) -> torch.Tensor:
     return model(**batch).logits.float().square().mean()  # works for every head, without labels
 
 
-def _steps(model: LTPForSequenceClassification, batches: Sequence[Batch], dtype: str) -> Pass:
+def _steps(model: LTPPreTrainedModel, batches: Sequence[Batch], dtype: str) -> Pass:
     device = batches[0]["input_ids"].device.type
 
     def run() -> None:
@@ -52,7 +52,7 @@ def _steps(model: LTPForSequenceClassification, batches: Sequence[Batch], dtype:
     return run
 
 
-def _gradients(model: LTPForSequenceClassification, batch: Batch) -> torch.Tensor:
+def _gradients(model: LTPPreTrainedModel, batch: Batch) -> torch.Tensor:
     """All gradients of one step without dropout, as one vector."""
     model.zero_grad()
     _loss(model, batch).backward()

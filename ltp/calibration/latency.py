@@ -11,7 +11,7 @@ import torch
 
 from ltp.calibration.search import AboveDenseError, UnreachableError, calibrate, strength_control
 from ltp.data.sequences import Batch
-from ltp.deploy.classifier import DeployedClassifier
+from ltp.deploy.model import DeployedModel
 from ltp.errors import RunError, UserError
 from ltp.evaluation.scoring import Engine
 from ltp.model.pretrained import LTPPreTrainedModel
@@ -47,7 +47,7 @@ class ServedModel:
     def update_pruning(self) -> None:
         """Copy the model's current pruning."""
         deployed = self._engine.forward
-        if isinstance(deployed, DeployedClassifier):  # keep the prepacked weights: prepacking takes longer than a trial
+        if isinstance(deployed, DeployedModel):  # keep the prepacked weights: prepacking takes longer than a trial
             deployed.set_pruner(self.model.pruner)
 
     def __call__(self, batch: Batch) -> None:

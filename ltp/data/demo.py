@@ -82,22 +82,18 @@ def demo_rows(split: str, seed: int = 0, rows: int | None = None) -> list[Row]:
 
 
 def demo_multilabel_rows(split: str) -> list[Row]:
-    """Generate a split of the corpus with what each sentence holds, `{"sentence": str, "labels": [str, ...]}`.
+    """Generate a split with the kinds of words in each sentence, `{"sentence": str, "labels": [str, ...]}`.
 
-    `praise` and `criticism`, an opinion of that sign, `negation`, of an opinion, and `place`, a place or direction.
+    `praise` and `criticism`, words that carry sentiment, `negation`, and `place`, a preposition.
     """
-    rows = []
-    for row in demo_rows(split):
-        words = row["sentence"].split()
-        opinions = _opinions(words)
-        found = {
-            "praise": any(is_positive for *_, is_positive in opinions),
-            "criticism": any(not is_positive for *_, is_positive in opinions),
-            "negation": any(first < last for first, last, _ in opinions),
-            "place": any(word in _PREPOSITIONS for word in words),
+    kinds = {"praise": POSITIVE, "criticism": NEGATIVE, "negation": NEGATIONS, "place": _PREPOSITIONS}
+    return [
+        {
+            "sentence": row["sentence"],
+            "labels": [name for name, words in kinds.items() if {*words} & {*row["sentence"].split()}],
         }
-        rows.append({"sentence": row["sentence"], "labels": [name for name, is_there in found.items() if is_there]})
-    return rows
+        for row in demo_rows(split)
+    ]
 
 
 def demo_token_rows(split: str) -> list[Row]:

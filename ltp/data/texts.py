@@ -147,6 +147,8 @@ class TextSource:
         return everything
 
     def _text(self, row: int, column: str, value: Any) -> str:
+        if isinstance(value, list) and value and all(isinstance(word, str) for word in value):
+            value = " ".join(value)  # the words of a text
         if isinstance(value, dict | list | bytes):
             raise UserError(f"{self.key}: row {row}: column {column!r} holds {str(value)[:60]}, not a text or number.")
         text = "" if value is None else str(value)

@@ -10,8 +10,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ltp.deploy.classifier import check_plain
 from ltp.deploy.linears import gelu_approximation
+from ltp.deploy.model import check_plain
 from ltp.encoders.base import EncoderFamily, LayerParts
 from ltp.execution.attention import key_bias
 from ltp.execution.output import LTPOutput

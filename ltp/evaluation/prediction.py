@@ -1,4 +1,4 @@
-"""Prediction: classify texts, and optionally trace each token through the layers."""
+"""Prediction: what a model says of texts, and optionally trace each token through the layers."""
 
 import contextlib
 import math
@@ -7,28 +7,28 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ltp.data.sequences import make_batches
+from ltp.data.tasks import kind_of
 from ltp.data.tokenising import tokenise
-from ltp.model.classifier import LTPForSequenceClassification
+from ltp.model.pretrained import LTPPreTrainedModel
 from ltp.model.tracing import TokenTrace, readable_tokens, recording, traces
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The classifier's output for one text.
+    """The model's output for one text.
 
     Attributes:
-        label: the predicted class; None for a regression.
-        value: probability of the label, or the regression score.
+        columns: what is predicted, by column; see :meth:`ltp.data.tasks.Task.read`.
+        shown: the same as a short text.
         note: a remark about the input, such as truncation; empty if there is none.
         cost: relative FLOPs of the text.
         traces: one trace per token; empty if tracing was off.
     """
 
-    label: str | None
-    value: float
+    columns: dict[str, Any]
+    shown: str
     note: str
     cost: float
     traces: list[TokenTrace]
@@ -38,7 +38,7 @@ _LONGEST_COUNTED = 100_000  # characters up to which the tokens of a truncated t
 
 
 def predict(
-    model: LTPForSequenceClassification,
+    model: LTPPreTrainedModel,
     tokenizer: Any,
     texts: Sequence[tuple[str, ...]],
     *,
@@ -47,10 +47,10 @@ def predict(
     trace: bool,
     advance: Callable[[int], None],
 ) -> list[Prediction]:
-    """Classify texts.
+    """Predict texts.
 
     Args:
-        model: the classifier, in evaluation mode.
+        model: the model, in evaluation mode.
         tokenizer: the model's fast tokenizer.
         texts: tuples of one or two texts, all of the same length.
         max_length: truncation length in tokens, special tokens included.
@@ -63,7 +63,10 @@ def predict(
     """
     encoded, full_lengths = encode(tokenizer, texts, max_length)
     ids, types = encoded["input_ids"], encoded.get("token_type_ids")
-    encodings = encoded.encodings if trace else None
+    kind = kind_of(type(model).__name__, model.config.problem_type)
+    names: Any = model.config.id2label
+    labels = [str(names[index]) for index in range(len(names))]
+    encodings = encoded.encodings if trace or model.output_class.is_of_tokens else None
     del encoded  # most of what tokenising takes is freed before the model needs memory
     order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))  # similar lengths together: little padding
     cost = model.cost
@@ -81,7 +84,8 @@ def predict(
                 device=model.device,
             )
             output = model(**batch)
-            scored = labels_and_scores(output.logits.float(), model)
+            of_rows = [] if encodings is None else [encodings[row] for row in rows]
+            results = kind.read(output.logits.float(), labels, of_rows, [texts[row] for row in rows])
             costs = cost.relative_flops(output.token_lengths).tolist()
             for index, row in enumerate(rows):
                 token_traces = []
@@ -89,7 +93,9 @@ def predict(
                     tokens = readable_tokens(tokenizer, encodings[row], texts[row])
                     token_traces = traces(recorder, index, tokens)
                 note = reading_note(ids[row], full_lengths.get(row, len(ids[row])), max_length, special)
-                predictions[row] = Prediction(*scored[index], note, costs[index], token_traces)
+                predictions[row] = Prediction(
+                    results[index], kind.show(results[index]), note, costs[index], token_traces
+                )
             if recorder is not None:
                 recorder.layers.clear()
             advance(len(rows))
@@ -132,20 +138,6 @@ def encode(tokenizer: Any, texts: Sequence[tuple[str, ...]], max_length: int) ->
         whole = tokenizer(*map(list, zip(*(texts[row] for row in full), strict=True)), verbose=False)["input_ids"]
         lengths |= {row: len(one) for row, one in zip(full, whole, strict=True)}
     return encoded, lengths
-
-
-def labels_and_scores(logits: Tensor, model: LTPForSequenceClassification) -> list[tuple[str | None, float]]:
-    """Return each text's label and its probability; for a regression None and the score.
-
-    Args:
-        logits: (B, num_labels) float32.
-        model: the classifier; its ``config`` names the labels.
-    """
-    if model.num_labels == 1:
-        return [(None, score) for score in logits[:, 0].tolist()]
-    names: Any = model.config.id2label
-    probabilities, labels = logits.softmax(dim=1).max(dim=1)
-    return [(str(names[label]), value) for label, value in zip(labels.tolist(), probabilities.tolist(), strict=True)]
 
 
 def reading_note(ids: Sequence[int], length: float, max_length: int, special: Set[int]) -> str:

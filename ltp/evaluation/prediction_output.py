@@ -56,18 +56,13 @@ class Notes:
             print(f"{kind}: {'row' if count == 1 else 'rows'} {', '.join(rows)}{more}", file=sys.stderr)
 
 
-def prediction_columns(is_regression: bool) -> tuple[str, ...]:
-    """Return the names of the output's own columns: of the row's number in the input, and of what is predicted."""
-    return ("row", "score") if is_regression else ("row", "label", "probability")
-
-
 class OutputColumns:
     """The columns of an output file: the row's number, the input's columns, and the prediction's.
 
     A column of the input that has the name of one of the output's own is called ``input_…``.
 
     Args:
-        own: the output's own columns, see :func:`prediction_columns`.
+        own: the output's own columns: ``row``, and what is predicted.
         typed: whether to find the types of the columns, for parquet.
     """
 
@@ -98,9 +93,8 @@ class OutputColumns:
         """Return the output records of a chunk."""
         result = []
         for row, record, prediction in zip(chunk.rows, chunk.records, predictions, strict=True):
-            predicted = [prediction.value] if prediction.label is None else [prediction.label, prediction.value]
             inputs = {self._inputs[name]: value for name, value in record.items()}
-            result.append({"row": row, **inputs, **dict(zip(self._own[1:], predicted, strict=True))})
+            result.append({"row": row, **inputs, **prediction.columns})
         return result
 
     def table(self, rows: Sequence[dict[str, Any]]) -> Any:
@@ -193,31 +187,28 @@ def write_page(
 ) -> None:
     """Write the HTML page of the texts and their tokens atomically."""
     examples = [
-        Example(row, result_text(prediction), prediction.note, prediction.cost, prediction.traces)
+        Example(row, prediction.shown, prediction.note, prediction.cost, prediction.traces)
         for row, prediction in zip(texts.rows, predictions, strict=True)
     ]
     write_atomically(path, render_page(title, examples, thresholds))
 
 
-def result_text(prediction: Prediction) -> str:
-    """Format a prediction: ``positive 0.982``, or the score."""
-    return f"{prediction.label} {prediction.value:.3f}" if prediction.label is not None else f"{prediction.value:.3f}"
-
-
 def print_table(texts: Texts, predictions: Sequence[Prediction]) -> None:
     """Print a table with one row per text; long texts are shortened."""
-    value = "probability" if predictions[0].label is not None else "score"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("row", justify="right", no_wrap=True)
     for name in ("text", "text_pair")[: len(texts.texts[0])]:
         table.add_column(name)
-    if predictions[0].label is not None:
-        table.add_column("label", no_wrap=True)
-    table.add_column(value, justify="right", no_wrap=True)
+    numbers = [name for name, value in predictions[0].columns.items() if isinstance(value, float)]
+    is_plain = all(isinstance(value, str | float) for value in predictions[0].columns.values())
+    names = list(predictions[0].columns) if is_plain else ["prediction"]
+    for name in names:
+        table.add_column(name, justify="right" if name in numbers else "left", no_wrap=is_plain)
     for row, row_texts, prediction in zip(texts.rows, texts.texts, predictions, strict=True):
+        values = list(prediction.columns.values()) if is_plain else [prediction.shown]
         cells = [shortened(printable(text)) for text in row_texts]
-        cells += [printable(prediction.label)] if prediction.label is not None else []
-        table.add_row(str(row), *map(Text, cells), f"{prediction.value:.4f}")
+        cells += [printable(value) if isinstance(value, str) else f"{value:.4f}" for value in values]
+        table.add_row(str(row), *map(Text, cells))
     Console().print(table)
 
 
@@ -231,5 +222,5 @@ def print_layers(texts: Texts, predictions: Sequence[Prediction]) -> None:
     console = Console(highlight=False)
     for row, prediction in zip(texts.rows, predictions, strict=True):
         cost = f"{100 * prediction.cost:.0f} % of the dense FLOPs"
-        console.print(Text(f"{row}: {printable(result_text(prediction))}", style="bold"), Text(f"· {cost}"))
+        console.print(Text(f"{row}: {printable(prediction.shown)}", style="bold"), Text(f"· {cost}"))
         console.print(format_layers(prediction.traces, plain=not console.is_terminal))

@@ -29,11 +29,11 @@ def submission(task: Task, labels: Sequence[str], predictions: Sequence[Predicti
     assert isinstance(task, TextTask)  # those of GLUE
     lines = ["index\tprediction"]
     for index, prediction in enumerate(predictions):
-        if prediction.label is None:
+        if "score" in prediction.columns:
             low, high = task.label_range or (0.0, 5.0)
-            value = f"{min(max(prediction.value, low), high):.3f}"
+            value = f"{min(max(prediction.columns['score'], low), high):.3f}"
         else:
-            number = labels.index(prediction.label)
+            number = labels.index(prediction.columns["label"])
             value = str(number) if task.numbers_in_submissions or task.labels is None else task.labels[number]
         lines.append(f"{index}\t{value}")
     return "\n".join(lines) + "\n"

@@ -1,6 +1,7 @@
 """Outputs of the encoder's forward pass and of the models."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 from transformers.modeling_outputs import (
@@ -58,6 +59,9 @@ class PrunedOutput:
             and for padding; None unless requested.
     """
 
+    results: ClassVar[tuple[str, ...]]  #: names of the results of the head
+    is_of_tokens: ClassVar[bool] = True  #: whether these are (B, N, …), rather than (B, …)
+
     token_lengths: Tensor | None = None
     gate_sums: Tensor | None = None
     expected_lengths: Tensor | None = None
@@ -74,17 +78,26 @@ class LTPOutput(PrunedOutput, SequenceClassifierOutput):
         logits: (B, num_labels).
     """
 
+    results: ClassVar[tuple[str, ...]] = ("logits",)
+    is_of_tokens: ClassVar[bool] = False
+
 
 @dataclass
 class LTPTokenOutput(PrunedOutput, TokenClassifierOutput):
     """Output of the pruned token classifier, see :class:`PrunedOutput`: ``loss``; ``logits``, (B, N, num_labels)."""
+
+    results: ClassVar[tuple[str, ...]] = ("logits",)
 
 
 @dataclass
 class LTPSpanOutput(PrunedOutput, QuestionAnsweringModelOutput):
     """Output of the pruned reader, see :class:`PrunedOutput`: ``loss``, ``start_logits`` and ``end_logits``, (B, N)."""
 
+    results: ClassVar[tuple[str, ...]] = ("start_logits", "end_logits")
+
 
 @dataclass
 class LTPModelOutput(PrunedOutput, BaseModelOutput):
     """Output of the bare pruned encoder, see :class:`PrunedOutput`: ``last_hidden_state``, (B, N, D)."""
+
+    results: ClassVar[tuple[str, ...]] = ("last_hidden_state",)

@@ -1,5 +1,6 @@
 """Packed layout of a batch of variable-length sequences."""
 
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 
@@ -50,6 +51,31 @@ def owners(owner: Tensor, origin: Tensor, into: Tensor) -> Tensor:
     of_rows = torch.arange(len(owner), device=owner.device)
     of_rows = of_rows.index_copy(0, origin, origin.index_select(0, into))
     return of_rows.index_select(0, owner)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the real tokens of a batch stand: padded, (B, N, …), or packed, (T, …).
+
+    Attributes:
+        alive: the real tokens, (B, N) bool.
+        indices: their indices in the flattened batch, in the order of the packed rows, (T,) int64; None if padded.
+    """
+
+    alive: Tensor
+    indices: Tensor | None
+
+    def padded(self, rows: Tensor, padding: float = 0.0) -> Tensor:
+        """Return rows of tokens in the padded layout, (B, N, …), with a value for padding."""
+        if self.indices is None:
+            is_padding = ~self.alive.view(*self.alive.shape, *[1] * (rows.ndim - 2))
+            return rows.masked_fill(is_padding, padding)
+        padded = rows.new_full((self.alive.shape[0] * self.alive.shape[1], *rows.shape[1:]), padding)
+        return padded.index_copy(0, self.indices, rows).unflatten(0, self.alive.shape)
+
+    def mean(self, rows: Tensor) -> Tensor:
+        """Return the mean of the real tokens of each example: (T, D) or (B, N, D) → (B, D)."""
+        return self.padded(rows).sum(dim=1) / self.alive.sum(dim=1, keepdim=True)
 
 
 class Packing:

@@ -1,6 +1,6 @@
 """Comparison of an exported graph with its model."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ ALLOWED = 1e-4
 #: Share of sequences that may differ: rounding may move a score to the other side of its threshold.
 TOLERATED_SHARE = 0.01
 
-Infer = Callable[[Batch], tuple[Tensor, Tensor]]  #: logits and token lengths of a batch
+Infer = Callable[[Batch], Sequence[Tensor]]  #: results of the head and token lengths of a batch
 
 
 class DisagreementError(RunError):
@@ -37,6 +37,11 @@ class Agreement:
     tolerated: int
 
 
+def _difference(results: Sequence[Tensor], expected: Sequence[Tensor]) -> Tensor:
+    """Return the largest difference of each example, (B,)."""
+    return torch.stack([(a - b).abs().flatten(1).amax(dim=1) for a, b in zip(results, expected, strict=True)]).amax(0)
+
+
 def compare_results(model: LTPPreTrainedModel, graph: Infer, batches: Iterable[Batch]) -> Agreement:
     """Run a model and its graph on the same batches and compare the results.
 
@@ -47,8 +52,8 @@ def compare_results(model: LTPPreTrainedModel, graph: Infer, batches: Iterable[B
     for batch in batches:
         with torch.inference_mode():
             expected = model(**batch)
-        logits, lengths = graph(batch)
-        differences.append((logits - expected.logits).abs().amax(dim=1))
+        *results, lengths = graph(batch)
+        differences.append(_difference(results, [expected[name] for name in model.output_class.results]))
         same_lengths.append((lengths == expected.token_lengths).all(dim=1))
     difference = torch.cat(differences)
     agree = torch.cat(same_lengths) & (difference <= ALLOWED)  # False for NaN

@@ -9,12 +9,10 @@ from torch import Tensor, nn
 from ltp.deploy.onnx import export_graph
 from ltp.errors import RunError
 from ltp.execution.attention import Pairs, comparable_in_padded, masked_attention
-from ltp.execution.packing import owners
-from ltp.model.classifier import LTPForSequenceClassification
+from ltp.execution.packing import Layout, owners
+from ltp.model.pretrained import LTPPreTrainedModel
 from ltp.pruning.importance import ATTENTION_READS, attention_sums
 from ltp.pruning.tokens import Tokens
-
-OUTPUTS = ("logits", "token_lengths")
 
 
 class GraphForm(nn.Module):
@@ -28,21 +26,21 @@ class GraphForm(nn.Module):
         model: the classifier, in evaluation mode.
     """
 
-    def __init__(self, model: LTPForSequenceClassification) -> None:
+    def __init__(self, model: LTPPreTrainedModel) -> None:
         super().__init__()
         self.model = model
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Classify a batch.
+    ) -> tuple[Tensor, ...]:
+        """Compute the results of a batch.
 
         Args:
             input_ids, attention_mask, token_type_ids: (B, N) int64. Padding may be on either side. A row of padding
                 only is computed as if its first token were real: it changes no other row.
 
         Returns:
-            Logits, (B, num_labels) float32; tokens alive entering each layer, and after the last, (B, L+1) int64.
+            The results of the head, float32; tokens alive entering each layer, and after the last, (B, L+1) int64.
         """
         model, family, pruner = self.model, self.model.family, self.model.pruner
         length = input_ids.shape[1]
@@ -55,13 +53,11 @@ class GraphForm(nn.Module):
         alive = attention_mask.gather(1, columns).bool() | (columns == first)
         lengths = counts = alive.sum(dim=1)
         token_lengths = [counts]
-        indices = _indices(alive)
+        real, indices = alive, _indices(alive)
+        of_batch = indices
         hidden = family.embed_tokens(model.dense, input_ids, indices, token_type_ids, None)  # (T, D)
-        # row and column of each token; not by division, which the exporter refuses for sizes
-        example, column = (
-            torch.arange(size, device=indices.device).view(view).expand(alive.shape).flatten().index_select(0, indices)
-            for size, view in ((alive.shape[0], (-1, 1)), (length, (1, -1)))
-        )
+        # of each token; not by division, which the exporter refuses for sizes
+        column = torch.arange(length, device=indices.device).expand(alive.shape).flatten().index_select(0, indices)
         state: dict[str, Tensor] = {}  # what the method needs of each token, each (T,)
         if "positions" in pruner.reads:
             state["positions"] = column
@@ -71,9 +67,9 @@ class GraphForm(nn.Module):
             state["carried"] = torch.zeros_like(indices, dtype=torch.float32)
         if family.has_positions:
             state["places"] = column
-        pools_mean = family.pools_mean(model.dense.config)
+        reads_tokens = model.reads_tokens(family, model.dense)
         restored, owner = hidden, indices
-        if pools_mean:
+        if reads_tokens:
             owner = state["origin"] = torch.ones_like(indices).cumsum(dim=0) - 1
         layers = family.layers(model.dense)
         for number, layer in enumerate(layers, start=1):
@@ -110,7 +106,7 @@ class GraphForm(nn.Module):
                     state["carried"] = pruner.carry(tokens).flatten().index_select(0, _indices(alive))
                 if sizes is not None:
                     survivors, sizes, context, hidden, into = self._merge(tokens, sizes, context, hidden, slots)
-                    if pools_mean:
+                    if reads_tokens:
                         owner = owners(owner, state["origin"], into)
                     state["sizes"] = sizes.flatten().index_select(0, _indices(alive))
                 else:
@@ -118,7 +114,7 @@ class GraphForm(nn.Module):
                 counts = survivors.sum(dim=1)
             token_lengths.append(counts)
             if (
-                number == len(layers) and not pools_mean
+                number == len(layers) and not reads_tokens
             ):  # after its attention only the classification tokens are needed
                 context, hidden = context[:, 0], hidden.index_select(0, starts)
             else:
@@ -128,12 +124,15 @@ class GraphForm(nn.Module):
                 hidden = hidden.index_select(0, kept)
                 state = {name: value.index_select(0, kept) for name, value in state.items()}
             hidden = family.feed_forward(layer, family.attention_output(layer, context, hidden))
-            if pools_mean:
+            if reads_tokens:
                 restored = restored.index_copy(0, state["origin"], hidden)
-        pooled = family.finish(model.dense, restored.index_select(0, owner) if pools_mean else hidden)
-        if pools_mean:  # over all real tokens: a pruned one counts with its last state
-            pooled = torch.zeros_like(pooled[: input_ids.shape[0]]).index_add(0, example, pooled) / lengths[:, None]
-        return family.classify(model.dense, pooled), torch.stack(token_lengths, dim=1)
+        last = restored.index_select(0, owner) if reads_tokens else hidden
+        results = model.head(family, model.dense, last, Layout(real, of_batch))
+        if model.output_class.is_of_tokens:  # back to their places in the input
+            places = torch.arange(length, device=input_ids.device) - first
+            places = torch.where(places < 0, places + length, places)
+            results = {name: _moved(value, places) for name, value in results.items()}
+        return *results.values(), torch.stack(token_lengths, dim=1)
 
     def _tokens(
         self,
@@ -190,6 +189,12 @@ class GraphForm(nn.Module):
         return tokens.alive & (targets == columns), merged, shares @ context, hidden, into
 
 
+def _moved(values: Tensor, places: Tensor) -> Tensor:
+    """Return values of tokens, (B, N, …), in another order, (B, N) int64."""
+    index = places.view(*places.shape, *[1] * (values.ndim - 2)).expand(*places.shape, *values.shape[2:])
+    return values.gather(1, index)
+
+
 def _slots(counts: Tensor) -> tuple[Tensor, Tensor]:
     """Return the padded form of sequences of these lengths, (B,).
 
@@ -215,13 +220,18 @@ def _size(number: Tensor) -> Any:
     return size
 
 
-def input_names(model: LTPForSequenceClassification) -> tuple[str, ...]:
+def input_names(model: LTPPreTrainedModel) -> tuple[str, ...]:
     """Return the names of the graph's inputs; ``token_type_ids`` only if the encoder has several token types."""
     has_token_types = getattr(model.dense.config, "type_vocab_size", 0) > 1
     return ("input_ids", "attention_mask", *(("token_type_ids",) if has_token_types else ()))
 
 
-def write_onnx(model: LTPForSequenceClassification, path: Path) -> None:
+def output_names(model: LTPPreTrainedModel) -> tuple[str, ...]:
+    """Return the names of the graph's outputs: the results of the head, and ``token_lengths``."""
+    return (*model.output_class.results, "token_lengths")
+
+
+def write_onnx(model: LTPPreTrainedModel, path: Path) -> None:
     """Write a classifier as an ONNX graph that removes pruned tokens, for any batch size and sequence length.
 
     Args:
@@ -232,7 +242,7 @@ def write_onnx(model: LTPForSequenceClassification, path: Path) -> None:
         RunError: the exporter does not support an operation of the model.
     """
     try:
-        export_graph(GraphForm(model).eval(), path, inputs=input_names(model), outputs=OUTPUTS)
+        export_graph(GraphForm(model).eval(), path, inputs=input_names(model), outputs=output_names(model))
     except torch.onnx.OnnxExporterError as error:
         reason: BaseException = error
         while reason.__cause__ is not None:

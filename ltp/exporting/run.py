@@ -112,9 +112,8 @@ def graph_engine(path: Path) -> Infer:
     session = open_graph(path)
     names = [item.name for item in session.get_inputs()]
 
-    def run(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        logits, lengths = session.run(None, {name: batch[name].numpy() for name in names})
-        return torch.from_numpy(logits), torch.from_numpy(lengths)
+    def run(batch: Batch) -> list[torch.Tensor]:
+        return list(map(torch.from_numpy, session.run(None, {name: batch[name].numpy() for name in names})))
 
     return run
 

@@ -11,7 +11,7 @@ from ltp.data.sequences import Batch
 from ltp.deploy.onnx import onnx_engine
 from ltp.exporting.agreement import Infer
 from ltp.exporting.graph import input_names
-from ltp.model.classifier import LTPForSequenceClassification
+from ltp.model.pretrained import LTPPreTrainedModel
 
 #: Maximum number of sequences in a timed pass: the first ones, so that all batch sizes use the same sequences.
 TIMED_SEQUENCES = 128
@@ -32,7 +32,7 @@ class Speed:
 
 
 def compare_speed(
-    model: LTPForSequenceClassification, graph: Infer, batches: dict[int, list[Batch]], rounds: int
+    model: LTPPreTrainedModel, graph: Infer, batches: dict[int, list[Batch]], rounds: int
 ) -> dict[int, Speed]:
     """Time a graph and the dense Hugging Face classifier's graph in interleaved rounds, on ONNX Runtime.
 

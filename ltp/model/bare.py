@@ -4,7 +4,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ltp.encoders.base import EncoderFamily
 from ltp.execution.output import LTPModelOutput
+from ltp.execution.packing import Layout
 from ltp.model.pretrained import LTPPreTrainedModel
 
 
@@ -15,6 +17,12 @@ class LTPModel(LTPPreTrainedModel):
     """
 
     auto_class: ClassVar[str] = "AutoModel"
+    output_class: ClassVar[Any] = LTPModelOutput
+
+    @classmethod
+    def head(cls, family: type[EncoderFamily], dense: Any, last: Tensor, layout: Layout) -> dict[str, Tensor]:
+        """Return ``last_hidden_state``, (B, N, D); see :class:`~ltp.model.pretrained.LTPPreTrainedModel`."""
+        return {"last_hidden_state": layout.padded(family.finish(dense, last))}
 
     def forward(
         self,
@@ -36,15 +44,13 @@ class LTPModel(LTPPreTrainedModel):
             ``last_hidden_state``, (B, N, D): the last state of every token, that with which a pruned one left; 0 for
             padding. And how many tokens were left in each layer.
         """
-        encoded = self.encode(
+        encoded, layout = self.encode(
             *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds),
-            restores=True,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             output_class_states=output_class_states,
             output_scores=output_scores,
             head_mask=head_mask,
         )
-        last = self.family.finish(self.dense, encoded.output.hidden_states[-1])
-        output = LTPModelOutput(last_hidden_state=encoded.padded(last), **encoded.fields(output_hidden_states))
+        output = LTPModelOutput(**self.outputs(encoded, layout, output_hidden_states))
         return output if return_dict is not False else output.to_tuple()

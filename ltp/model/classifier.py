@@ -1,22 +1,34 @@
 """The pruned sequence classifier: one class, several labels, or a number for each text."""
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn import functional
 
+from ltp.encoders.base import EncoderFamily
 from ltp.execution.output import EncoderOutput, LTPOutput
+from ltp.execution.packing import Layout
 from ltp.model.pretrained import LTPPreTrainedModel
-
-if TYPE_CHECKING:
-    from ltp.deploy.classifier import DeployedClassifier
-    from ltp.deploy.cuda import DeployedOnCUDA
 
 
 class LTPForSequenceClassification(LTPPreTrainedModel):
     """A sequence classifier whose encoder prunes tokens; see :class:`~ltp.model.pretrained.LTPPreTrainedModel`."""
 
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
+    output_class: ClassVar[Any] = LTPOutput
+
+    @classmethod
+    def reads_tokens(cls, family: type[EncoderFamily], dense: Any) -> bool:
+        """Whether the head reads the mean over the tokens."""
+        return family.pools_mean(dense.config)
+
+    @classmethod
+    def head(cls, family: type[EncoderFamily], dense: Any, last: Tensor, layout: Layout) -> dict[str, Tensor]:
+        """Return ``logits``, (B, num_labels); see :class:`~ltp.model.pretrained.LTPPreTrainedModel`."""
+        pooled = family.finish(dense, last)
+        if cls.reads_tokens(family, dense):  # over all real tokens: a pruned one counts with its last state
+            pooled = layout.mean(pooled)
+        return {"logits": family.classify(dense, pooled)}
 
     def forward(
         self,
@@ -50,47 +62,18 @@ class LTPForSequenceClassification(LTPPreTrainedModel):
         Raises:
             ValueError: see :meth:`~ltp.model.pretrained.LTPPreTrainedModel.encode`.
         """
-        pools_mean = self.family.pools_mean(self.dense.config)
-        encoded = self.encode(
+        encoded, layout = self.encode(
             *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds),
-            restores=pools_mean,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             output_class_states=output_class_states,
             output_scores=output_scores,
             head_mask=head_mask,
         )
-        if pools_mean:  # over all real tokens: a pruned one counts with its last state
-            last = encoded.padded(self.family.finish(self.dense, encoded.output.hidden_states[-1]))
-            pooled = last.sum(dim=1) / encoded.alive.sum(dim=1, keepdim=True)
-        else:
-            pooled = self.family.finish(self.dense, encoded.output.class_token)
-        logits = self.family.classify(self.dense, pooled)
-        output = LTPOutput(
-            loss=None if labels is None else self.objective(logits, labels, encoded.output),
-            logits=logits,
-            **encoded.fields(output_hidden_states),
-        )
+        outputs = self.outputs(encoded, layout, output_hidden_states)
+        loss = None if labels is None else self.objective(outputs["logits"], labels, encoded)
+        output = LTPOutput(loss=loss, **outputs)
         return output if return_dict is not False else output.to_tuple()
-
-    def deploy(self, dtype: str = "float32") -> "DeployedClassifier | DeployedOnCUDA":
-        """Create a frozen copy for inference on the model's device. Call it like the model.
-
-        Args:
-            dtype: on a CPU ``float32``, ``bfloat16`` or ``int8`` (dynamic), with prepacked or quantised weights; on a
-                GPU ``float32``, ``bfloat16`` or ``float16``.
-
-        Raises:
-            ValueError: an unknown dtype, or a model on another kind of device.
-            RuntimeError: int8 without a PyTorch engine for it.
-        """
-        if self.device.type == "cuda":
-            from ltp.deploy.cuda import DeployedOnCUDA  # needs Triton
-
-            return DeployedOnCUDA(self.family, self.dense, self.pruner, dtype=dtype)
-        from ltp.deploy.classifier import DeployedClassifier  # not needed for training
-
-        return DeployedClassifier(self.family, self.dense, self.pruner, dtype=dtype)
 
     def task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Compute the task loss, the mean over the examples, by the rule of Hugging Face's classifiers.

@@ -1,12 +1,11 @@
 """What all pruned models share: a dense Hugging Face model, a pruner, and a forward pass through the encoder."""
 
-import dataclasses
 import json
 import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 import transformers
@@ -15,15 +14,20 @@ from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME, cached_file
 
 from ltp.encoders import encoder_family
+from ltp.encoders.base import EncoderFamily
 from ltp.execution.masked import masked_encoder
 from ltp.execution.output import EncoderOutput
 from ltp.execution.packed import packed_encoder
-from ltp.execution.packing import Packing, real_tokens
+from ltp.execution.packing import Layout, Packing, real_tokens
 from ltp.model.configuration import LTPConfig, check_budgets, check_pruning, check_pruning_keys, pruning_keys
 from ltp.pruning import method_class
 from ltp.pruning.flops import CostModel
 from ltp.pruning.pruner import Pruner
 from ltp.pruning.tokens import SoftPass
+
+if TYPE_CHECKING:
+    from ltp.deploy.cuda import DeployedOnCUDA
+    from ltp.deploy.model import DeployedModel
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +44,14 @@ class LTPPreTrainedModel(PreTrainedModel):
             than keep them; ``gradient_checkpointing_enable()`` sets it.
         has_penalty: whether the objective of a soft rule includes the method's penalty; a budget sets its own price.
         auto_class: name of the Auto class of transformers that loads the dense model, and this one.
+        output_class: class of the output.
     """
 
     execution = "packed"
     gradient_checkpointing = False
     has_penalty = True
     auto_class: ClassVar[str] = ""
+    output_class: ClassVar[Any]
     task_loss: Callable[..., Tensor]  # of the models with a head
 
     config_class = LTPConfig
@@ -268,17 +274,16 @@ class LTPPreTrainedModel(PreTrainedModel):
         position_ids: Tensor | None,
         inputs_embeds: Tensor | None,
         *,
-        restores: bool,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         output_class_states: bool = False,
         output_scores: bool = False,
         head_mask: Tensor | None = None,
-    ) -> "Encoded":
-        """Run the encoder; for the arguments that are not here see the ``forward`` of the model.
+    ) -> tuple[EncoderOutput, Layout]:
+        """Run the encoder; for the arguments see :meth:`ltp.LTPForSequenceClassification.forward`.
 
-        Args:
-            restores: whether the head reads the last state of every token, rather than of the classification token.
+        Returns:
+            Its output, and the layout of its states and scores.
 
         Raises:
             ValueError: neither or both of ``input_ids`` and ``inputs_embeds``; an empty batch; a mask of another shape
@@ -298,7 +303,7 @@ class LTPPreTrainedModel(PreTrainedModel):
         common: dict[str, Any] = {
             "masking_mode": self.config.masking_mode if self.training else "hard",
             "keep_states": bool(output_hidden_states),
-            "keep_last_state": restores,
+            "keep_last_state": self.reads_tokens(self.family, self.dense),
             "keep_class_states": output_class_states,
             "keep_scores": output_scores,
             "recompute": self.gradient_checkpointing and self.training,
@@ -312,7 +317,7 @@ class LTPPreTrainedModel(PreTrainedModel):
                 positions=positions,
                 keep_attentions=bool(output_attentions),
             )
-            return Encoded(encoded, alive, None)
+            return encoded, Layout(alive, None)
         packing, indices = Packing.from_mask(alive)
         limit = self.family.max_input_tokens(self.dense.config)
         if position_ids is None and packing.lengths[-1] > limit:
@@ -330,15 +335,64 @@ class LTPPreTrainedModel(PreTrainedModel):
             positions=positions,
             reach=alive.shape[1] - 1,
         )
-        return Encoded(encoded, alive, indices)
+        return encoded, Layout(alive, indices)
 
-    def deploy(self, dtype: str = "float32") -> Any:
-        """Create a frozen copy for inference.
+    @classmethod
+    def reads_tokens(cls, family: type[EncoderFamily], dense: Any) -> bool:
+        """Whether the head reads the last state of every token, rather than of the classification token."""
+        return True
+
+    @classmethod
+    def head(cls, family: type[EncoderFamily], dense: Any, last: Tensor, layout: Layout) -> dict[str, Tensor]:
+        """Compute the results of the head, in every form of execution.
+
+        Args:
+            family: adapter to the encoder.
+            dense: the Hugging Face model.
+            last: last states of the classification tokens, (B, D), or if :meth:`reads_tokens` of all tokens.
+            layout: where the latter stand.
+
+        Returns:
+            The fields of the output, by name.
+        """
+        raise NotImplementedError
+
+    def outputs(self, encoded: EncoderOutput, layout: Layout, output_hidden_states: bool | None) -> dict[str, Any]:
+        """Return the fields of the output but the loss: those of :meth:`head`, and what all models have."""
+        reads_tokens = self.reads_tokens(self.family, self.dense)
+        last = encoded.hidden_states[-1] if reads_tokens else encoded.class_token
+        scores = [layout.padded(scores, -1) for scores in encoded.scores]
+        return {
+            **self.head(self.family, self.dense, last, layout),
+            "hidden_states": tuple(map(layout.padded, encoded.hidden_states)) if output_hidden_states else None,
+            "attentions": encoded.attentions or None,
+            "token_lengths": encoded.token_lengths,
+            "gate_sums": encoded.gate_sums,
+            "expected_lengths": encoded.expected_lengths,
+            "class_states": encoded.class_states,
+            "scores": torch.stack(scores) if scores else None,
+        }
+
+    def deploy(self, dtype: str = "float32") -> "DeployedModel | DeployedOnCUDA":
+        """Create a frozen copy for inference on the model's device. Call it like the model.
+
+        Args:
+            dtype: on a CPU ``float32``, ``bfloat16`` or ``int8`` (dynamic), with prepacked or quantised weights; on a
+                GPU ``float32``, ``bfloat16`` or ``float16``.
 
         Raises:
-            ValueError: this model has no deployed form.
+            ValueError: an unknown dtype, a model on another kind of device, or on a GPU one whose head reads tokens.
+            RuntimeError: int8 without a PyTorch engine for it.
         """
-        raise ValueError(f"{type(self).__name__} has no deployed form; use the model itself")
+        if self.device.type == "cuda":
+            if self.reads_tokens(self.family, self.dense):
+                raise ValueError(f"{type(self).__name__} is deployed on a CPU only; on a GPU use the model itself")
+            from ltp.deploy.cuda import DeployedOnCUDA  # needs Triton
+
+            return DeployedOnCUDA(self.family, self.dense, self.pruner, dtype=dtype)
+        from ltp.deploy.model import DeployedModel  # not needed for training
+
+        return DeployedModel(self, dtype=dtype)
 
     def with_penalty(self, loss: Tensor, encoded: EncoderOutput) -> Tensor:
         """Return the objective: the task loss, plus the method's penalty under a soft rule; scalar float32."""
@@ -363,45 +417,6 @@ class LTPPreTrainedModel(PreTrainedModel):
         if cls.auto_class != "AutoModel" and is_bare:
             return {r"^dense_model\.": f"dense_model.{part}."}
         return {r"^dense\.": "dense_model."}
-
-
-@dataclasses.dataclass(frozen=True)
-class Encoded:
-    """What the encoder computed of a batch, padded or packed.
-
-    Attributes:
-        output: the encoder's output; states and scores in its layout, (B, N, …) or (T, …).
-        alive: the real tokens, (B, N) bool.
-        indices: their indices in the flattened batch, (T,) int64; None for the padded layout.
-    """
-
-    output: EncoderOutput
-    alive: Tensor
-    indices: Tensor | None
-
-    def padded(self, rows: Tensor, padding: float = 0.0) -> Tensor:
-        """Return rows of tokens in the padded layout, (B, N, …), with a value for padding."""
-        if self.indices is None:
-            is_padding = ~self.alive.view(*self.alive.shape, *[1] * (rows.ndim - 2))
-            return rows.masked_fill(is_padding, padding)
-        padded = rows.new_full((self.alive.numel(), *rows.shape[1:]), padding)
-        return padded.index_copy(0, self.indices, rows).unflatten(0, self.alive.shape)
-
-    def fields(self, output_hidden_states: bool | None) -> dict[str, Any]:
-        """Return the fields that the outputs of all models have."""
-        output, states = self.output, None
-        if output_hidden_states:
-            states = tuple(map(self.padded, output.hidden_states))
-        scores = [self.padded(scores, -1) for scores in output.scores]
-        return {
-            "hidden_states": states,
-            "attentions": output.attentions or None,
-            "token_lengths": output.token_lengths,
-            "gate_sums": output.gate_sums,
-            "expected_lengths": output.expected_lengths,
-            "class_states": output.class_states,
-            "scores": torch.stack(scores) if scores else None,
-        }
 
 
 def _new_pruner(config: Any) -> Pruner:

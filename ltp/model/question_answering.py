@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ltp.encoders.base import EncoderFamily
 from ltp.execution.output import LTPSpanOutput
+from ltp.execution.packing import Layout
 from ltp.model.pretrained import LTPPreTrainedModel
 
 
@@ -17,6 +19,14 @@ class LTPForQuestionAnswering(LTPPreTrainedModel):
     """
 
     auto_class: ClassVar[str] = "AutoModelForQuestionAnswering"
+    output_class: ClassVar[Any] = LTPSpanOutput
+
+    @classmethod
+    def head(cls, family: type[EncoderFamily], dense: Any, last: Tensor, layout: Layout) -> dict[str, Tensor]:
+        """Return ``start_logits`` and ``end_logits``, (B, N); see :class:`~ltp.model.pretrained.LTPPreTrainedModel`."""
+        logits = family.find_spans(dense, family.finish(dense, last))
+        start_logits, end_logits = layout.padded(logits, torch.finfo(logits.dtype).min).unbind(dim=-1)
+        return {"start_logits": start_logits, "end_logits": end_logits}
 
     def forward(
         self,
@@ -45,25 +55,20 @@ class LTPForQuestionAnswering(LTPPreTrainedModel):
             depend on it (that of Hugging Face's classes does); with positions the ``loss``, the mean of the cross
             entropies of start and end, plus the method's penalty under a soft rule.
         """
-        encoded = self.encode(
+        encoded, layout = self.encode(
             *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds),
-            restores=True,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             output_class_states=output_class_states,
             output_scores=output_scores,
             head_mask=head_mask,
         )
-        last = self.family.finish(self.dense, encoded.output.hidden_states[-1])
-        logits = self.family.find_spans(self.dense, last)
-        start_logits, end_logits = encoded.padded(logits, torch.finfo(logits.dtype).min).unbind(dim=-1)
+        outputs = self.outputs(encoded, layout, output_hidden_states)
         loss = None
         if start_positions is not None and end_positions is not None:
-            loss = self.task_loss(start_logits, end_logits, start_positions, end_positions)
-            loss = self.with_penalty(loss, encoded.output)
-        output = LTPSpanOutput(
-            loss=loss, start_logits=start_logits, end_logits=end_logits, **encoded.fields(output_hidden_states)
-        )
+            logits = (outputs["start_logits"], outputs["end_logits"])
+            loss = self.with_penalty(self.task_loss(*logits, start_positions, end_positions), encoded)
+        output = LTPSpanOutput(loss=loss, **outputs)
         return output if return_dict is not False else output.to_tuple()
 
     def task_loss(

@@ -5,7 +5,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.nn import functional
 
+from ltp.encoders.base import EncoderFamily
 from ltp.execution.output import LTPTokenOutput
+from ltp.execution.packing import Layout
 from ltp.model.pretrained import LTPPreTrainedModel
 
 
@@ -16,6 +18,12 @@ class LTPForTokenClassification(LTPPreTrainedModel):
     """
 
     auto_class: ClassVar[str] = "AutoModelForTokenClassification"
+    output_class: ClassVar[Any] = LTPTokenOutput
+
+    @classmethod
+    def head(cls, family: type[EncoderFamily], dense: Any, last: Tensor, layout: Layout) -> dict[str, Tensor]:
+        """Return ``logits``, (B, N, num_labels); see :class:`~ltp.model.pretrained.LTPPreTrainedModel`."""
+        return {"logits": layout.padded(family.label_tokens(dense, family.finish(dense, last)))}
 
     def forward(
         self,
@@ -41,19 +49,17 @@ class LTPForTokenClassification(LTPPreTrainedModel):
             ``logits``, (B, N, num_labels), 0 for padding; with labels the ``loss``, the mean over the labelled tokens,
             plus the method's penalty under a soft rule.
         """
-        encoded = self.encode(
+        encoded, layout = self.encode(
             *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds),
-            restores=True,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             output_class_states=output_class_states,
             output_scores=output_scores,
             head_mask=head_mask,
         )
-        last = self.family.finish(self.dense, encoded.output.hidden_states[-1])
-        logits = encoded.padded(self.family.label_tokens(self.dense, last))
-        loss = None if labels is None else self.with_penalty(self.task_loss(logits, labels), encoded.output)
-        output = LTPTokenOutput(loss=loss, logits=logits, **encoded.fields(output_hidden_states))
+        outputs = self.outputs(encoded, layout, output_hidden_states)
+        loss = None if labels is None else self.with_penalty(self.task_loss(outputs["logits"], labels), encoded)
+        output = LTPTokenOutput(loss=loss, **outputs)
         return output if return_dict is not False else output.to_tuple()
 
     def task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -180,13 +180,13 @@ def test_collator_pads_on_the_right_to_the_longest():
         },
         {"input_ids": [2, 3], "token_type_ids": [0, 1], "attention_mask": [1, 1], "label": 0},
     ]
-    batch = Collator(pad_token_id=7, regression=False)(rows)
+    batch = Collator(7, TASKS["demo"])(rows)
     assert batch["input_ids"].tolist() == [[2, 8, 9, 3], [2, 3, 7, 7]]
     assert batch["token_type_ids"].tolist() == [[0, 0, 1, 1], [0, 1, 0, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
     assert batch["labels"].tolist() == [1, 0]
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
-    labels = Collator(0, regression=True)([{"input_ids": [1], "label": 2.5}])["labels"]
+    labels = Collator(0, TASKS["stsb"])([{"input_ids": [1], "label": 2.5}])["labels"]
     assert (labels.tolist(), labels.dtype) == ([2.5], torch.float32)
 
 

@@ -16,7 +16,7 @@ from helpers import SMALL, in_process, ltp_train, write_json
 from ltp import evaluate
 from ltp.data.tasks import TASKS
 from ltp.evaluation.report import report_table
-from ltp.evaluation.scoring import Outcome, by_length, chance_warning, is_defined, summarise, write_predictions
+from ltp.evaluation.scoring import Outcome, by_length, chance_warning, summarise, write_predictions
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*quantized tensor creation functions.*:UserWarning")
 
@@ -258,7 +258,10 @@ def test_groups_by_length_add_up(runs):
 def outcome(labels, predictions, lengths):
     lengths = torch.tensor(lengths)
     return Outcome(
-        torch.tensor(labels), torch.eye(2)[torch.tensor(predictions)], lengths[:, None].expand(-1, 3).contiguous()
+        TASKS["demo"],
+        torch.tensor(labels),
+        torch.eye(2)[torch.tensor(predictions)],
+        lengths[:, None].expand(-1, 3).contiguous(),
     )
 
 
@@ -285,7 +288,7 @@ def test_groups_have_the_expected_members():
     ],
 )
 def test_metrics_that_say_nothing_of_some_examples(metric, predictions, labels, expected):
-    assert is_defined(metric, torch.tensor(predictions), torch.tensor(labels)) is expected
+    assert TASKS["mrpc"].is_defined(metric, torch.tensor(predictions), torch.tensor(labels)) is expected
 
 
 def test_an_undefined_metric_is_a_dash(make_dense):
@@ -335,7 +338,9 @@ def test_other_predictions_do_not_take_the_place_of_a_runs_own(runs, change, tmp
 
 
 def test_predictions_of_a_regression_are_numbers(tmp_path):
-    scores = Outcome(torch.tensor([1.5, 2.0]), torch.tensor([[1.25], [2.5]]), torch.tensor([[4, 3], [6, 2]]))
+    scores = Outcome(
+        TASKS["stsb"], torch.tensor([1.5, 2.0]), torch.tensor([[1.25], [2.5]]), torch.tensor([[4, 3], [6, 2]])
+    )
     write_predictions(tmp_path / "p.parquet", scores)
     assert pq.read_table(tmp_path / "p.parquet").to_pydict() == {
         "label": [1.5, 2.0],
@@ -356,7 +361,9 @@ def test_predictions_are_never_half_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pyarrow.parquet, "write_table", fails)
     with pytest.raises(OSError, match="disk full"):
-        write_predictions(path, Outcome(torch.tensor([1]), torch.tensor([[0.0, 1]]), torch.tensor([[4, 3]])))
+        write_predictions(
+            path, Outcome(TASKS["demo"], torch.tensor([1]), torch.tensor([[0.0, 1]]), torch.tensor([[4, 3]]))
+        )
     assert path.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [path]
 

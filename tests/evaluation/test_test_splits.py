@@ -102,12 +102,12 @@ class TestReading:
 
 class TestSubmissions:
     def test_classes_are_numbers_or_names_as_glue_has_them(self):
-        predictions = [Prediction(label, 0.9, "", 1.0, []) for label in ("b", "a", "b")]
+        predictions = [Prediction({"label": label, "probability": 0.9}, "", "", 1.0, []) for label in ("b", "a", "b")]
         assert submission(TASKS["sst2"], ("a", "b"), predictions) == "index\tprediction\n0\t1\n1\t0\n2\t1\n"
         assert submission(TASKS["rte"], ("a", "b"), predictions).splitlines()[1:3] == [
             *("0\tnot_entailment", "1\tentailment"),
         ]
-        scores = [Prediction(None, score, "", 1.0, []) for score in (-0.2, 3.14159, 6)]
+        scores = [Prediction({"score": score}, "", "", 1.0, []) for score in (-0.2, 3.14159, 6)]
         assert submission(TASKS["stsb"], ("x",), scores) == "index\tprediction\n0\t0.000\n1\t3.142\n2\t5.000\n"
 
     def test_names(self):

@@ -20,7 +20,7 @@ from ltp.command.output import PrintableFormatter
 from ltp.data.texts import Texts
 from ltp.errors import printable
 from ltp.evaluation.prediction import Prediction
-from ltp.evaluation.prediction_output import OutputColumns, prediction_columns, prediction_writer
+from ltp.evaluation.prediction_output import OutputColumns, prediction_writer
 from ltp.reporting.collect import collect
 from ltp.reporting.documents import latex, summary_markdown, table_of_runs
 from ltp.reporting.figures import draw
@@ -117,16 +117,16 @@ def test_no_formula_is_left_live(tmp_path):
 
 
 def test_a_label_of_a_model_is_no_formula(tmp_path):
-    columns = OutputColumns(prediction_columns(is_regression=False), typed=False)
+    columns = OutputColumns(("row", "label", "probability"), typed=False)
     chunk = Texts([1], [("a",)], [{"text": "-a"}])
     columns.look(chunk)
     with prediction_writer(tmp_path / "out.csv", columns) as write:
-        write(columns.records(chunk, [Prediction("=HYPERLINK(1)", 0.5, "", 1.0, [])]))
+        write(columns.records(chunk, [Prediction({"label": "=HYPERLINK(1)", "probability": 0.5}, "", "", 1.0, [])]))
     assert (tmp_path / "out.csv").read_text() == "row,text,label,probability\n1,-a,'=HYPERLINK(1),0.5\n"
 
 
 def test_columns_of_the_input_never_share_a_name():
-    columns = OutputColumns(prediction_columns(is_regression=False), typed=False)
+    columns = OutputColumns(("row", "label", "probability"), typed=False)
     columns.look(Texts([1], [("a",)], [{"label": 1, "input_label": 2, "row": 3}]))
     assert columns.names == ["row", "input_label", "input_input_label", "input_row", "label", "probability"]
 

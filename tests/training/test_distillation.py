@@ -7,6 +7,7 @@ import torch
 from helpers import METHODS
 
 from ltp import LTPForSequenceClassification
+from ltp.data.tasks import TASKS
 from ltp.training.distillation import Distillation, hidden_loss, logits_loss, ranking_loss
 
 
@@ -62,8 +63,8 @@ def test_the_ranking_s_teacher_is_hugging_face_s_last_attention(pair, batch):
     received = (attention * inputs["attention_mask"][:, None, :, None]).sum(dim=(1, 2)) / (4 * 128)
     expected = received.masked_fill(inputs["attention_mask"] == 0, -1)
     output = student(**batch, output_scores=True)
-    added = Distillation(teacher, 0.3, 2.0, ranking_weight=0.7).added_loss(output, batch, output.loss)
-    logits = Distillation(teacher, 0.3, 2.0).added_loss(output, batch, output.loss)
+    added = Distillation(teacher, TASKS["demo"], 0.3, 2.0, ranking_weight=0.7).added_loss(output, batch, output.loss)
+    logits = Distillation(teacher, TASKS["demo"], 0.3, 2.0).added_loss(output, batch, output.loss)
     torch.testing.assert_close(added - logits, 0.7 * ranking_loss(output.scores, expected), rtol=1e-4, atol=1e-6)
     added.backward()
     assert student.dense.base_model.encoder.layer[0].attention.self.query.weight.grad.abs().max() > 0
@@ -86,7 +87,7 @@ def batch():
 def test_what_is_added_to_the_loss(pair, batch):
     student, teacher = pair
     output = student(**batch, output_class_states=True)
-    added = Distillation(teacher, 0.3, 2.0, hidden_weight=0.7).added_loss(output, batch, output.loss)
+    added = Distillation(teacher, TASKS["demo"], 0.3, 2.0, hidden_weight=0.7).added_loss(output, batch, output.loss)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     hidden = teacher.dense(**inputs, output_hidden_states=True)  # Hugging Face's own
     states = torch.stack([state[:, 0] for state in hidden.hidden_states[1:]])
@@ -99,7 +100,7 @@ def test_what_is_added_to_the_loss(pair, batch):
 def test_the_teacher_does_not_learn(pair, batch):
     student, teacher = pair
     teacher.train()
-    distillation = Distillation(teacher, 1.0, 2.0, hidden_weight=1.0)
+    distillation = Distillation(teacher, TASKS["demo"], 1.0, 2.0, hidden_weight=1.0)
     assert not teacher.training
     output = student(**batch, output_class_states=True)
     (output.loss + distillation.added_loss(output, batch, output.loss)).backward()

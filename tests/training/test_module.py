@@ -190,7 +190,7 @@ def test_a_step_s_gradient_is_that_of_the_mean_over_its_examples(pruned, fit, to
     rows = demo_rows("train", rows=ROWS)
     encoded = [dict(tokenizer(row["sentence"]), label=row["label"]) for row in rows]
     lengths = torch.tensor([len(row["input_ids"]) for row in encoded]).numpy()
-    collate = Collator(tokenizer.pad_token_id, regression=False)
+    collate = Collator(tokenizer.pad_token_id, TASKS["demo"])
     batches = global_batches(lengths, 8, seed=0, epoch=0)
     assert sorted(map(len, batches)) == [6, 8, 8]
     for numbers, step in zip(batches, gradients.steps, strict=True):

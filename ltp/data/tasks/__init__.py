@@ -138,6 +138,18 @@ def custom_task(
     return task(name, columns, None, metrics, size, lr=2e-5, label_column=label_column, is_custom=True)
 
 
+def kind_of(model_class: str, problem_type: str | None) -> type[Task]:
+    """Return the kind of a model's outputs, from its class and `config.problem_type`.
+
+    Raises:
+        ValueError: there is none, as for a bare encoder.
+    """
+    for kind in KINDS.values():
+        if kind.fits(model_class, problem_type):
+            return kind
+    raise ValueError(f"a {model_class} predicts nothing")
+
+
 def build_metrics(task: Task) -> MetricCollection:
     """Build the task's metrics, exact for any number of processes, by name; see :meth:`Task.build_metric`."""
     return task.build_metrics()

@@ -236,6 +236,33 @@ class Task(ABC):
         """Whether a metric is defined on these examples."""
         return True
 
+    @classmethod
+    def fits(cls, model_class: str, problem_type: str | None) -> bool:
+        """Whether a model's outputs are of this kind, from its class and `config.problem_type`."""
+        return model_class == cls.model_class
+
+    @classmethod
+    @abstractmethod
+    def prediction_columns(cls, num_labels: int) -> tuple[str, ...]:
+        """Return the names of what :meth:`read` returns of a text."""
+
+    @classmethod
+    @abstractmethod
+    def read(cls, logits: Tensor, labels: Sequence[str], encodings: Sequence[Any], texts: Sequence[Any]) -> list[Row]:
+        """Return what is predicted of texts, by column.
+
+        Args:
+            logits: (B, …, num_labels) float32.
+            labels: names of the labels by id.
+            encodings: of each text, by the tokenizer's backend.
+            texts: the one or two texts of each example.
+        """
+
+    @classmethod
+    @abstractmethod
+    def show(cls, prediction: Row) -> str:
+        """Return a prediction as a short text."""
+
     def outcome_columns(self, logits: Tensor, labels: Tensor) -> Iterator[tuple[str, Any]]:
         """Yield the columns of a file of outcomes, one value an example: `label`, `prediction`, and what else there is.
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ltp.data.tasks.base import Task
+from ltp.data.tasks.base import Row, Task
 from ltp.errors import UserError
 
 if TYPE_CHECKING:
@@ -123,6 +123,33 @@ class MultiLabelTask(Task):
     def predictions(self, logits: Tensor) -> Tensor:
         """Return the probability of each label, (B, num_labels)."""
         return logits.sigmoid()
+
+    @classmethod
+    def fits(cls, model_class: str, problem_type: str | None) -> bool:
+        """Whether a model predicts several labels for a text."""
+        return model_class == cls.model_class and problem_type == "multi_label_classification"
+
+    @classmethod
+    def prediction_columns(cls, num_labels: int) -> tuple[str, ...]:
+        """Return `labels`, and `probabilities`, of all labels by name."""
+        return ("labels", "probabilities")
+
+    @classmethod
+    def read(cls, logits: Tensor, labels: Sequence[str], encodings: Sequence[Any], texts: Sequence[Any]) -> list[Row]:
+        """Return the labels of each text, and the probability of every label, from (B, num_labels)."""
+        return [
+            {
+                "labels": [name for name, value in zip(labels, row, strict=True) if value > 0.5],
+                "probabilities": dict(zip(labels, row, strict=True)),
+            }
+            for row in logits.sigmoid().tolist()
+        ]
+
+    @classmethod
+    def show(cls, prediction: Row) -> str:
+        """Return `praise 0.98, place 0.71`, or a dash."""
+        shown = [f"{name} {prediction['probabilities'][name]:.3f}" for name in prediction["labels"]]
+        return ", ".join(shown) or "–"
 
     def build_metric(self, name: str) -> Metric:
         """Build a metric of probabilities and labels, both (B, num_labels)."""

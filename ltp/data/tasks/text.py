@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ltp.data.tasks.base import Task
+from ltp.data.tasks.base import Row, Task
 from ltp.errors import UserError
 
 if TYPE_CHECKING:
@@ -106,6 +106,34 @@ class TextTask(Task):
     def predictions(self, logits: Tensor) -> Tensor:
         """Return class ids, (B,) int64, or numbers, (B,) float32."""
         return logits.squeeze(-1) if self.is_regression else logits.argmax(dim=-1)
+
+    @classmethod
+    def fits(cls, model_class: str, problem_type: str | None) -> bool:
+        """Whether a model predicts one class, or one number, for a text."""
+        return model_class == cls.model_class and problem_type != "multi_label_classification"
+
+    @classmethod
+    def prediction_columns(cls, num_labels: int) -> tuple[str, ...]:
+        """Return `label` and `probability`, or `score`."""
+        return ("score",) if num_labels == 1 else ("label", "probability")
+
+    @classmethod
+    def read(cls, logits: Tensor, labels: Sequence[str], encodings: Sequence[Any], texts: Sequence[Any]) -> list[Row]:
+        """Return the label of each text and its probability, or its score, from (B, num_labels)."""
+        if logits.shape[1] == 1:
+            return [{"score": score} for score in logits[:, 0].tolist()]
+        values, ids = logits.softmax(dim=1).max(dim=1)
+        return [
+            {"label": labels[index], "probability": value}
+            for index, value in zip(ids.tolist(), values.tolist(), strict=True)
+        ]
+
+    @classmethod
+    def show(cls, prediction: Row) -> str:
+        """Return `positive 0.982`, or the score."""
+        if "score" in prediction:
+            return f"{prediction['score']:.3f}"
+        return f"{prediction['label']} {prediction['probability']:.3f}"
 
     def outcome_columns(self, logits: Tensor, labels: Tensor) -> Iterator[tuple[str, Any]]:
         """Yield class ids, and the probability of the predicted one; of a regression numbers."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ltp.data import CONLL
-from ltp.data.tasks.base import Task
+from ltp.data.tasks.base import Row, Task
 from ltp.errors import UserError
 
 if TYPE_CHECKING:
@@ -184,6 +184,35 @@ class TokenTask(Task):
         predictions = self.predictions(logits)
         for name, values in (("label", labels), ("prediction", predictions)):
             yield name, [row[own != IGNORED].tolist() for row, own in zip(values, labels, strict=True)]
+
+    @classmethod
+    def prediction_columns(cls, num_labels: int) -> tuple[str, ...]:
+        """Return `words`, as the tokenizer finds them, `labels`, and `probabilities` of these."""
+        return ("words", "labels", "probabilities")
+
+    @classmethod
+    def read(cls, logits: Tensor, labels: Sequence[str], encodings: Sequence[Any], texts: Sequence[Any]) -> list[Row]:
+        """Return the words of each text, their labels and the labels' probabilities, from (B, N, num_labels)."""
+        values, ids = logits.softmax(dim=2).max(dim=2)
+        rows = []
+        for own, row, encoding, (text,) in zip(values.tolist(), ids.tolist(), encodings, texts, strict=True):
+            words = list(encoding.word_ids)
+            first = [place for place, word in enumerate(words) if word is not None and word != words[place - 1]]
+            spans = [encoding.word_to_chars(words[place]) for place in first]
+            rows.append(
+                {
+                    "words": [text[start:end] for start, end in spans],
+                    "labels": [labels[row[place]] for place in first],
+                    "probabilities": [own[place] for place in first],
+                }
+            )
+        return rows
+
+    @classmethod
+    def show(cls, prediction: Row) -> str:
+        """Return the words that have a label: `not/B-negative good/I-negative`, or a dash."""
+        pairs = zip(prediction["words"], prediction["labels"], strict=True)
+        return " ".join(f"{word}/{label}" for word, label in pairs if label != "O") or "–"
 
     def build_metric(self, name: str) -> Metric:
         """Build a metric of labels of tokens, both (B, N) int64, :data:`IGNORED` in the target for those without."""

@@ -1,4 +1,4 @@
-"""The deployed classifier: encoder layers with prepacked weights, and their forward pass."""
+"""The deployed model: encoder layers with prepacked weights, and their forward pass."""
 
 import copy
 from typing import Any
@@ -10,17 +10,16 @@ from torch.nn import functional
 
 from ltp.deploy.attention import deployed_attention
 from ltp.deploy.linears import DTYPES, PlainLinear, linear_type
-from ltp.encoders.base import EncoderFamily, LayerParts, PairBias, Rotation
+from ltp.encoders.base import LayerParts, PairBias, Rotation
 from ltp.execution.attention import Pairs
-from ltp.execution.output import LTPOutput
-from ltp.execution.packing import owners, real_tokens
+from ltp.execution.packing import Layout, owners, real_tokens
 from ltp.pruning.importance import ATTENTION_READS
 from ltp.pruning.pruner import Pruner
 from ltp.pruning.tokens import Tokens
 
 
-class DeployedClassifier:
-    """A frozen copy of a pruned classifier for inference on a CPU, created by ``LTPForSequenceClassification.deploy``.
+class DeployedModel:
+    """A frozen copy of a pruned model for inference on a CPU, created by its ``deploy``.
 
     Call it like the model, without labels. It shares no weights with the original model. It keeps no state between
     calls, so several threads may use it. Its prepacked weights cannot be saved: save the model, and deploy it again
@@ -31,9 +30,7 @@ class DeployedClassifier:
     depend slightly on its batch, because activations are quantised with one range per batch.
 
     Args:
-        family: adapter to the encoder.
-        dense: the Hugging Face classifier.
-        pruner: pruning method; it is copied.
+        model: the pruned model, an :class:`~ltp.model.pretrained.LTPPreTrainedModel`; its weights are copied.
         dtype: ``float32``, ``bfloat16``, or ``int8``: quantised weights, activations quantised in each product,
             everything else in float32.
 
@@ -46,26 +43,21 @@ class DeployedClassifier:
         RuntimeError: int8 without a PyTorch engine for it.
     """
 
-    def __init__(
-        self,
-        family: type[EncoderFamily],
-        dense: nn.Module,
-        pruner: Pruner,
-        *,
-        dtype: str,
-    ) -> None:
+    def __init__(self, model: Any, *, dtype: str) -> None:
+        family, dense = model.family, model.dense
         self.back_end = linear_type(dtype)
         if (device := next(dense.parameters()).device).type != "cpu":
             raise ValueError(f"the model is on {device}; deploy is for CPUs: move the model there first")
         self.dtype = dtype
         self._hidden_type = DTYPES[dtype]
         self._family = family
-        self.set_pruner(pruner)
+        self._model_class = type(model)
+        self.set_pruner(model.pruner)
         layers = family.layers(dense)
-        # embeddings and head: a copy of the classifier with an empty list of encoder layers
+        # embeddings and head: a copy of the model with an empty list of encoder layers
         memo: dict[int, Any] = {id(family.layer_list(dense)): nn.ModuleList()}
         self._dense = copy.deepcopy(dense, memo).float().eval().requires_grad_(False)
-        self._pools_mean = family.pools_mean(dense.config)
+        self._reads_tokens = model.reads_tokens(family, dense)
         reach = family.max_input_tokens(dense.config) - 1
         prepared: dict[int, DeployedLayer] = {}  # layers may be one and the same
         self._layers = []
@@ -96,8 +88,8 @@ class DeployedClassifier:
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
-    ) -> LTPOutput:
-        """Classify a batch.
+    ) -> Any:
+        """Compute the results of a batch.
 
         Args:
             input_ids: (B, N) int64.
@@ -105,7 +97,7 @@ class DeployedClassifier:
             token_type_ids, position_ids: (B, N) int64, as in Hugging Face models.
 
         Returns:
-            ``logits``, (B, num_labels) float32, and ``token_lengths``, (B, L+1) int64; the rest is None.
+            The output of the model, float32, without a loss, and ``token_lengths``, (B, L+1) int64; the rest is None.
 
         Raises:
             ValueError: an example without a real token at position 0 (padding on the left).
@@ -119,12 +111,8 @@ class DeployedClassifier:
             positions = self._family.attention_positions(columns, position_ids).expand(alive.shape).flatten()[indices]
         lengths = alive.sum(dim=1)
         last, token_lengths = self._encode(hidden.to(self._hidden_type), lengths, positions)
-        pooled = self._family.finish(self._dense, last.float())
-        if self._pools_mean:
-            owner = torch.arange(len(lengths)).repeat_interleave(lengths)
-            pooled = pooled.new_zeros(len(lengths), pooled.shape[1]).index_add(0, owner, pooled) / lengths[:, None]
-        logits = self._family.classify(self._dense, pooled)
-        return LTPOutput(logits=logits, token_lengths=token_lengths)
+        results = self._model_class.head(self._family, self._dense, last.float(), Layout(alive, indices))
+        return self._model_class.output_class(token_lengths=token_lengths, **results)
 
     def _encode(self, hidden: Tensor, real_lengths: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
         """Run the encoder.
@@ -137,8 +125,8 @@ class DeployedClassifier:
             positions: their positions for attention, (T,) int64; None if the family has none.
 
         Returns:
-            The last class states, (B, D), or for the mean the last state of every real token, (T, D); and the token
-            lengths, (B, L+1).
+            The last class states, (B, D), or if the head reads tokens the last state of every real token, (T, D); and
+            the token lengths, (B, L+1).
         """
         rows, pruner = Rows(real_lengths.numpy()), self._pruner
         state: dict[str, Tensor] = {}  # what the method needs of each token, each (T,)
@@ -151,7 +139,7 @@ class DeployedClassifier:
         if positions is not None:
             state["places"] = positions
         restored = None
-        if self._pools_mean:
+        if self._reads_tokens:
             restored = hidden.clone()
             state["origin"] = state["owner"] = torch.arange(rows.total)
         hidden = self._pad_rows(hidden, rows)
