@@ -83,7 +83,7 @@ def predict_source(settings: PredictSettings, checkpoint: Checkpoint, source: Te
     with fast_imports():
         from ltp.evaluation import prediction_output
 
-    kind = kind_of(checkpoint.model_class, checkpoint.config.get("problem_type"))
+    kind = kind_of(checkpoint.model_class, checkpoint.config.get("problem_type"), checkpoint.num_labels)
     own = ("row", *kind.prediction_columns(checkpoint.num_labels))
     output = Path(settings.output) if settings.output is not None else None
     columns = prediction_output.OutputColumns(own, typed=output is not None and output.suffix == ".parquet")
@@ -139,7 +139,7 @@ def resolve(settings: PredictSettings) -> tuple[PredictSettings, Checkpoint]:
     checkpoint = inspect_checkpoint(settings.restore)
     check_budget(checkpoint, settings.budget)
     try:
-        kind_of(checkpoint.model_class, checkpoint.config.get("problem_type"))
+        kind_of(checkpoint.model_class, checkpoint.config.get("problem_type"), checkpoint.num_labels)
     except ValueError:
         raise UserError(f"restore={settings.restore} is a {checkpoint.model_class}: it predicts nothing") from None
     stored = stored_task(checkpoint)
@@ -166,7 +166,7 @@ def check_split(settings: PredictSettings, checkpoint: Checkpoint) -> None:
         UserError: the head does not fit the task, there is no such split, or GLUE takes no submission for it.
     """
     task = task_of(settings.task)
-    if task.is_regression or task.labels is not None:
+    if task.knows_labels:
         check_labels(checkpoint, task)
     splits = ("train", "validation", *task.validation_splits, "test", *task.test_splits)
     if settings.split not in splits:

@@ -30,7 +30,7 @@ KEPT = [
     (PackageSource, "load_config"),
     (config_loader_impl, "create_defaults_list"),
     (ConfigLoaderImpl, "_compose_config_from_defaults_list"),
-    (sources, "demo_rows"),
+    (sources, "_generated"),
 ]
 
 #: The folders whose files stay as they are, and the name of the one that is in memory.
@@ -106,10 +106,4 @@ def _merge_kept(merge):
 
 
 def _rows_kept(make):
-    kept = functools.cache(make)
-
-    @functools.wraps(make)
-    def demo_rows(split, seed=0, rows=None):
-        return [dict(row) for row in kept(split, seed, rows)]
-
-    return demo_rows
+    return functools.wraps(make)(functools.cache(make))

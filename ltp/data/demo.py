@@ -112,6 +112,25 @@ def demo_token_rows(split: str) -> list[Row]:
     return rows
 
 
+def demo_ranking_rows(split: str) -> list[Row]:
+    """Generate queries with five candidates each, `{"query": str, "passage": str, "relevance": 0 or 1}`.
+
+    A query is the subject and the last word of an opinion; the relevant candidate is the sentence that holds it.
+    """
+    sentences = [row["sentence"] for row in demo_rows(split)]
+    rng = random.Random(len(sentences))
+    rows = []
+    for first in range(0, len(sentences) - 4, 5):
+        candidates = sentences[first : first + 5]
+        own = rng.choice(candidates)
+        words = own.split()
+        _, last, _ = rng.choice(_opinions(words))
+        subject = next(word for word in reversed(words[:last]) if word in _SUBJECTS)
+        query = f"{subject} {words[last]}"
+        rows += [{"query": query, "passage": text, "relevance": int(text == own)} for text in candidates]
+    return rows
+
+
 def _opinions(words: Sequence[str]) -> list[tuple[int, int, bool]]:
     """Return the opinions of a sentence: first and last word, and whether they are positive."""
     opinions = []

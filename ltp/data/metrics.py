@@ -15,6 +15,7 @@ from torchmetrics.classification import (
     MulticlassF1Score,
     MultilabelAveragePrecision,
 )
+from torchmetrics.retrieval import RetrievalMRR, RetrievalNormalizedDCG
 from torchmetrics.utilities import dim_zero_cat
 
 
@@ -112,6 +113,37 @@ class MeanAveragePrecision(MultilabelAveragePrecision):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Average precision score for one or more classes was `nan`")
             return super().compute()
+
+
+class RankingScore(Metric):
+    """MRR or nDCG of the candidates that each query ranks first, by torchmetrics; 0 for a query without a relevant one.
+
+    Args:
+        score: "mrr" or "ndcg".
+        top: number of candidates.
+    """
+
+    def __init__(self, score: str, top: int) -> None:
+        super().__init__()
+        self.score = score
+        self.metric = {"mrr": RetrievalMRR, "ndcg": RetrievalNormalizedDCG}[score](top_k=top)
+
+    def update(self, preds: torch.Tensor, target: torch.Tensor) -> None:
+        """Take scores, (B,), and relevance and number of the query, (B, 2)."""
+        relevance, query = target.unbind(dim=1)
+        relevant = (relevance > 0).long() if self.score == "mrr" else relevance
+        preds = preds.double()
+        positive = 1 + preds / (1 + preds.abs())  # in the same order: torchmetrics takes no other for retrieved
+        self.metric.update(positive, relevant, query.long())
+
+    def compute(self) -> torch.Tensor:
+        """Return the mean over the queries: float32, shape ()."""
+        return self.metric.compute()
+
+    def reset(self) -> None:
+        """Forget the candidates."""
+        super().reset()
+        self.metric.reset()
 
 
 class EntityScore(Metric):

@@ -156,7 +156,7 @@ def load_test(
             table = datasets.load_dataset(*_hub(task), split=split).with_format("arrow")[:]
         source = f"{name}, split {split}"
     is_labelled = task.label_column in table.column_names and not task.is_unlabelled(table)
-    check = task.check_rows if is_labelled and (task.is_regression or task.labels is not None) else task.check_texts
+    check = task.check_rows if is_labelled and task.knows_labels else task.check_texts
     return _to_dataset(check(table, source, blank_is_missing=blank_is_missing), None)
 
 
@@ -255,7 +255,7 @@ def _load_from_hub(task: Task) -> dict[str, pa.Table]:
 def _load_custom(task: Task, train_file: Path, validation_file: Path) -> tuple[Task, dict[str, pa.Table]]:
     files = {"train": train_file.expanduser(), "validation": validation_file.expanduser()}
     raw = {split: task.read_file(path, task.columns, remedy=_CUSTOM_COLUMNS) for split, path in files.items()}
-    if not task.is_regression:
+    if not task.is_regression and task.has_names:
         task = task.with_labels(task.infer_labels(raw["train"], files["train"]))
     return task, {
         split: task.check_rows(raw[split], path, blank_is_missing=_blank_is_missing(path))

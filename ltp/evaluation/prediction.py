@@ -63,7 +63,7 @@ def predict(
     """
     encoded, full_lengths = encode(tokenizer, texts, max_length)
     ids, types = encoded["input_ids"], encoded.get("token_type_ids")
-    kind = kind_of(type(model).__name__, model.config.problem_type)
+    kind = kind_of(type(model).__name__, model.config.problem_type, model.num_labels or 0)
     names: Any = model.config.id2label
     labels = [str(names[index]) for index in range(len(names))]
     encodings = encoded.encodings if trace or model.output_class.is_of_tokens else None

@@ -533,5 +533,5 @@ def _find_teacher(
 
 def check_labels_if_known(checkpoint: Checkpoint, task: Task) -> None:
     """Run :func:`check_labels` if the task's labels are known before its files are read."""
-    if task.is_regression or task.labels is not None:
+    if task.knows_labels:
         check_labels(checkpoint, task)

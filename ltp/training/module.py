@@ -152,10 +152,12 @@ class LTPModule(pl.LightningModule):
         wanted = {}
         if distillation is not None:
             wanted = {"output_class_states": distillation.needs_states, "output_scores": distillation.needs_scores}
-        output = self.model(**batch, **wanted)
-        loss, labels = output.loss, batch["labels"]
+        labels = batch["labels"]
+        targets = self.task.model_labels(labels)
+        output = self.model(**batch | {"labels": targets}, **wanted)
+        loss = output.loss
         if distillation is not None:
-            task_loss = self.model.task_loss(output.logits, batch["labels"])
+            task_loss = self.model.task_loss(output.logits, targets)
             loss = loss + distillation.added_loss(output, batch, task_loss)
         for method in passes:  # what keeps every token teaches them
             pruner.method = method
@@ -346,7 +348,7 @@ class LTPModule(pl.LightningModule):
         in_use = self._budget_in_use
         for index, (scores, cost) in enumerate(zip(self.scores, self.costs, strict=True)):
             self._use_budget(index)
-            output = self.model(**batch)
+            output = self.model(**{name: value for name, value in batch.items() if name != "labels"})
             predictions = self.task.predictions(output.logits.float())
             scores[dataloader_idx].update(predictions, batch["labels"])
             if dataloader_idx == 0:

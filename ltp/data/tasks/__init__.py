@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from ltp.data.tasks.base import Task
 from ltp.data.tasks.multilabel import MultiLabelTask
+from ltp.data.tasks.ranking import RankingTask
 from ltp.data.tasks.text import TextTask
 from ltp.data.tasks.tokens import TokenTask
 from ltp.errors import UserError, suggest
@@ -25,13 +26,16 @@ from ltp.errors import UserError, suggest
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
 
-__all__ = ["KINDS", "SIZES", "TASKS", "MultiLabelTask", "Task", "TextTask", "TokenTask", "custom_task", "get_task"]
+__all__ = [
+    *("KINDS", "SIZES", "TASKS", "MultiLabelTask", "RankingTask", "Task", "TextTask", "TokenTask"),
+    *("custom_task", "get_task"),
+]
 
 SIZES = ("small", "large")
 #: Group of entry points of packages that bring tasks: an entry is a module.
 ENTRY_POINTS = "ltp.tasks"
 #: Kinds of output of custom tasks, by the value of `task.kind=`.
-KINDS: dict[str, type[Task]] = {kind.kind: kind for kind in (TextTask, MultiLabelTask, TokenTask)}
+KINDS: dict[str, type[Task]] = {kind.kind: kind for kind in (TextTask, MultiLabelTask, TokenTask, RankingTask)}
 #: Tasks by name; :func:`adopt` fills it.
 TASKS: dict[str, Task] = {}
 
@@ -113,13 +117,16 @@ def custom_task(
         raise UserError(f"task.name={name}: use letters, digits, '_', '-' and '.' only: it names a directory.")
     if name in TASKS:
         raise UserError(f"task.name={name}: this is a built-in task; give the custom task another name.")
-    if not 1 <= len(columns) <= task.max_texts or not all(isinstance(column, str) and column for column in columns):
+    are_names = all(isinstance(column, str) and column for column in columns)
+    if not task.min_texts <= len(columns) <= task.max_texts or not are_names:
         wanted, example = (
             "one or two text columns",
             "task.text_columns=[sentence] or task.text_columns=[question,answer]",
         )
         if task.max_texts == 1:
             wanted, example = "one column", "task.text_columns=[tokens]"
+        elif task.min_texts == 2:
+            wanted, example = "two text columns", "task.text_columns=[query,passage]"
         raise UserError(f"task.text_columns={list(columns)}: name {wanted}, for example {example}.")
     if not label_column:
         raise UserError("task.label_column is empty: name the column that holds the label.")
@@ -138,14 +145,14 @@ def custom_task(
     return task(name, columns, None, metrics, size, lr=2e-5, label_column=label_column, is_custom=True)
 
 
-def kind_of(model_class: str, problem_type: str | None) -> type[Task]:
-    """Return the kind of a model's outputs, from its class and `config.problem_type`.
+def kind_of(model_class: str, problem_type: str | None, num_labels: int) -> type[Task]:
+    """Return the kind of a model's outputs, from its class, `config.problem_type` and width.
 
     Raises:
         ValueError: there is none, as for a bare encoder.
     """
     for kind in KINDS.values():
-        if kind.fits(model_class, problem_type):
+        if kind.fits(model_class, problem_type, num_labels):
             return kind
     raise ValueError(f"a {model_class} predicts nothing")
 

@@ -67,8 +67,11 @@ class Task(ABC):
     suffixes: ClassVar[tuple[str, ...]] = TABLE_SUFFIXES
     #: Whether the input is a list of words rather than texts.
     reads_words: ClassVar[bool] = False
-    #: Most text columns.
+    #: Least and most text columns.
+    min_texts: ClassVar[int] = 1
     max_texts: ClassVar[int] = 1
+    #: Whether labels have names, which a custom task finds in its training file.
+    has_names: ClassVar[bool] = True
 
     @classmethod
     def describe_metrics(cls) -> str:
@@ -138,6 +141,11 @@ class Task(ABC):
         if self.labels is None:
             raise ValueError(f"task {self.name}: labels are known only once the training file was read")
         return len(self.labels)
+
+    @property
+    def knows_labels(self) -> bool:
+        """Whether labels can be checked: a custom task finds their names in its training file."""
+        return self.is_regression or not self.has_names or self.labels is not None
 
     def with_labels(self, labels: Sequence[str]) -> Task:
         """Return the task with the labels of its training file."""
@@ -214,6 +222,10 @@ class Task(ABC):
             width: number of tokens of the padded batch.
         """
 
+    def model_labels(self, labels: Tensor) -> Tensor:
+        """Return what the model's loss takes of the labels of a batch."""
+        return labels
+
     def label_counts(self, labels: Sequence[Any]) -> Sequence[int] | None:
         """Return how many labels each row has, over which the loss is a mean; None for one each."""
         return None
@@ -237,8 +249,8 @@ class Task(ABC):
         return True
 
     @classmethod
-    def fits(cls, model_class: str, problem_type: str | None) -> bool:
-        """Whether a model's outputs are of this kind, from its class and `config.problem_type`."""
+    def fits(cls, model_class: str, problem_type: str | None, num_labels: int) -> bool:
+        """Whether a model's outputs are of this kind, from its class, `config.problem_type` and width."""
         return model_class == cls.model_class
 
     @classmethod

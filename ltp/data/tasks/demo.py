@@ -1,7 +1,8 @@
 """The embedded corpora: generated from a seed, learnable from scratch by `model=tiny` in about a minute."""
 
-from ltp.data.demo import demo_multilabel_rows, demo_rows, demo_token_rows
+from ltp.data.demo import demo_multilabel_rows, demo_ranking_rows, demo_rows, demo_token_rows
 from ltp.data.tasks.multilabel import MultiLabelTask
+from ltp.data.tasks.ranking import RankingTask
 from ltp.data.tasks.text import TextTask
 from ltp.data.tasks.tokens import TokenTask
 
@@ -21,4 +22,9 @@ DEMO_TOKENS = TokenTask(
     *(("f1", "precision", "recall", "accuracy"), "small", 5e-4),
     label_column="tags",
     generate=demo_token_rows,
+)
+DEMO_RANKING = RankingTask(
+    *("demo-ranking", ("query", "passage"), (), ("mrr_10", "ndcg_10"), "small", 5e-4),
+    label_column="relevance",
+    generate=demo_ranking_rows,
 )

@@ -125,9 +125,9 @@ class MultiLabelTask(Task):
         return logits.sigmoid()
 
     @classmethod
-    def fits(cls, model_class: str, problem_type: str | None) -> bool:
+    def fits(cls, model_class: str, problem_type: str | None, num_labels: int) -> bool:
         """Whether a model predicts several labels for a text."""
-        return model_class == cls.model_class and problem_type == "multi_label_classification"
+        return model_class == cls.model_class and problem_type == "multi_label_classification" and num_labels > 1
 
     @classmethod
     def prediction_columns(cls, num_labels: int) -> tuple[str, ...]:

@@ -108,7 +108,7 @@ class TextTask(Task):
         return logits.squeeze(-1) if self.is_regression else logits.argmax(dim=-1)
 
     @classmethod
-    def fits(cls, model_class: str, problem_type: str | None) -> bool:
+    def fits(cls, model_class: str, problem_type: str | None, num_labels: int) -> bool:
         """Whether a model predicts one class, or one number, for a text."""
         return model_class == cls.model_class and problem_type != "multi_label_classification"
 
