@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import hydra
@@ -24,9 +25,10 @@ from rich.console import Console
 
 from ltp import __version__
 from ltp.command.output import run_until_broken_pipe
+from ltp.data.tasks import adopt, load_entry_points
 from ltp.encoders.registry import REGISTERED as FAMILIES
 from ltp.errors import LTPError, RunError, TerminatedError, UserError, install_hint, printable, unknown_option
-from ltp.pruning import BrokenMethodError, aliases, load_modules
+from ltp.pruning import BrokenMethodError, aliases, is_of, load_modules
 from ltp.runs.settings import as_plain, register_options, typed_as, unknown_key
 from ltp.runs.started import remember_command
 from ltp.sweeps.processes import exit_with_parent, has_parent_process, report_to_parent
@@ -67,7 +69,7 @@ PLUGINS_VARIABLE = "LTP_PLUGINS"
 
 
 def load_plugins(arguments: Sequence[str]) -> list[str]:
-    """Import the modules of ``plugins=[…]``, which register methods, before Hydra reads the schema.
+    """Import the modules of ``plugins=[…]``, which bring methods, encoders or tasks, before Hydra reads the schema.
 
     Returns:
         The arguments without it.
@@ -83,11 +85,16 @@ def load_plugins(arguments: Sequence[str]) -> list[str]:
         if "" not in sys.path and os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())
     try:
-        load_modules(names, registries=[FAMILIES])
+        load_modules(names, others=[adopt, _brings_family])
+        load_entry_points()
     except BrokenMethodError as error:
         raise UserError(str(error)) from None
     register_options()
     return [word for word in arguments if word not in given]
+
+
+def _brings_family(module: ModuleType) -> bool:
+    return any(is_of(family, module) for family in FAMILIES.values())
 
 
 @dataclass(frozen=True)

@@ -102,17 +102,19 @@ class MeanAveragePrecision(MultilabelAveragePrecision):
     def __init__(self, num_labels: int) -> None:
         with warnings.catch_warnings():  # it warns about storing all predictions
             warnings.filterwarnings("ignore", message=".*will save all targets and predictions")
-            super().__init__(num_labels, average="macro")
+            super().__init__(num_labels, average="none")
 
     def update(self, preds: torch.Tensor, target: torch.Tensor) -> None:
         """Take probabilities and labels, both (B, num_labels) float32."""
         super().update(preds, target.long())
 
     def compute(self) -> torch.Tensor:  # type: ignore[override]  # torchmetrics types it as that of the curve
-        """Return the mean: float32, shape ()."""
+        """Return the mean: float32, shape (); NaN if no example has a label."""
+        occurs = dim_zero_cat(self.target).bool().any(dim=0)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Average precision score for one or more classes was `nan`")
-            return super().compute()
+            warnings.filterwarnings("ignore", message="No positive samples found in target")
+            values = super().compute()
+        return values[occurs].mean()
 
 
 class RankingScore(Metric):

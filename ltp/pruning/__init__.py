@@ -17,7 +17,8 @@ import functools
 import importlib
 import importlib.metadata
 import pkgutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from types import ModuleType
 from typing import Any
 
 from ltp.pruning.method import REGISTERED, UNSET, Method, Variant, setting
@@ -67,12 +68,12 @@ def _load_shipped() -> None:
 _BROKEN: list[BrokenMethodError] = []
 
 
-def load_modules(names: Iterable[str], registries: Iterable[Mapping[str, type]] = ()) -> None:
+def load_modules(names: Iterable[str], others: Iterable[Callable[[ModuleType], bool]] = ()) -> None:
     """Import modules from outside the package, which register methods.
 
     Args:
         names: the modules.
-        registries: what a module may register in place of a method, such as encoder families.
+        others: each says whether a module brings something else than a method, such as an encoder family.
 
     Raises:
         BrokenMethodError: a module, or that of an entry point, cannot be imported, registers nothing, or its method
@@ -82,27 +83,31 @@ def load_modules(names: Iterable[str], registries: Iterable[Mapping[str, type]] 
     for error in _BROKEN:
         raise error
     for name in names:
-        _load(name, f"plugins=[{name}]", tuple(registries))
+        _load(name, f"plugins=[{name}]", tuple(others))
 
 
-def _load(module: str, source: str, registries: Sequence[Mapping[str, type]] = ()) -> None:
+def _load(module: str, source: str, others: Sequence[Callable[[ModuleType], bool]] = ()) -> None:
     try:
-        importlib.import_module(module)
+        imported = importlib.import_module(module)
+        brings_other = [brings(imported) for brings in others]
     except Exception as error:
         reason = " ".join(str(error).split())
         raise BrokenMethodError(f"{source}: {module} cannot be imported: {type(error).__name__}: {reason}") from error
 
-    def is_own(registered: type) -> bool:
-        return registered.__module__.split(".")[0] == module.split(".")[0]
-
-    own = [method for method in REGISTERED.values() if is_own(method)]
-    if not own and not any(is_own(other) for registry in registries for other in registry.values()):
+    own = [method for method in REGISTERED.values() if is_of(method, imported)]
+    if not own and not any(brings_other):
         raise BrokenMethodError(
-            f"{source}: {module} registers no method: a method is a subclass of ltp.pruning.Method with a name (and an "
-            "encoder family one of ltp.encoders.base.EncoderFamily with a model_type)"
+            f"{source}: {module} registers no method: a method is a subclass of ltp.pruning.Method with a name (an "
+            "encoder family one of ltp.encoders.base.EncoderFamily with a model_type; a task an instance of a class of "
+            "ltp.data.tasks)"
         )
     for method in own:
         check_contract(method, source)
+
+
+def is_of(registered: type, module: ModuleType) -> bool:
+    """Whether a class is of the same package as a module."""
+    return registered.__module__.split(".")[0] == module.__name__.split(".")[0]
 
 
 def check_contract(method: type[Method], source: str) -> None:

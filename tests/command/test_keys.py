@@ -169,6 +169,11 @@ TRIALS = {
         "distill.weight": "prune=topk distill=logits distill.weight=0.3",
         "distill.temperature": "prune=topk distill=logits distill.temperature=3",
         "distill.hidden_weight": "prune=topk distill=hidden distill.hidden_weight=0.2",
+        "distill.ranking_weight": "prune=topk distill=ranking distill.ranking_weight=0.2",
+        "prune.sliding_layers": (
+            "prune=topk prune.sliding_layers=scale model.architecture.model_type=modernbert "
+            "+model.architecture.local_attention=4"
+        ),
         "distill.teacher": "prune=topk restore=DENSE distill=logits distill.teacher=DENSE",
         **method_trials(),
         "plugins": "plugins=[ltp.pruning.methods.topk]",
@@ -184,10 +189,11 @@ TRIALS = {
                 "task.text_columns",
                 "task.label_column",
                 "task.metric",
+                "task.kind",
             ),
             "task=custom model=tiny recipe=demo task.train_file=HERE/texts.jsonl task.validation_file=HERE/texts.jsonl "
             "task.test_file=HERE/texts.jsonl "
-            "task.text_columns=[body] task.label_column=sentiment task.metric=f1",
+            "task.text_columns=[body] task.label_column=sentiment task.metric=f1 task.kind=single",
         ),
         "callbacks": "callbacks=[early_stopping]",
         "trainer.devices": "trainer.devices=2",

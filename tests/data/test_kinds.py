@@ -1,0 +1,292 @@
+"""Kinds of output beyond one of a text: rows, tensors, metrics, and bad input."""
+
+import json
+
+import pyarrow as pa
+import pytest
+import torch
+
+from ltp.data.conll import read_conll
+from ltp.data.datamodule import GLUEDataModule
+from ltp.data.demo import demo_tokenizer
+from ltp.data.metrics import EntityScore
+from ltp.data.sources import Splits, load_splits
+from ltp.data.tasks import KINDS, TASKS, RankingTask, adopt, custom_task, get_task
+from ltp.data.tasks.tokens import IGNORED
+from ltp.errors import UserError
+
+
+def custom(kind, columns, label, **changes):
+    given = {"metric": None, "size": "small"} | changes
+    return custom_task("mine", kind=kind, text_columns=columns, label_column=label, **given)
+
+
+MULTI = custom("multilabel", ["text"], "labels")
+TOKENS = custom("tokens", ["tokens"], "tags")
+RANKING = custom("ranking", ["query", "passage"], "relevance")
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def load(task, path):
+    return load_splits(task, train_file=path, validation_file=path)
+
+
+def message(task, path):
+    with pytest.raises(UserError) as caught:
+        load(task, path)
+    return str(caught.value)
+
+
+# -- several labels --------------------------------------------------------------------------------------------------
+
+
+def test_labels_are_lists_or_separated(tmp_path):
+    rows = [{"text": "a", "labels": ["red", "blue"]}, {"text": "b", "labels": []}, {"text": "c", "labels": ["blue"]}]
+    splits = load(MULTI, write(tmp_path / "rows.jsonl", rows))
+    assert splits.task.labels == ("blue", "red")
+    assert splits.train["label"][:] == [[0, 1], [], [0]]
+    (tmp_path / "rows.csv").write_text("text,labels\na,red | blue\nb,\nc,blue\n")
+    assert load(MULTI, tmp_path / "rows.csv").train["label"][:] == [[0, 1], [], [0]]
+    target = splits.task.collate_labels(splits.train["label"][:], 9)
+    assert target.tolist() == [[1, 1], [0, 0], [1, 0]]
+    assert target.dtype == torch.float32
+
+
+def test_bad_labels_of_several(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    write(path, [{"text": "a", "labels": ["red"]}, {"text": "b", "labels": None}])
+    assert message(MULTI, path) == (
+        f"{path}: row 2 has no value in column 'labels'; a text without labels has an empty list"
+    )
+    write(path, [{"text": "a", "labels": ["red"]}, {"text": "b", "labels": [1]}])
+    assert message(MULTI, path) == f"{path}: row 2: column 'labels' holds [1], not a list of texts."
+    other = write(tmp_path / "other.jsonl", [{"text": "a", "labels": ["green"]}])
+    write(path, [{"text": "a", "labels": ["red"]}])
+    with pytest.raises(UserError) as caught:
+        load_splits(MULTI, train_file=path, validation_file=other)
+    assert str(caught.value) == (
+        f"{other}: row 1 has label 'green' in column 'labels'; labels of task mine (from the training file): red."
+    )
+
+
+def test_metrics_of_several_labels_by_hand():
+    task = MULTI.with_labels(["a", "b", "c"])
+    metrics = task.build_metrics()
+    target = torch.tensor([[1.0, 0, 0], [1, 1, 0], [0, 1, 0]])
+    metrics.update(torch.tensor([[0.9, 0.6, 0.1]]), target[:1])  # b is wrong
+    metrics.update(torch.tensor([[0.8, 0.7, 0.2], [0.3, 0.4, 0.3]]), target[1:])  # the last b is missed
+    values = {name: value.item() for name, value in metrics.compute().items()}
+    assert values["f1_micro"] == pytest.approx(2 * 3 / (2 * 3 + 1 + 1))
+    assert values["f1_macro"] == pytest.approx((1 + 0.5 + 0) / 3)
+    # a: both before the rest; b: ranked 1 (right), 2 (wrong), 3 (right); c occurs nowhere
+    assert values["map"] == pytest.approx((1 + (1 + 2 / 3) / 2) / 2)
+
+
+# -- tokens ----------------------------------------------------------------------------------------------------------
+
+WORDS = [
+    {"tokens": ["the", "film", "zzz", "good"], "tags": ["O", "B-x", "I-x", "O"]},
+    {"tokens": ["bad"], "tags": ["B-y"]},
+]
+
+
+def test_the_first_token_of_a_word_is_labelled(tmp_path):
+    splits = load(TOKENS, write(tmp_path / "rows.jsonl", WORDS))
+    task = splits.task
+    assert task.labels == ("O", "B-x", "I-x", "B-y")
+    rows = {"tokens": splits.train["tokens"][:], "label": splits.train["label"][:]}
+    encoded = task.encode(demo_tokenizer(), rows, 32)
+    # zzz is three tokens
+    assert encoded["label"] == [[IGNORED, 0, 1, 2, IGNORED, IGNORED, 0, IGNORED], [IGNORED, 3, IGNORED]]
+    assert task.label_counts(encoded["label"]) == [4, 1]
+    target = task.collate_labels(encoded["label"], 8)
+    assert target[1].tolist() == [IGNORED, 3, *[IGNORED] * 6]
+    assert task.encode(demo_tokenizer(), rows, 4)["label"][0] == [IGNORED, 0, 1, IGNORED]  # truncated
+
+
+def test_conll_files(tmp_path):
+    path = tmp_path / "rows.conll"
+    path.write_text("-DOCSTART- -X- O\n\nthe DT O\nfilm NN B-x\n\n\nbad JJ B-y\n")
+    table = read_conll(path, "tokens", "tags")
+    assert table.to_pydict() == {"tokens": [["the", "film"], ["bad"]], "tags": [["O", "B-x"], ["B-y"]]}
+    assert load(TOKENS, path).task.labels == ("O", "B-x", "B-y")
+    path.write_text("the DT O\nfilm B-x\n")
+    assert message(TOKENS, path) == f"{path}: line 2 has 2 columns, not 3 columns, as the lines before: 'film B-x'"
+    path.write_text("the\n")
+    assert message(TOKENS, path) == f"{path}: line 1 has 1 columns, not a word and its label: 'the'"
+
+
+@pytest.mark.parametrize(
+    ("row", "end"),
+    [
+        (
+            {"tokens": ["a", "b"], "tags": ["O"]},
+            "row 3 has 2 words in column 'tokens' and 1 labels in column 'tags'; give each word one label",
+        ),
+        (
+            {"tokens": ["a", " "], "tags": ["O", "O"]},
+            "row 3 has an empty word, or none, in column 'tokens'; remove it.",
+        ),
+        (
+            {"tokens": ["a"], "tags": ["NOUN"]},
+            "label 'NOUN' in column 'tags' is none of the BIO scheme (O, B-…, I-…), over whose entities task.metric=f1 "
+            "is; convert it, or take task.metric=accuracy",
+        ),
+        ({"tokens": "a b", "tags": ["O"]}, "row 3: column 'tokens' holds \"a b\", not a list of texts."),
+    ],
+)
+def test_bad_rows_of_tokens(tmp_path, row, end):
+    path = write(tmp_path / "rows.jsonl", [*WORDS, row])
+    found = message(TOKENS, path)
+    assert found.startswith(f"{path}: ")
+    assert found.endswith(end)
+
+
+def test_any_labels_with_accuracy(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{"tokens": ["a", "b"], "tags": ["NOUN", "VERB"]}])
+    task = load(custom("tokens", ["tokens"], "tags", metric="accuracy"), path).task
+    assert (task.labels, task.metrics) == (("NOUN", "VERB"), ("accuracy",))
+
+
+def entities(score, real, predicted, labels=("O", "B-a", "I-a", "B-b", "I-b")):
+    metric = EntityScore(labels, score, ignored=IGNORED)
+    ids = {name: index for index, name in enumerate(labels)} | {"-": IGNORED}
+    for own, row in zip(real, predicted, strict=True):
+        target = torch.tensor([[ids[name] for name in own]])
+        preds = torch.tensor([[ids[name] if name != "-" else 1 for name in row]])
+        metric.update(preds, target)
+    return metric.compute().item()
+
+
+def test_entities_are_exact_in_span_and_type():
+    real = [["-", "B-a", "I-a", "O", "B-b", "-"]]
+    assert entities("f1", real, real) == 1
+    assert entities("f1", real, [["-", "B-a", "O", "O", "B-b", "-"]]) == 0.5  # too short
+    assert entities("precision", real, [["-", "B-a", "I-a", "O", "O", "-"]]) == 1
+    assert entities("recall", real, [["-", "B-a", "I-a", "O", "O", "-"]]) == 0.5
+    assert entities("f1", real, [["-", "B-b", "I-b", "O", "B-b", "-"]]) == 0.5  # another type
+    assert entities("f1", real, [["-", "I-a", "I-a", "O", "I-b", "-"]]) == 1  # as CoNLL's script reads IOB1
+    assert entities("f1", real, [["-", "O", "O", "O", "O", "-"]]) == 0
+
+
+def test_entities_of_seqeval_s_own_example():
+    """The example of seqeval's README: an F1 of 0.50."""
+    labels = ("O", "B-MISC", "I-MISC", "B-PER", "I-PER")
+    real = [["O", "O", "O", "B-MISC", "I-MISC", "I-MISC", "O"], ["B-PER", "I-PER", "O"]]
+    predicted = [["O", "O", "B-MISC", "I-MISC", "I-MISC", "I-MISC", "O"], ["B-PER", "I-PER", "O"]]
+    assert entities("f1", real, predicted, labels) == 0.5
+
+
+def test_nothing_to_find_is_no_score():
+    nothing = [["-", "O", "-"]]
+    for score in ("f1", "precision", "recall"):
+        assert entities(score, nothing, nothing) != entities(score, nothing, nothing)  # NaN
+    assert entities("f1", nothing, [["-", "B-a", "-"]]) == 0
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_the_loss_of_a_step_is_a_mean_over_its_labels(tmp_path, parts):
+    rows = [{"tokens": ["film"] * length, "tags": ["O"] * length} for length in (1, 9, 2, 5)]
+    rows[0]["tags"] = ["B-x"]
+    splits = load(TOKENS, write(tmp_path / "rows.jsonl", rows))
+    data = GLUEDataModule(splits, demo_tokenizer(), batch_size=4, accumulate=parts)
+    data.setup()
+    batches = list(data.train_dataloader())
+    counts = [int((batch["labels"] != IGNORED).sum()) for batch in batches]
+    weights = [data.label_weight(number, batch["labels"]) for number, batch in enumerate(batches)]
+    assert sum(counts) == 17
+    assert weights == [pytest.approx(count * parts / 17) for count in counts]
+
+
+# -- rankings --------------------------------------------------------------------------------------------------------
+
+
+def test_pairs_and_triples_are_the_same(tmp_path):
+    pairs = [
+        {"query": "a", "passage": "x", "relevance": 1},
+        {"query": "a", "passage": "y", "relevance": 0},
+        {"query": "b", "passage": "z", "relevance": 1},
+        {"query": "b", "passage": "x", "relevance": 0},
+        {"query": "b", "passage": "y", "relevance": 0},
+    ]
+    triples = [
+        {"query": "a", "positive": "x", "negative": ["y"]},
+        {"query": "b", "positive": "z", "negative": ["x", "y"]},
+    ]
+    wanted = {"query": list("aabbb"), "passage": list("xyzxy"), "label": [[1, 0], [0, 0], [1, 1], [0, 1], [0, 1]]}
+    assert load(RANKING, write(tmp_path / "pairs.jsonl", pairs)).train.to_dict() == wanted
+    lists = [row | {"positive": [row["positive"]]} for row in triples]
+    assert load(RANKING, write(tmp_path / "triples.jsonl", lists)).train.to_dict() == wanted
+    (tmp_path / "triples.tsv").write_text("query\tpositive\tnegative\na\tx\ty\n")
+    assert load(RANKING, tmp_path / "triples.tsv").train["label"][:] == [[1, 0], [0, 0]]
+    labels = RANKING.collate_labels(wanted["label"], 3)
+    assert RANKING.model_labels(labels).tolist() == [[1], [0], [1], [0], [0]]
+
+
+def test_bad_rows_of_a_ranking(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{"query": "a", "passage": "x", "relevance": "yes"}])
+    assert message(RANKING, path) == (
+        f"{path}: row 1 has the relevance 'yes' in column 'relevance'; it must be a number from 0 on"
+    )
+    write(path, [{"query": "a", "positive": [], "negative": []}])
+    assert message(RANKING, path) == f"{path}: row 1 has a query without candidates; remove it or give it some"
+
+
+def test_metrics_of_rankings_by_hand():
+    metrics = RANKING.build_metrics()
+    logits = torch.tensor([[-9.0], [-7], [-8], [-30], [-20]])  # all below one half: torchmetrics would ignore them
+    labels = torch.tensor([[1.0, 0], [0, 0], [0, 0], [0, 1], [1, 1]])
+    metrics.update(RANKING.predictions(logits[:2]), labels[:2])  # a query that two batches share
+    metrics.update(RANKING.predictions(logits[2:]), labels[2:])
+    values = {name: value.item() for name, value in metrics.compute().items()}
+    assert values["mrr_10"] == pytest.approx((1 / 3 + 1) / 2)
+    assert values["ndcg_10"] == pytest.approx((0.5 + 1) / 2)  # 1 / log2(4)
+
+
+# -- the registry ----------------------------------------------------------------------------------------------------
+
+
+def test_every_embedded_task_has_rows():
+    for task in TASKS.values():
+        if task.generate is None:
+            continue
+        splits = load_splits(task, max_train_samples=50)
+        assert len(splits.train) == 50
+        encoded = task.encode(demo_tokenizer(), splits.train[:3], 64)
+        assert len(encoded["label"]) == len(encoded["input_ids"]) == 3
+
+
+def test_kinds_of_custom_tasks():
+    assert list(KINDS) == ["single", "multilabel", "tokens", "ranking"]
+    with pytest.raises(UserError, match=r"task.kind=span: must be single or multilabel or tokens or ranking\."):
+        custom("span", ["text"], "label")
+    with pytest.raises(UserError, match=r"task.text_columns=\['a', 'b'\]: name one column"):
+        custom("tokens", ["a", "b"], "tags")
+    with pytest.raises(UserError, match=r"task.text_columns=\['a'\]: name two text columns"):
+        custom("ranking", ["a"], "relevance")
+    with pytest.raises(
+        UserError, match=r"task.metric=f1: no such metric. Metrics: f1_micro, f1_macro, map, accuracy\."
+    ):
+        custom("multilabel", ["a"], "labels", metric="f1")
+
+
+def test_a_task_with_a_name_that_is_taken(monkeypatch):
+    import types
+
+    module = types.ModuleType("stranger")
+    module.MINE = RankingTask("demo", ("a", "b"), (), ("mrr_10",), "small", 1e-4)
+    with pytest.raises(ValueError, match="stranger has a task 'demo', which is there already; name it otherwise"):
+        adopt(module)
+    assert get_task("demo").kind == "single"
+
+
+def test_labels_of_a_data_set_by_number():
+    """Files of a known task may number its labels, as the hub's do."""
+    table = pa.table({"tokens": [["a", "b"]], "ner_tags": [[3, 0]]})
+    checked = TASKS["conll2003"].check_rows(table, "file", blank_is_missing=False)
+    assert checked["label"].to_pylist() == [[3, 0]]
+    assert Splits(TASKS["conll2003"], None, {}).task.labels[3] == "B-ORG"

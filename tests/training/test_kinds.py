@@ -1,0 +1,165 @@
+"""Every kind of output through the commands: trained, pruned, evaluated, predicted, exported."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from helpers import SMALL, in_process, install_stranger, ltp_train, run_in
+from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline
+
+from ltp import evaluate, export, predict
+from ltp.model import model_class
+
+TASKS = ("demo-multilabel", "demo-tokens", "demo-ranking")
+SIZES = [word for word in SMALL if word != "epochs=1"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """``trained(task)``: the run of a task at half of the FLOPs."""
+    runs = {}
+
+    def run(task):
+        if task not in runs:
+            root = tmp_path_factory.mktemp(task)
+            words = [*SMALL, f"task={task}", f"output_root={root}", "prune=topk", "prune.target_flops=0.6"]
+            done = ltp_train(words)
+            assert done.code == 0, done.err
+            (path,) = [path for path in root.rglob("results.json") if "topk" in str(path)]
+            runs[task] = path.parent
+        return runs[task]
+
+    return run
+
+
+def results_of(run):
+    return json.loads((run / "results.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("execution", ["packed", "masked", "deployed"])
+def test_an_evaluation_is_that_of_the_training(trained, task, execution):
+    run = trained(task)
+    done = in_process("ltp.evaluate", f"restore={run} execution={execution} output=-", evaluate.COMMAND)
+    assert done.code == 0, done.err
+    (report,) = json.loads(done.out)["results"]
+    results = results_of(run)
+    assert results["relative_flops"] == pytest.approx(0.6, abs=0.05)
+    for name, value in results["metrics"].items():
+        assert report["metrics"][name] == pytest.approx(value, abs=1e-5), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_a_graph_equals_the_model(trained, task, tmp_path):
+    pytest.importorskip("onnxruntime")
+    run = trained(task)
+    done = in_process(
+        "ltp.export", f"restore={run} format=onnx to={tmp_path / 'graph'} rounds=0 sequences=20", export.COMMAND
+    )
+    assert done.code == 0, done.err
+    from ltp.exporting.run import graph_engine
+
+    model = model_class(json.loads((run / "model/config.json").read_text())["architectures"][0]).from_pretrained(run)
+    ids = torch.randint(5, 100, (2, 12), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, :5] = 0  # padding on the left, which a graph moves
+    batch = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+    logits, lengths = graph_engine(tmp_path / "graph/model.onnx")(batch)
+    with torch.no_grad():
+        alone = model(input_ids=ids[1:, 5:])
+    assert torch.equal(lengths[1:], alone.token_lengths)
+    torch.testing.assert_close(logits[1:, 5:] if logits.ndim == 3 else logits[1:], alone.logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_predictions_of_several_labels(trained, tmp_path):
+    run = trained("demo-multilabel")
+    output = tmp_path / "out.jsonl"
+    done = in_process(
+        "ltp.predict", ["text=the film was good .", f"restore={run}", f"output={output}"], predict.COMMAND
+    )
+    assert done.code == 0, done.err
+    row = json.loads(output.read_text())
+    assert list(row) == ["row", "text", "labels", "probabilities"]
+    assert list(row["probabilities"]) == ["praise", "criticism", "negation", "place"]
+    assert row["labels"] == [name for name, value in row["probabilities"].items() if value > 0.5]
+
+
+@pytest.mark.slow
+def test_predictions_of_words_are_those_of_hugging_face_s_pipeline(trained, tmp_path):
+    run = trained("demo-tokens")
+    output = tmp_path / "out.jsonl"
+    text = "The film, it wasn't good at all"
+    done = in_process("ltp.predict", [f"text={text}", f"restore={run}", f"output={output}"], predict.COMMAND)
+    assert done.code == 0, done.err
+    row = json.loads(output.read_text())
+    assert row["words"] == ["The", "film", ",", "it", "wasn", "'", "t", "good", "at", "all"]
+    model = AutoModelForTokenClassification.from_pretrained(run / "model")
+    tokenizer = AutoTokenizer.from_pretrained(run / "model")
+    found = pipeline("token-classification", model=model, tokenizer=tokenizer, ignore_labels=[])(text)
+    first = [item for item in found if not item["word"].startswith("##")]
+    assert row["labels"] == [item["entity"] for item in first]
+    assert row["probabilities"] == pytest.approx([float(item["score"]) for item in first], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_predictions_of_a_split_of_words(trained, tmp_path):
+    run = trained("demo-tokens")
+    output = tmp_path / "out.parquet"
+    command = f"restore={run} split=validation task.max_validation_samples=3 output={output} html={tmp_path / 'o.html'}"
+    done = in_process("ltp.predict", command, predict.COMMAND)
+    assert done.code == 0, done.err
+    rows = pq.read_table(output).to_pylist()
+    assert [row["words"] for row in rows] == [row["tokens"] for row in rows]
+    assert "/" in (tmp_path / "o.html").read_text() or all(set(row["labels"]) == {"O"} for row in rows)
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_is_said_before_it_starts(trained, tmp_path):
+    run = trained("demo-tokens")
+    done = ltp_train([*SMALL, "task=demo", f"restore={run}", "prune=topk", f"output_root={tmp_path}"])
+    assert done.code == 2
+    assert "is a LTPForTokenClassification, and task=demo needs a …ForSequenceClassification; restore a" in done.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_accumulated_batches_of_tokens_train_the_same(tmp_path):
+    weights = []
+    for parts in (1, 4):
+        root = tmp_path / str(parts)
+        words = [*SIZES, "task=demo-tokens", f"output_root={root}", f"trainer.accumulate_grad_batches={parts}"]
+        done = ltp_train([*words, "epochs=1", "stage=soft", "prune=threshold", "lr=1e-3", "prune.lambda_threshold=5"])
+        assert done.code == 0, done.err
+        (path,) = [path for path in root.rglob("results.json") if "threshold" in str(path)]
+        model = model_class("LTPForTokenClassification").from_pretrained(path.parent)
+        weights.append(torch.cat([weight.detach().flatten() for weight in model.parameters()]))
+    torch.testing.assert_close(*weights, atol=2e-4, rtol=1e-3)
+
+
+STRANGER = """
+from ltp.data.tasks import MultiLabelTask
+
+COLOURS = MultiLabelTask(
+    "colours", ("text",), ("red", "blue"), ("f1_micro",), "small", 1e-3, label_column="colours",
+    generate=lambda split: [
+        {"text": f"the {word} film", "colours": [word] if word != "old" else []} for word in ("red", "blue", "old") * 40
+    ],
+)
+"""
+
+
+@pytest.mark.slow
+def test_a_stranger_s_task_is_trained_and_evaluated(tmp_path):
+    (tmp_path / "colours.py").write_text(STRANGER)
+    words = [*SMALL, "task=colours", "prune=topk", "prune.target_flops=0.7"]
+    done = run_in(tmp_path, "-m", "ltp.train", "plugins=[colours]", *words)
+    assert done.returncode == 0, done.stderr
+    (path,) = [path for path in tmp_path.rglob("results.json") if "topk" in str(path)]
+    assert json.loads(path.read_text())["metric"]["name"] == "f1_micro"
+    install_stranger(tmp_path, "[ltp.tasks]\ncolours = colours\n")  # from now on without plugins
+    evaluated = run_in(tmp_path, "-m", "ltp.evaluate", f"restore={path.parent}", "output=-")
+    assert evaluated.returncode == 0, evaluated.stderr
