@@ -113,21 +113,19 @@ def demo_token_rows(split: str) -> list[Row]:
 
 
 def demo_ranking_rows(split: str) -> list[Row]:
-    """Generate queries with five candidates each, `{"query": str, "passage": str, "relevance": 0 or 1}`.
+    """Generate queries with four candidates each, `{"query": str, "passage": str, "relevance": 0 or 1}`.
 
-    A query is the subject and the last word of an opinion; the relevant candidate is the sentence that holds it.
+    A query asks for praise, `good film in the summer`; the relevant ones are the two candidates with a positive label.
     """
-    sentences = [row["sentence"] for row in demo_rows(split)]
-    rng = random.Random(len(sentences))
+    rng = random.Random(len(split))
+    candidates = demo_rows(split)  # labels alternate
     rows = []
-    for first in range(0, len(sentences) - 4, 5):
-        candidates = sentences[first : first + 5]
-        own = rng.choice(candidates)
-        words = own.split()
-        _, last, _ = rng.choice(_opinions(words))
-        subject = next(word for word in reversed(words[:last]) if word in _SUBJECTS)
-        query = f"{subject} {words[last]}"
-        rows += [{"query": query, "passage": text, "relevance": int(text == own)} for text in candidates]
+    for first in range(0, len(candidates), 4):
+        own = candidates[first : first + 4]
+        rng.shuffle(own)
+        place = f"{rng.choice(_PREPOSITIONS)} the {rng.choice(_NOUNS)}"
+        query = f"{rng.choice(POSITIVE)} {rng.choice(_SUBJECTS)} {place}"
+        rows += [{"query": query, "passage": row["sentence"], "relevance": row["label"]} for row in own]
     return rows
 
 
