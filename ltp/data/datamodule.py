@@ -116,7 +116,11 @@ class GLUEDataModule(pl.LightningDataModule):
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps in one epoch; available before `setup`."""
-        return steps_in_epoch(len(self.splits.train), self.batch_size, self._world_size * self.accumulate)
+        rows = len(self.splits.train)
+        if self.task.has_windows:
+            self._encode("train", self.splits.train)
+            rows = len(self._encoded["train"])
+        return steps_in_epoch(rows, self.batch_size, self._world_size * self.accumulate)
 
     def setup(self, stage: str | None = None) -> None:
         """Check that the splits are large enough for the processes, and tokenise them in memory.
@@ -251,14 +255,15 @@ class GLUEDataModule(pl.LightningDataModule):
         if name in self._encoded:
             return
 
-        def encode(rows: dict[str, list[Any]]) -> dict[str, Any]:
-            return self.task.encode(self.tokenizer, rows, self.max_length)
+        def encode(rows: dict[str, list[Any]], numbers: list[int]) -> dict[str, Any]:
+            return self.task.encode(self.tokenizer, {**rows, "example": numbers}, self.max_length)
 
         with _disabled_progress_bars():
             self._encoded[name] = split.map(
                 encode,
                 batched=True,
-                remove_columns=list(self.task.text_columns),
+                with_indices=True,
+                remove_columns=split.column_names,
                 keep_in_memory=True,
                 new_fingerprint=f"{name}-encoded",  # nothing is cached: avoids hashing the tokenizer
             )

@@ -129,6 +129,24 @@ def demo_ranking_rows(split: str) -> list[Row]:
     return rows
 
 
+def demo_span_rows(split: str) -> list[Row]:
+    """Generate questions after the opinion of something, `{"question": str, "context": str, "answers": {…}}`.
+
+    The question is the subject, `film`, and the answer what is said of it, `not good`.
+    """
+    rng = random.Random(len(split))
+    rows = []
+    for row in demo_rows(split):
+        words = row["sentence"].split()
+        first, last, _ = rng.choice(_opinions(words))
+        subject = next(word for word in reversed(words[:first]) if word in _SUBJECTS)
+        answer = " ".join(words[first : last + 1])
+        start = len(" ".join(words[:first])) + (first > 0)
+        answers = {"text": [answer], "answer_start": [start]}
+        rows.append({"question": subject, "context": row["sentence"], "answers": answers})
+    return rows
+
+
 def _opinions(words: Sequence[str]) -> list[tuple[int, int, bool]]:
     """Return the opinions of a sentence: first and last word, and whether they are positive."""
     opinions = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from torchmetrics.classification import (
     MulticlassF1Score,
     MultilabelAveragePrecision,
 )
+from torchmetrics.functional.text import squad
 from torchmetrics.retrieval import RetrievalMRR, RetrievalNormalizedDCG
 from torchmetrics.utilities import dim_zero_cat
 
@@ -146,6 +148,69 @@ class RankingScore(Metric):
         """Forget the candidates."""
         super().reset()
         self.metric.reset()
+
+
+class SpanScore(Metric):
+    """Exact match or F1 of answers, by torchmetrics' form of SQuAD's script, between 0 and 1.
+
+    Args:
+        task: the task of a split, see :meth:`ltp.data.tasks.SpanTask.for_split`.
+        score: "exact_match" or "f1".
+    """
+
+    spans: list[torch.Tensor]
+
+    def __init__(self, task: Any, score: str) -> None:
+        super().__init__()
+        self.task, self.score = task, score
+        self.add_state("spans", [], dist_reduce_fx="cat")
+
+    def update(self, preds: torch.Tensor, target: torch.Tensor) -> None:
+        """Find the best span of windows: logits, (B, N, 2), and labels, (B, …) int64."""
+        spans = torch.tensor(best_spans(preds, target), dtype=torch.float64, device=preds.device)
+        self.spans.append(spans)
+
+    def compute(self) -> torch.Tensor:
+        """Return the mean over the questions of the split: float32, shape ()."""
+        rows = dim_zero_cat(self.spans).tolist()
+        answers = self.task.answers([(int(row[0]), int(row[1]), int(row[2]), row[3], row[4]) for row in rows])
+        preds = [{"id": str(number), "prediction_text": answer} for number, answer in enumerate(answers)]
+        target: Any = [
+            {"id": str(number), "answers": {"text": real["text"] or [""], "answer_start": real["answer_start"] or [0]}}
+            for number, real in enumerate(self.task.examples["label"])
+        ]
+        return squad(preds, target)[self.score] / 100
+
+
+def best_spans(logits: torch.Tensor, labels: torch.Tensor) -> list[tuple[int, int, int, float, float]]:
+    """Return the best span of each window.
+
+    Args:
+        logits: of start and end, (B, N, 2).
+        labels: as :meth:`ltp.data.tasks.SpanTask.encode` returns them, (B, …) int64.
+
+    Returns:
+        For each row the number of its example, first and last character of the span, its score, and that of no answer.
+    """
+    from ltp.data.tasks.spans import HEADER, MAX_ANSWER
+
+    spans = []
+    for scores, row in zip(logits.float().cpu(), labels.tolist(), strict=True):
+        number, first, last = row[2:HEADER]
+        null = float(scores[0].sum())
+        if last < first:  # no room for the context
+            spans.append((number, 0, 0, -math.inf, null))
+            continue
+        start, end = scores[first : last + 1].unbind(dim=1)
+        sums = start[:, None] + end[None]
+        allowed = torch.ones_like(sums, dtype=torch.bool).triu() & ~torch.ones_like(sums, dtype=torch.bool).triu(
+            MAX_ANSWER
+        )
+        score, place = sums.masked_fill(~allowed, -math.inf).flatten().max(dim=0)
+        begin, stop = divmod(int(place), len(start))
+        characters = row[HEADER:]
+        spans.append((number, characters[2 * begin], characters[2 * stop + 1], float(score), null))
+    return spans
 
 
 class EntityScore(Metric):

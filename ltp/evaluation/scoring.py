@@ -120,7 +120,8 @@ def evaluate(
         advance(len(numbers))
     order = torch.tensor(rows).argsort()  # undo the loader's sorting by length
     # of tokens: batches differ in their longest text
-    return Outcome(data.task, _joined(labels, data.task.no_label), _joined(logits), torch.cat(token_lengths))[order]
+    task = data.task.for_split(list(data.splits.validation.values())[split])
+    return Outcome(task, _joined(labels, task.no_label), _joined(logits), torch.cat(token_lengths))[order]
 
 
 def _joined(parts: Sequence[Tensor], padding: float = 0) -> Tensor:
@@ -144,7 +145,7 @@ def summarise(outcome: Outcome, task: Task, model: LTPPreTrainedModel) -> dict[s
         ``metrics`` (by name; None if a metric is undefined on these examples), and the keys of
         :meth:`ltp.evaluation.cost.CostMetric.compute`.
     """
-    metrics = {name: outcome.score(metric, name) for name, metric in build_metrics(task).items()}
+    metrics = {name: outcome.score(metric, name) for name, metric in build_metrics(outcome.task).items()}
     cost = CostMetric(model.cost)
     cost.update(outcome.token_lengths)
     lengths = outcome.token_lengths[:, 0]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 from transformers.modeling_outputs import (
     BaseModelOutput,
@@ -94,6 +95,12 @@ class LTPSpanOutput(PrunedOutput, QuestionAnsweringModelOutput):
     """Output of the pruned reader, see :class:`PrunedOutput`: ``loss``, ``start_logits`` and ``end_logits``, (B, N)."""
 
     results: ClassVar[tuple[str, ...]] = ("start_logits", "end_logits")
+
+    @property
+    def logits(self) -> Tensor:
+        """Logits of start and end, (B, N, 2)."""
+        assert self.start_logits is not None and self.end_logits is not None
+        return torch.stack([self.start_logits, self.end_logits], dim=-1)
 
 
 @dataclass

@@ -66,18 +66,22 @@ class LTPForQuestionAnswering(LTPPreTrainedModel):
         outputs = self.outputs(encoded, layout, output_hidden_states)
         loss = None
         if start_positions is not None and end_positions is not None:
-            logits = (outputs["start_logits"], outputs["end_logits"])
-            loss = self.with_penalty(self.task_loss(*logits, start_positions, end_positions), encoded)
+            logits = torch.stack([outputs["start_logits"], outputs["end_logits"]], dim=-1)
+            positions = torch.stack([start_positions.flatten(), end_positions.flatten()], dim=-1)
+            loss = self.with_penalty(self.task_loss(logits, positions), encoded)
         output = LTPSpanOutput(loss=loss, **outputs)
         return output if return_dict is not False else output.to_tuple()
 
-    def task_loss(
-        self, start_logits: Tensor, end_logits: Tensor, start_positions: Tensor, end_positions: Tensor
-    ) -> Tensor:
-        """Compute the mean of the cross entropies of start and end: scalar float32; see :meth:`forward`."""
-        outside = start_logits.shape[1]
+    def task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Compute the mean of the cross entropies of start and end: scalar float32.
+
+        Args:
+            logits: of start and end, (B, N, 2).
+            labels: their positions, (B, 2) int64; those outside the text are left out.
+        """
+        outside = logits.shape[1]  # a position that is ignored
         losses = [
-            functional.cross_entropy(logits.float(), positions.flatten().clamp(0, outside), ignore_index=outside)
-            for logits, positions in ((start_logits, start_positions), (end_logits, end_positions))
+            functional.cross_entropy(of_end.float(), places.clamp(0, outside), ignore_index=outside)
+            for of_end, places in zip(logits.unbind(dim=-1), labels.unbind(dim=-1), strict=True)
         ]
         return (losses[0] + losses[1]) / 2

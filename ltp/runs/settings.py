@@ -312,6 +312,8 @@ def register_options() -> None:
     store = ConfigStore.instance().store
     for name, task in TASKS.items():
         select: dict[str, Any] = {"task": {"name": name}}
+        if task.max_length is not None:
+            select["task"]["max_length"] = task.max_length
         if task.generate is not None:  # the embedded tasks: model=tiny is trained on them from scratch
             # the model is too small for several threads: they would wait for each other
             select["trainer"] = {"num_threads": 1}

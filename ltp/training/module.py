@@ -86,6 +86,7 @@ class LTPModule(pl.LightningModule):
         distillation: teacher and loss weights; None trains on the labels only.
         fused: use fused AdamW, which makes a training step of a 6-layer MiniLM on a CPU a sixth faster. Lightning
             cannot clip gradients of a fused optimiser in mixed precision.
+        of_splits: the task for the metrics of each split; none for ``task``.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class LTPModule(pl.LightningModule):
         dense_flops: float | None = None,
         distillation: Distillation | None = None,
         fused: bool = True,
+        of_splits: Sequence[Task] = (),
     ) -> None:
         super().__init__()
         self.model = model
@@ -122,7 +124,8 @@ class LTPModule(pl.LightningModule):
         self.distillation = distillation
         self.evaluated = [BudgetEvaluation(budget) for budget in self.budgets or (None,)]
         self.scores: Any = nn.ModuleList(
-            nn.ModuleList(build_metrics(task) for _ in self.validation_splits) for _ in self.evaluated
+            nn.ModuleList(build_metrics(own) for own in of_splits or [task] * len(self.validation_splits))
+            for _ in self.evaluated
         )
         self.costs: Any = nn.ModuleList(CostMetric(model.cost) for _ in self.evaluated)
         model.pruner.requires_grad_(learns)  # DDP raises an error for trainable parameters without a gradient
@@ -154,14 +157,15 @@ class LTPModule(pl.LightningModule):
             wanted = {"output_class_states": distillation.needs_states, "output_scores": distillation.needs_scores}
         labels = batch["labels"]
         targets = self.task.model_labels(labels)
-        output = self.model(**batch | {"labels": targets}, **wanted)
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        output = self.model(**inputs, **self.task.model_inputs(labels), **wanted)
         loss = output.loss
         if distillation is not None:
             task_loss = self.model.task_loss(output.logits, targets)
             loss = loss + distillation.added_loss(output, batch, task_loss)
         for method in passes:  # what keeps every token teaches them
             pruner.method = method
-            logits = self.model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+            logits = self.model(**inputs).logits
             student, teacher = (self.task.of_labels(part, labels) for part in (logits, output.logits.detach()))
             loss = loss + logits_loss(student, teacher, temperature=1.0, several=self.task.has_several_labels)
         loss, pruner.method = loss / (1 + len(passes)), in_use

@@ -238,6 +238,7 @@ def build_module(
             distill.ranking_weight,
         ),
         fused=settings.trainer.precision == "32-true",
+        of_splits=[task.for_split(split) for split in datamodule.splits.validation.values()],
     )
 
 

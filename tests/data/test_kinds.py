@@ -1,5 +1,6 @@
 """Kinds of output beyond one of a text: rows, tensors, metrics, and bad input."""
 
+import dataclasses
 import json
 
 import pyarrow as pa
@@ -9,7 +10,7 @@ import torch
 from ltp.data.conll import read_conll
 from ltp.data.datamodule import GLUEDataModule
 from ltp.data.demo import demo_tokenizer
-from ltp.data.metrics import EntityScore
+from ltp.data.metrics import EntityScore, SpanScore, best_spans
 from ltp.data.sources import Splits, load_splits
 from ltp.data.tasks import KINDS, TASKS, RankingTask, adopt, custom_task, get_task
 from ltp.data.tasks.tokens import IGNORED
@@ -23,6 +24,7 @@ def custom(kind, columns, label, **changes):
 
 MULTI = custom("multilabel", ["text"], "labels")
 TOKENS = custom("tokens", ["tokens"], "tags")
+SPANS = custom("span", ["question", "context"], "answers")
 RANKING = custom("ranking", ["query", "passage"], "relevance")
 
 
@@ -247,6 +249,123 @@ def test_metrics_of_rankings_by_hand():
     assert values["ndcg_10"] == pytest.approx((0.5 + 1) / 2)  # 1 / log2(4)
 
 
+# -- spans -----------------------------------------------------------------------------------------------------------
+
+CONTEXT = "one two three four five six seven eight nine ten"
+
+
+def answered(context, *texts, question="what"):
+    starts = [context.index(text) for text in texts]
+    return {"question": question, "context": context, "answers": {"text": list(texts), "answer_start": starts}}
+
+
+def encoded_spans(task, rows, max_length):
+    table = pa.Table.from_pylist(rows)
+    columns = {name: table[name].to_pylist() for name in task.text_columns}
+    columns["label"] = task.check_labels(table, "file").to_pylist()
+    return task.encode(demo_tokenizer(), columns, max_length)
+
+
+def test_a_long_context_is_read_in_windows():
+    context = " ".join(["film story plot scene script actor director camera music"] * 5)
+    place = context.index("camera", 100)
+    row = {"question": "film", "context": context, "answers": {"text": ["camera"], "answer_start": [place]}}
+    encoded = encoded_spans(SPANS, [row, answered("film was good", "good")], 16)
+    owners = [label[2] for label in encoded["label"]]
+    assert owners == sorted(owners)
+    assert owners.count(1) == 1 and owners.count(0) > 4
+    assert max(map(len, encoded["input_ids"])) == 16
+    seen = 0
+    for label in encoded["label"][:-1]:
+        start, end, _, first, last, *characters = label
+        assert len(characters) == 2 * (last - first + 1)
+        if start:
+            seen += 1
+            assert first <= start == end <= last
+            assert characters[2 * (start - first) : 2 * (start - first) + 2] == [place, place + 6]
+    assert seen >= 1
+    covered = {number for label in encoded["label"][:-1] for number in label[5:]}
+    assert {0, len(context)} <= covered  # no part of the context is left out
+
+
+def logits_of(width, start, end, height=5.0):
+    logits = torch.zeros(width, 2)
+    logits[start, 0] = logits[end, 1] = height
+    return logits
+
+
+def test_the_best_span_lies_in_the_context():
+    encoded = encoded_spans(SPANS, [answered("film was good", "good")], 16)  # [CLS] w h a t … [SEP] film was good [SEP]
+    labels = SPANS.collate_labels(encoded["label"], 0)
+    width = len(encoded["input_ids"][0])
+    first = encoded["label"][0][3]
+    (span,) = best_spans(logits_of(width, first, first + 1)[None], labels)
+    assert span[:4] == (0, 0, len("film was"), 10.0)
+    outside = logits_of(width, 1, 2, height=50.0) + logits_of(width, first + 2, first + 2)  # in the question
+    assert best_spans(outside[None], labels)[0][1:3] == (9, 13)
+    reverse = logits_of(width, first + 2, first)  # an end before its start
+    assert best_spans(reverse[None], labels)[0][3] == 5.0
+
+
+def test_scores_of_answers_are_those_of_the_official_script():
+    """Values by hand, after ``evaluate-v2.0.py``: without articles, punctuation and case; F1 of bags of words."""
+    rows = [
+        answered("the big cat sat", "big cat", "the big cat"),
+        answered("a film was good", "was good"),
+        {"question": "q", "context": "nothing here", "answers": {"text": [], "answer_start": []}},
+        {"question": "q", "context": "nothing here", "answers": {"text": [], "answer_start": []}},
+    ]
+    table = pa.Table.from_pylist(rows)
+    split = {"context": table["context"].to_pylist(), "label": SPANS.check_labels(table, "file").to_pylist()}
+    task = dataclasses.replace(SPANS, examples=split)
+    spans = [
+        (0, 0, 11, 3.0, 0.0),  # the big cat: exact
+        (1, 7, 11, 1.0, 0.0),  # "was", one word of two: another window has a better one
+        (1, 2, 16, 2.0, 1.0),  # "film was good": precision 2/3, recall 1
+        (2, 0, 7, 1.0, 5.0),  # nothing, rightly
+        (3, 0, 7, 5.0, 1.0),  # something, wrongly
+    ]
+    values = {}
+    for name in ("f1", "exact_match"):
+        metric = SpanScore(task, name)
+        metric.spans = [torch.tensor(spans[:2], dtype=torch.float64), torch.tensor(spans[2:], dtype=torch.float64)]
+        metric._update_count = 1
+        values[name] = metric.compute().item()
+    assert values["exact_match"] == pytest.approx(2 / 4)
+    assert values["f1"] == pytest.approx((1 + 0.8 + 1 + 0) / 4)
+
+
+def test_files_of_squad(tmp_path):
+    answers = [{"text": "two", "answer_start": 4}]
+    questions = [{"id": "a", "question": "what", "answers": answers}, {"id": "b", "question": "why", "answers": []}]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps({"data": [{"title": "t", "paragraphs": [{"context": CONTEXT, "qas": questions}]}]}))
+    splits = load(SPANS, path)
+    assert splits.train["question"][:] == ["what", "why"]
+    assert splits.train["label"][:] == [{"text": ["two"], "answer_start": [4]}, {"text": [], "answer_start": []}]
+    rows = [answered(CONTEXT, "two", question="what"), {**answered(CONTEXT, question="why")}]
+    assert load(SPANS, write(tmp_path / "rows.jsonl", rows)).train["label"][:] == splits.train["label"][:]
+    path.write_text('{"data": [{"paragraphs": [{}]}]}')
+    assert message(SPANS, path) == f"{path}: not of SQuAD's form (data, paragraphs, qas, answers): KeyError: 'qas'"
+
+
+def test_bad_rows_of_spans(tmp_path):
+    wrong = {"question": "q", "context": CONTEXT, "answers": {"text": ["two"], "answer_start": [5]}}
+    path = write(tmp_path / "rows.jsonl", [answered(CONTEXT, "two"), wrong, wrong])
+    assert message(SPANS, path) == (
+        f"{path}: row 2: the answer 'two' is not in column 'context' at its answer_start; so are 1 others"
+    )
+    write(path, [answered(CONTEXT, "two") | {"answers": {"text": ["two"], "answer_start": []}}])
+    assert message(SPANS, path) == (
+        f"{path}: row 1 has no answers in column 'answers': an object with the lists text and answer_start, of equal "
+        "length"
+    )
+    table = pa.Table.from_pylist([answered(CONTEXT, "two"), answered(CONTEXT)])
+    with pytest.raises(UserError, match="file: row 2 has no answer, and every question of task=squad must have one"):
+        TASKS["squad"].check_labels(table, "file")
+    assert len(TASKS["squad_v2"].check_labels(table, "file")) == 2
+
+
 # -- the registry ----------------------------------------------------------------------------------------------------
 
 
@@ -261,9 +380,9 @@ def test_every_embedded_task_has_rows():
 
 
 def test_kinds_of_custom_tasks():
-    assert list(KINDS) == ["single", "multilabel", "tokens", "ranking"]
-    with pytest.raises(UserError, match=r"task.kind=span: must be single or multilabel or tokens or ranking\."):
-        custom("span", ["text"], "label")
+    assert list(KINDS) == ["single", "multilabel", "tokens", "span", "ranking"]
+    with pytest.raises(UserError, match=r"task.kind=spans: must be single or multilabel or tokens or span or ranking"):
+        custom("spans", ["text"], "label")
     with pytest.raises(UserError, match=r"task.text_columns=\['a', 'b'\]: name one column"):
         custom("tokens", ["a", "b"], "tags")
     with pytest.raises(UserError, match=r"task.text_columns=\['a'\]: name two text columns"):

@@ -11,7 +11,7 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer, pipelin
 from ltp import evaluate, export, predict
 from ltp.model import model_class
 
-TASKS = ("demo-multilabel", "demo-tokens", "demo-ranking")
+TASKS = ("demo-multilabel", "demo-tokens", "demo-span", "demo-ranking")
 SIZES = [word for word in SMALL if word != "epochs=1"]
 
 
@@ -67,11 +67,13 @@ def test_a_graph_equals_the_model(trained, task, tmp_path):
     mask = torch.ones_like(ids)
     mask[1, :5] = 0  # padding on the left, which a graph moves
     batch = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
-    logits, lengths = graph_engine(tmp_path / "graph/model.onnx")(batch)
+    *results, lengths = graph_engine(tmp_path / "graph/model.onnx")(batch)
     with torch.no_grad():
         alone = model(input_ids=ids[1:, 5:])
     assert torch.equal(lengths[1:], alone.token_lengths)
-    torch.testing.assert_close(logits[1:, 5:] if logits.ndim == 3 else logits[1:], alone.logits, atol=1e-4, rtol=1e-4)
+    for name, value in zip(model.output_class.results, results, strict=True):
+        own = value[1:, 5:] if model.output_class.is_of_tokens else value[1:]
+        torch.testing.assert_close(own, alone[name], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -138,6 +140,32 @@ def test_accumulated_batches_of_tokens_train_the_same(tmp_path):
         model = model_class("LTPForTokenClassification").from_pretrained(path.parent)
         weights.append(torch.cat([weight.detach().flatten() for weight in model.parameters()]))
     torch.testing.assert_close(*weights, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_predictions_of_spans(trained, tmp_path):
+    run = trained("demo-span")
+    output = tmp_path / "out.jsonl"
+    question, context = "film", "the film was not good and the old sailor was funny"
+    words = [f"text={question}", f"text_pair={context}", f"restore={run}", f"output={output}"]
+    done = in_process("ltp.predict", words, predict.COMMAND)
+    assert done.code == 0, done.err
+    row = json.loads(output.read_text())
+    assert row["answer"] == context[row["start"] : row["end"]] != ""
+    model = model_class("LTPForQuestionAnswering").from_pretrained(run)
+    inputs = AutoTokenizer.from_pretrained(run / "model")(question, context, return_tensors="pt")
+    with torch.no_grad():
+        output = model(**inputs)
+    start, end = output.start_logits[0].softmax(0), output.end_logits[0].softmax(0)
+    first = inputs.sequence_ids().index(1)
+    spans = {
+        (inputs.token_to_chars(i).start, inputs.token_to_chars(j).end): float(start[i] * end[j])
+        for i in range(first, len(start) - 1)
+        for j in range(i, len(start) - 1)
+    }
+    best = max(spans, key=spans.get)
+    assert (row["start"], row["end"]) == best
+    assert row["probability"] == pytest.approx(spans[best], rel=1e-4)
 
 
 STRANGER = """

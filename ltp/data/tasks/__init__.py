@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from ltp.data.tasks.base import Task
 from ltp.data.tasks.multilabel import MultiLabelTask
 from ltp.data.tasks.ranking import RankingTask
+from ltp.data.tasks.spans import SpanTask
 from ltp.data.tasks.text import TextTask
 from ltp.data.tasks.tokens import TokenTask
 from ltp.errors import UserError, suggest
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from torchmetrics import MetricCollection
 
 __all__ = [
-    *("KINDS", "SIZES", "TASKS", "MultiLabelTask", "RankingTask", "Task", "TextTask", "TokenTask"),
+    *("KINDS", "SIZES", "TASKS", "MultiLabelTask", "RankingTask", "SpanTask", "Task", "TextTask", "TokenTask"),
     *("custom_task", "get_task"),
 ]
 
@@ -35,7 +36,9 @@ SIZES = ("small", "large")
 #: Group of entry points of packages that bring tasks: an entry is a module.
 ENTRY_POINTS = "ltp.tasks"
 #: Kinds of output of custom tasks, by the value of `task.kind=`.
-KINDS: dict[str, type[Task]] = {kind.kind: kind for kind in (TextTask, MultiLabelTask, TokenTask, RankingTask)}
+KINDS: dict[str, type[Task]] = {
+    kind.kind: kind for kind in (TextTask, MultiLabelTask, TokenTask, SpanTask, RankingTask)
+}
 #: Tasks by name; :func:`adopt` fills it.
 TASKS: dict[str, Task] = {}
 
@@ -46,7 +49,7 @@ def adopt(module: ModuleType) -> bool:
     Raises:
         ValueError: a task has the name of another one.
     """
-    tasks = [value for value in vars(module).values() if isinstance(value, Task)]
+    tasks = [value for name, value in vars(module).items() if isinstance(value, Task) and not name.startswith("_")]
     for task in tasks:
         if TASKS.setdefault(task.name, task) != task or task.name == "custom":
             raise ValueError(f"{module.__name__} has a task {task.name!r}, which is there already; name it otherwise")
@@ -126,7 +129,7 @@ def custom_task(
         if task.max_texts == 1:
             wanted, example = "one column", "task.text_columns=[tokens]"
         elif task.min_texts == 2:
-            wanted, example = "two text columns", "task.text_columns=[query,passage]"
+            wanted, example = "two text columns", f"task.text_columns={task.example_columns}"
         raise UserError(f"task.text_columns={list(columns)}: name {wanted}, for example {example}.")
     if not label_column:
         raise UserError("task.label_column is empty: name the column that holds the label.")
@@ -142,7 +145,7 @@ def custom_task(
     if size not in SIZES:
         raise UserError(f"task.size={size}: must be {' or '.join(SIZES)}.")
     metrics = (metric, *task.companions.get(metric, ()))
-    return task(name, columns, None, metrics, size, lr=2e-5, label_column=label_column, is_custom=True)
+    return task.custom(name, columns, None, metrics, size, lr=2e-5, label_column=label_column, is_custom=True)
 
 
 def kind_of(model_class: str, problem_type: str | None, num_labels: int) -> type[Task]:

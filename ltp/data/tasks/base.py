@@ -9,7 +9,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from ltp.data import TABLE_SUFFIXES
 
@@ -39,6 +39,7 @@ class Task(ABC):
         hub: the data set on the hub, and its configuration; None if it is not there.
         generate: makes the rows of a split, "train", "validation" or "test", for a task that the package generates.
         is_custom: whether its columns and files are named on the command line.
+        max_length: truncation length in tokens; None for the default.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Task(ABC):
     hub: tuple[str, str | None] | None = None
     generate: Callable[[str], list[Row]] | None = None
     is_custom: bool = False
+    max_length: int | None = None
 
     #: The value of `task.kind=` for custom tasks.
     kind: ClassVar[str]
@@ -69,9 +71,17 @@ class Task(ABC):
     reads_words: ClassVar[bool] = False
     #: Least and most text columns.
     min_texts: ClassVar[int] = 1
+    example_columns: ClassVar[str] = "[text]"  #: for messages
     max_texts: ClassVar[int] = 1
+    #: Whether a row may be several rows of the model, windows of a long text.
+    has_windows: ClassVar[bool] = False
     #: Whether labels have names, which a custom task finds in its training file.
     has_names: ClassVar[bool] = True
+
+    @classmethod
+    def custom(cls, *arguments: Any, **more: Any) -> Self:
+        """Create a task on the user's own files from the values of the fields."""
+        return cls(*arguments, **more)
 
     @classmethod
     def describe_metrics(cls) -> str:
@@ -141,6 +151,10 @@ class Task(ABC):
         if self.labels is None:
             raise ValueError(f"task {self.name}: labels are known only once the training file was read")
         return len(self.labels)
+
+    def for_split(self, split: Any) -> Task:
+        """Return the task for the metrics of a split, a `datasets.Dataset`."""
+        return self
 
     @property
     def knows_labels(self) -> bool:
@@ -225,6 +239,10 @@ class Task(ABC):
     def model_labels(self, labels: Tensor) -> Tensor:
         """Return what the model's loss takes of the labels of a batch."""
         return labels
+
+    def model_inputs(self, labels: Tensor) -> dict[str, Tensor]:
+        """Return the arguments of the model for the labels of a batch."""
+        return {"labels": self.model_labels(labels)}
 
     def label_counts(self, labels: Sequence[Any]) -> Sequence[int] | None:
         """Return how many labels each row has, over which the loss is a mean; None for one each."""

@@ -37,6 +37,7 @@ class RankingTask(Task):
         f"ndcg_{TOP}": (f"mrr_{TOP}",),
     }
     min_texts: ClassVar[int] = 2
+    example_columns: ClassVar[str] = "[query,passage]"
     max_texts: ClassVar[int] = 2
     has_names: ClassVar[bool] = False
 

@@ -1,0 +1,311 @@
+"""The span of a context that answers a question, or none."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from ltp.data import SQUAD
+from ltp.data.tasks.base import Row, Task
+from ltp.errors import UserError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pyarrow as pa
+    from datasets import Dataset
+    from torch import Tensor
+    from torchmetrics import Metric
+
+#: Longest answer in tokens, as in the examples of Hugging Face and the code of BERT.
+MAX_ANSWER = 30
+#: Values of a row's labels before the characters of its tokens; see :meth:`SpanTask.encode`.
+HEADER = 5
+
+
+@dataclass(frozen=True)
+class SpanTask(Task):
+    """A question answering task of SQuAD's form.
+
+    A row is a question, a context, and answers: an object with the lists `text` and `answer_start`, in characters; both
+    are empty for a question without an answer. A context beyond the limit is read in windows that overlap, each a row
+    of the model; the answer is the best span of all of them. Files of SQuAD's own form, `.json`, are read, too.
+
+    Attributes:
+        null_threshold: by how much the score of no answer must exceed that of the best span to be predicted; None for a
+            task in which every question has an answer.
+        examples: the split that the metrics are of; see :meth:`for_split`.
+    """
+
+    null_threshold: float | None = None
+    examples: Any = field(default=None, compare=False, repr=False)
+
+    kind: ClassVar[str] = "span"
+    model_class: ClassVar[str] = "LTPForQuestionAnswering"
+    known_metrics: ClassVar[tuple[str, ...]] = ("f1", "exact_match")
+    companions: ClassVar[dict[str, tuple[str, ...]]] = {"f1": ("exact_match",), "exact_match": ("f1",)}
+    min_texts: ClassVar[int] = 2
+    example_columns: ClassVar[str] = "[question,context]"
+    max_texts: ClassVar[int] = 2
+    suffixes: ClassVar[tuple[str, ...]] = (".parquet", ".jsonl", SQUAD)
+    has_names: ClassVar[bool] = False
+    has_windows: ClassVar[bool] = True
+    no_label: ClassVar[int] = -1
+
+    @property
+    def num_labels(self) -> int:
+        """Width of the head: the start and the end."""
+        return 2
+
+    @classmethod
+    def custom(cls, *arguments: Any, **more: Any) -> Self:
+        """Create a task on the user's own files, in which questions may have no answer."""
+        return cls(*arguments, **{"null_threshold": 0.0} | more)
+
+    def for_split(self, split: Dataset) -> Task:
+        """Return the task whose metrics are those of a split."""
+        return dataclasses.replace(self, examples=split)
+
+    # -- rows ------------------------------------------------------------------------------------------------------
+
+    def read_file(self, path: Path, columns: Sequence[str], *, remedy: str) -> pa.Table:
+        """Read columns of a table, or a file of SQuAD's form."""
+        import pyarrow as pa
+
+        if path.suffix == SQUAD:
+            rows = _read_squad(path)
+            question, context = self.text_columns
+            names = {question: "question", context: "context", self.label_column: "answers"}
+            return pa.Table.from_pylist([{name: row[own] for name, own in names.items()} for row in rows])
+        from ltp.data.tables import read_records
+
+        records = list(read_records(path, columns, remedy=remedy))
+        try:
+            return pa.Table.from_pylist([{name: record[name] for name in columns} for record in records])
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise UserError(f"{path}: rows differ in the types of their values: {error}") from None
+
+    def is_unlabelled(self, table: pa.Table) -> bool:
+        """Whether the answers of every question are missing."""
+        column = table[self.label_column]
+        return column.null_count == len(column)
+
+    def infer_labels(self, table: pa.Table, source: object) -> tuple[str, ...]:
+        """Return no names: answers are spans."""
+        return ()
+
+    def check_labels(self, table: pa.Table, source: object) -> pa.ChunkedArray:
+        """Return the answers of each row: the lists `text` and `answer_start`."""
+        import pyarrow as pa
+
+        context = self.text_columns[1]
+        rows, wrong = [], []
+        pairs = zip(table[context].to_pylist(), table[self.label_column].to_pylist(), strict=True)
+        for number, (text, answers) in enumerate(pairs, start=1):
+            texts, starts = _lists(answers)
+            if texts is None or starts is None or len(texts) != len(starts):
+                raise UserError(
+                    f"{source}: row {number} has no answers in column {self.label_column!r}: an object with the lists "
+                    "text and answer_start, of equal length"
+                )
+            if not texts and self.null_threshold is None:
+                raise UserError(
+                    f"{source}: row {number} has no answer, and every question of task={self.name} must have one; "
+                    "task=custom takes such rows, and so does task=squad_v2"
+                )
+            for answer, start in zip(texts, starts, strict=True):
+                if text[start : start + len(answer)] != answer or not answer:
+                    wrong.append((number, answer))
+            rows.append({"text": texts, "answer_start": starts})
+        if wrong:
+            number, answer = wrong[0]
+            more = f"; so are {len(wrong) - 1} others" if len(wrong) > 1 else ""
+            raise UserError(
+                f"{source}: row {number}: the answer {answer[:60]!r} is not in column {context!r} at its "
+                f"answer_start{more}"
+            )
+        kind = pa.struct({"text": pa.list_(pa.string()), "answer_start": pa.list_(pa.int64())})
+        return pa.chunked_array([pa.array(rows, kind)])
+
+    # -- tensors ---------------------------------------------------------------------------------------------------
+
+    def encode(self, tokenizer: Any, rows: Mapping[str, list[Any]], max_length: int) -> dict[str, list[Any]]:
+        """Tokenise questions and the windows of their contexts.
+
+        Args:
+            rows: the text columns; `label`; and `example`, the number of each row in its split.
+
+        Returns:
+            The model's inputs; and with labels, as `label`, a list for each window: the first and the last token of the
+            first answer (0 where it is not in the window), the number of the example, the first and the last token of
+            the context, and the first and the last character of each of its tokens.
+        """
+        questions, contexts = (rows[name] for name in self.text_columns)
+        if not tokenizer.is_fast:
+            raise UserError(
+                f"task={self.name} needs a fast tokenizer, which knows the characters of each token; "
+                f"{type(tokenizer).__name__} is none"
+            )
+        encoded = tokenizer(
+            [question.strip() for question in questions],
+            contexts,
+            truncation="only_second",
+            max_length=max_length,
+            stride=max_length // 3,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+        )
+        owners, offsets = encoded.pop("overflow_to_sample_mapping"), encoded.pop("offset_mapping")
+        result: dict[str, list[Any]] = dict(encoded)
+        if "label" in rows:
+            numbers = rows.get("example", range(len(questions)))
+            result["label"] = [
+                _window(encoded.sequence_ids(window), offsets[window], rows["label"][owner], numbers[owner])
+                for window, owner in enumerate(owners)
+            ]
+        return result
+
+    def collate_labels(self, labels: Sequence[Any], width: int) -> Tensor:
+        """Return the rows of :meth:`encode`, (B, …) int64, padded with -1."""
+        import torch
+
+        target = torch.full((len(labels), max(map(len, labels))), self.no_label)
+        for row, values in enumerate(labels):
+            target[row, : len(values)] = torch.tensor(values)
+        return target
+
+    def model_labels(self, labels: Tensor) -> Tensor:
+        """Return first and last token of the answer, (B, 2) int64."""
+        return labels[:, :2]
+
+    def model_inputs(self, labels: Tensor) -> dict[str, Tensor]:
+        """Return `start_positions` and `end_positions`."""
+        return {"start_positions": labels[:, 0], "end_positions": labels[:, 1]}
+
+    # -- outputs ---------------------------------------------------------------------------------------------------
+
+    def predictions(self, logits: Tensor) -> Tensor:
+        """Return the logits of start and end, (B, N, 2): the metric finds the best spans of all windows."""
+        return logits
+
+    def of_labels(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the logits of starts and of ends, (2B, N)."""
+        return logits.transpose(1, 2).flatten(0, 1)
+
+    def build_metric(self, name: str) -> Metric:
+        """Build a metric of logits, (B, N, 2), and labels, of the split of :meth:`for_split`."""
+        from ltp.data.metrics import SpanScore
+
+        return SpanScore(self, name)
+
+    def answers(self, spans: Sequence[tuple[int, int, int, float, float]]) -> list[str]:
+        """Return the answer to each question of the split.
+
+        Args:
+            spans: the best one of each window: number of the example, first and last character, its score, and that of
+                no answer.
+        """
+        best: dict[int, tuple[float, int, int]] = {}
+        nothing: dict[int, float] = {}
+        for number, first, last, score, null in spans:
+            if number not in best or score > best[number][0]:
+                best[number] = (score, first, last)
+            nothing[number] = min(null, nothing.get(number, null))
+        found = []
+        for number, context in enumerate(self.examples[self.text_columns[1]]):
+            score, first, last = best.get(number, (0.0, 0, 0))
+            is_null = self.null_threshold is not None and nothing[number] - score > self.null_threshold
+            found.append("" if is_null else context[first:last])
+        return found
+
+    def outcome_columns(self, logits: Tensor, labels: Tensor) -> Iterator[tuple[str, Any]]:
+        """Yield the number of each window's example, its best span in characters, and the span's score."""
+        from ltp.data.metrics import best_spans
+
+        spans = best_spans(logits, labels)
+        for column, name in enumerate(("example", "start", "end", "score", "null_score")):
+            yield name, [span[column] for span in spans]
+
+    @classmethod
+    def prediction_columns(cls, num_labels: int) -> tuple[str, ...]:
+        """Return `answer`, its `start` and `end` in characters, and its `probability`."""
+        return ("answer", "start", "end", "probability")
+
+    @classmethod
+    def read(cls, logits: Tensor, labels: Sequence[str], encodings: Sequence[Any], texts: Sequence[Any]) -> list[Row]:
+        """Return the best span of each context, from (B, N, 2); the probability is that of start and end."""
+        from ltp.data.metrics import best_spans
+
+        rows = [
+            _window(encoding.sequence_ids, encoding.offsets, {"text": [], "answer_start": []}, number)
+            for number, encoding in enumerate(encodings)
+        ]
+        target = cls.collate_labels(_ANY, rows, 0)
+        found = []
+        normal = logits.log_softmax(dim=1)
+        for (_, first, last, score, _), (_, context) in zip(best_spans(normal, target), texts, strict=True):
+            answer = {"answer": context[first:last], "start": first, "end": last, "probability": math.exp(score)}
+            found.append(answer)
+        return found
+
+    @classmethod
+    def show(cls, prediction: Row) -> str:
+        """Return `not good 0.981`."""
+        return f"{prediction['answer']} {prediction['probability']:.3f}"
+
+
+_ANY = SpanTask("any", ("question", "context"), (), ("f1",), "small", 0.0)
+
+
+def _lists(answers: Any) -> tuple[list[str] | None, list[int] | None]:
+    """Return the texts and starts of answers; None for each that is missing."""
+    if not isinstance(answers, dict):
+        return None, None
+    texts, starts = answers.get("text"), answers.get("answer_start")
+    return (texts if isinstance(texts, list) else None), (starts if isinstance(starts, list) else None)
+
+
+def _window(sequences: Sequence[int | None], offsets: Sequence[Any], answers: Any, number: int) -> list[int]:
+    """Return the labels of a window, see :meth:`SpanTask.encode`."""
+    context = [place for place, sequence in enumerate(sequences) if sequence == 1]
+    if not context:
+        return [0, 0, number, 0, -1]
+    first, last = context[0], context[-1]
+    start = end = 0
+    if answers["text"]:
+        begin = answers["answer_start"][0]
+        stop = begin + len(answers["text"][0])
+        if offsets[first][0] <= begin and stop <= offsets[last][1]:
+            start = max(place for place in context if offsets[place][0] <= begin)
+            end = min(place for place in context if offsets[place][1] >= stop)
+    characters = [character for place in context for character in offsets[place]]
+    return [start, end, number, first, last, *characters]
+
+
+def _read_squad(path: Path) -> list[Row]:
+    """Read a file of SQuAD's form: articles with paragraphs with questions."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return [
+            {
+                "question": item["question"],
+                "context": paragraph["context"],
+                "answers": {
+                    "text": [answer["text"] for answer in item["answers"]],
+                    "answer_start": [answer["answer_start"] for answer in item["answers"]],
+                },
+            }
+            for article in content["data"]
+            for paragraph in article["paragraphs"]
+            for item in paragraph["qas"]
+        ]
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: not of SQuAD's form (data, paragraphs, qas, answers): {type(error).__name__}: {error}"
+        ) from None
