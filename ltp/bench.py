@@ -21,7 +21,15 @@ from ltp.command.output import check_writable, step_progress
 from ltp.errors import UserError, check_choice, check_range
 from ltp.evaluation.samples import Sequences, validation_sequences
 from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint
-from ltp.runs.loading import check_budget, load_model, load_tokenizer, silence_libraries, stored_task, task_and_data
+from ltp.runs.loading import (
+    check_budget,
+    check_of_texts,
+    load_model,
+    load_tokenizer,
+    silence_libraries,
+    stored_task,
+    task_and_data,
+)
 from ltp.runs.plan import task_of
 from ltp.runs.settings import TaskSettings, is_unset, override_of, unset_task
 
@@ -107,6 +115,7 @@ def resolve(settings: BenchSettings) -> tuple[BenchSettings, Checkpoint | None]:
     checkpoint = inspect_checkpoint(settings.restore) if settings.restore is not None else None
     if checkpoint is not None:
         check_budget(checkpoint, settings.budget)
+        check_of_texts(checkpoint, "ltp.bench")
     if checkpoint is None:
         options.shape = options.shape or "bert-base"
         options.relative_flops = options.relative_flops if options.relative_flops is not None else 0.5

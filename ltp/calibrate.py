@@ -21,7 +21,7 @@ from ltp.command.output import progress
 from ltp.errors import UserError, check_choice, check_range, format_value
 from ltp.pruning import DENSE_MODE, RankedMethod, method_class
 from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint, is_finished
-from ltp.runs.loading import stored_task, task_and_data
+from ltp.runs.loading import check_of_texts, stored_task, task_and_data
 from ltp.runs.plan import task_of
 from ltp.runs.results import SHOWN, read_results
 from ltp.runs.settings import check_shares, is_unset
@@ -77,12 +77,20 @@ def resolve_texts(settings: CalibrateSettings) -> tuple[Checkpoint, Path]:
     for key in [*given, *([] if is_unset(settings.task) else ["task"])]:
         raise UserError(f"{key} needs a task with its data, in place of texts={settings.texts}: leave one of them out")
     checkpoint = inspect_checkpoint(settings.restore)
+    _check_kind(settings, checkpoint)
     if settings.columns is None:
         stored = stored_task(checkpoint)
         settings.columns = list(task_of(stored.task).text_columns) if stored is not None else ["text"]
     directory = new_directory(settings, checkpoint)
     check_model_directory(settings, directory)
     return checkpoint, directory
+
+
+def _check_kind(settings: CalibrateSettings, checkpoint: Checkpoint) -> None:
+    """Check that what is searched exists for the kind of the model's outputs."""
+    for key, is_given in (("agreement", settings.agreement is not None), ("search", settings.search == "evolution")):
+        if is_given:
+            check_of_texts(checkpoint, f"{key}={getattr(settings, key)}")
 
 
 def fill(settings: CalibrateSettings) -> CalibrateSettings:
@@ -109,6 +117,7 @@ def resolve(settings: CalibrateSettings) -> Request:
                 setattr(settings, key, default)
     checkpoint = inspect_checkpoint(settings.restore)
     check_method(settings, checkpoint)
+    _check_kind(settings, checkpoint)
     stored = stored_task(checkpoint)
     is_own_task = is_unset(settings.task) and settings.data_dir is None and stored is not None
     settings.task, settings.data_dir = task_and_data(settings.restore, settings.task, settings.data_dir, stored)

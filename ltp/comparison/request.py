@@ -5,6 +5,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from ltp.data.tasks import KINDS, TASKS, TextTask
 from ltp.errors import UserError, check_range
 from ltp.pruning import aliases, all_methods, known_methods
 from ltp.runs.settings import check_shares
@@ -57,6 +58,13 @@ def check(settings: LeaderboardSettings) -> LeaderboardSettings:
     seeds = all(isinstance(value, int) and value >= 0 for value in settings.seeds) and len(settings.seeds) > 0
     check_range(seeds, "seeds", settings.seeds, "one or more whole numbers from 0 on, as [0,1,2]")
     check_range(settings.speed_batch_size >= 1, "speed_batch_size", settings.speed_batch_size, "1 or more")
+    given = dict(word.lstrip("+").partition("=")[::2] for word in settings.train)
+    task = TASKS.get(given.get("task", "demo")) or KINDS.get(given.get("task.kind", TextTask.kind), TextTask)
+    if not task.scores_rows:
+        raise UserError(
+            f"task={given.get('task')}: the errors of a leaderboard are of resampled rows, and this task's metrics are "
+            "not of single rows; python -m ltp.report compares such runs"
+        )
     for word in settings.train:
         if word.split("=", 1)[0].lstrip("+") in _ITS_OWN:
             raise UserError(f"{word}: the leaderboard sets it; choose with methods=, budgets= and seeds=")

@@ -230,6 +230,10 @@ class GLUEDataModule(pl.LightningDataModule):
     def _calibration_rows(self, count: int) -> np.ndarray:
         return matched_rows(self.train_lengths, _lengths(self._encoded[self.validation_splits[0]]), count)
 
+    def rows_of(self, split: str) -> int:
+        """Return how many rows of the model a split has. Requires `setup`."""
+        return len(self._encoded[split])
+
     @property
     def train_lengths(self) -> np.ndarray:
         """Tokens in each training row, special tokens included: int, shape (rows,). Requires `setup`."""

@@ -19,6 +19,7 @@ class Example:
         note: a remark about the input, such as truncation; empty if there is none.
         cost: relative FLOPs of the text.
         traces: one trace per token.
+        marks: what is said of each token, such as its label; none for texts.
     """
 
     row: int
@@ -26,6 +27,7 @@ class Example:
     note: str
     cost: float
     traces: list[TokenTrace]
+    marks: Sequence[str] = ()
 
 
 def render_page(title: str, examples: Sequence[Example], thresholds: Sequence[float] | None) -> str:
@@ -52,8 +54,9 @@ def render_page(title: str, examples: Sequence[Example], thresholds: Sequence[fl
                         int(trace.joined),
                         trace.pruned_at,
                         [_short(score) for score in trace.scores],
+                        mark,
                     ]
-                    for trace in example.traces
+                    for trace, mark in zip(example.traces, example.marks or [""] * len(example.traces), strict=True)
                 ],
             }
             for example in examples

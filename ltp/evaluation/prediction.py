@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ class Prediction:
         note: a remark about the input, such as truncation; empty if there is none.
         cost: relative FLOPs of the text.
         traces: one trace per token; empty if tracing was off.
+        marks: what is said of each token, an empty text for nothing; see :meth:`ltp.data.tasks.Task.marks`.
     """
 
     columns: dict[str, Any]
@@ -32,6 +33,7 @@ class Prediction:
     note: str
     cost: float
     traces: list[TokenTrace]
+    marks: list[str] = field(default_factory=list)
 
 
 _LONGEST_COUNTED = 100_000  # characters up to which the tokens of a truncated text are counted
@@ -88,13 +90,14 @@ def predict(
             results = kind.read(output.logits.float(), labels, of_rows, [texts[row] for row in rows])
             costs = cost.relative_flops(output.token_lengths).tolist()
             for index, row in enumerate(rows):
-                token_traces = []
+                token_traces, marks = [], []
                 if recorder is not None and encodings is not None:
                     tokens = readable_tokens(tokenizer, encodings[row], texts[row])
                     token_traces = traces(recorder, index, tokens)
+                    marks = kind.marks(results[index], encodings[row])
                 note = reading_note(ids[row], full_lengths.get(row, len(ids[row])), max_length, special)
                 predictions[row] = Prediction(
-                    results[index], kind.show(results[index]), note, costs[index], token_traces
+                    results[index], kind.show(results[index]), note, costs[index], token_traces, marks
                 )
             if recorder is not None:
                 recorder.layers.clear()

@@ -187,7 +187,7 @@ def write_page(
 ) -> None:
     """Write the HTML page of the texts and their tokens atomically."""
     examples = [
-        Example(row, prediction.shown, prediction.note, prediction.cost, prediction.traces)
+        Example(row, prediction.shown, prediction.note, prediction.cost, prediction.traces, prediction.marks)
         for row, prediction in zip(texts.rows, predictions, strict=True)
     ]
     write_atomically(path, render_page(title, examples, thresholds))

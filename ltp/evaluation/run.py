@@ -57,7 +57,12 @@ def run(request: Request, command: str, progress: Progress) -> dict[str, Any]:
     device = select_device("cpu" if settings.execution == "deployed" else settings.device)
     model = load_model(checkpoint, settings.budget)
     data = read_data(request, model)
-    examples = len(data.splits.validation[settings.split])
+    if settings.by_length is not None and not data.task.scores_rows:
+        raise UserError(
+            f"by_length={settings.by_length}: the metrics of task={data.task.name} are not of single rows, which could "
+            "be grouped; leave it out"
+        )
+    examples = data.rows_of(settings.split)
     results = []
     with progress(examples * len(settings.threshold_scale)) as advance:
         for scale, scaled in _scaled_models(model, settings.threshold_scale):

@@ -9,7 +9,7 @@ from omegaconf import MISSING
 
 from ltp.data.hub import loading_from_hub
 from ltp.errors import UserError
-from ltp.model import model_class
+from ltp.model import MODEL_CLASSES, model_class
 from ltp.runs.checkpoints import Checkpoint, has_thresholds, run_config
 from ltp.runs.settings import TaskSettings, check_shares, fill_task
 
@@ -110,6 +110,18 @@ def read_test(task: "Task", settings: TaskSettings, split: str, data_dir: str | 
     rows = load_test(task, split, data_dir=data_dir, test_file=settings.test_file)
     limit = settings.max_validation_samples
     return rows if limit is None else rows.select(range(min(limit, len(rows))))
+
+
+def check_of_texts(checkpoint: Checkpoint, what: str) -> None:
+    """Check that a checkpoint predicts one result for a text.
+
+    Raises:
+        UserError: it labels tokens or finds spans, which ``what`` does not support.
+    """
+    if checkpoint.model_class != next(iter(MODEL_CLASSES)):
+        raise UserError(
+            f"restore={checkpoint.source} is a {checkpoint.model_class}; {what} is for classifiers of texts"
+        )
 
 
 def check_budget(checkpoint: Checkpoint, budget: float | None) -> None:

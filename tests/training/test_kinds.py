@@ -1,6 +1,7 @@
 """Every kind of output through the commands: trained, pruned, evaluated, predicted, exported."""
 
 import json
+import re
 
 import pyarrow.parquet as pq
 import pytest
@@ -8,7 +9,7 @@ import torch
 from helpers import SMALL, in_process, install_stranger, ltp_train, run_in
 from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline
 
-from ltp import evaluate, export, predict
+from ltp import bench, calibrate, evaluate, export, leaderboard, predict
 from ltp.model import model_class
 
 TASKS = ("demo-multilabel", "demo-tokens", "demo-span", "demo-ranking")
@@ -126,6 +127,54 @@ def test_what_does_not_fit_is_said_before_it_starts(trained, tmp_path):
     assert done.code == 2
     assert "is a LTPForTokenClassification, and task=demo needs a …ForSequenceClassification; restore a" in done.err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "command", "words", "message"),
+    [
+        ("demo-span", evaluate, "by_length=2", "by_length=2: the metrics of task=demo-span are not of single rows"),
+        ("demo-ranking", evaluate, "by_length=2", "the metrics of task=demo-ranking are not of single rows"),
+        ("demo-tokens", bench, "", "is a LTPForTokenClassification; ltp.bench is for classifiers of texts"),
+        ("demo-span", calibrate, "agreement=0.9", "is a LTPForQuestionAnswering; agreement=0.9 is for classifiers"),
+        (
+            "demo-tokens",
+            calibrate,
+            "search=evolution target_flops=0.5",
+            "; search=evolution is for classifiers of texts",
+        ),
+    ],
+)
+def test_what_a_kind_does_not_have(trained, task, command, words, message):
+    done = in_process(command.COMMAND.name, f"restore={trained(task)} {words}", command.COMMAND)
+    assert done.code == 2
+    assert message in done.err
+
+
+@pytest.mark.slow
+def test_an_agreement_is_of_texts(trained):
+    parent = results_of(trained("demo-span"))["parent"]
+    done = in_process("ltp.calibrate", f"restore={parent} agreement=0.9", calibrate.COMMAND)
+    assert done.code == 2
+    assert "is a LTPForQuestionAnswering; agreement=0.9 is for classifiers of texts" in done.err
+
+
+def test_a_leaderboard_of_a_ranking():
+    done = in_process("ltp.leaderboard", "task=demo-ranking", leaderboard.COMMAND)
+    assert done.code == 2
+    assert "task=demo-ranking: the errors of a leaderboard are of resampled rows" in done.err
+
+
+@pytest.mark.slow
+def test_a_page_marks_the_tokens_of_an_answer(trained, tmp_path):
+    run = trained("demo-span")
+    page = tmp_path / "page.html"
+    context = "the film was not good and the old sailor was funny"
+    words = ["text=film", f"text_pair={context}", f"restore={run}", f"html={page}", f"output={tmp_path / 'o.jsonl'}"]
+    assert in_process("ltp.predict", words, predict.COMMAND).code == 0
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(), re.DOTALL)[1])
+    marked = [token[0] for token in data["examples"][0]["tokens"] if token[5] == "answer"]
+    assert marked == json.loads((tmp_path / "o.jsonl").read_text())["answer"].split()
 
 
 @pytest.mark.slow

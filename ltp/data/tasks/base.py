@@ -75,6 +75,8 @@ class Task(ABC):
     max_texts: ClassVar[int] = 1
     #: Whether a row may be several rows of the model, windows of a long text.
     has_windows: ClassVar[bool] = False
+    #: Whether the metrics are defined on any part of the rows, which an error by resampling and groups need.
+    scores_rows: ClassVar[bool] = True
     #: Whether labels have names, which a custom task finds in its training file.
     has_names: ClassVar[bool] = True
 
@@ -292,6 +294,11 @@ class Task(ABC):
     @abstractmethod
     def show(cls, prediction: Row) -> str:
         """Return a prediction as a short text."""
+
+    @classmethod
+    def marks(cls, prediction: Row, encoding: Any) -> list[str]:
+        """Return what a page says of each token, an empty text for nothing; see :meth:`read`."""
+        return [""] * len(encoding.tokens)
 
     def outcome_columns(self, logits: Tensor, labels: Tensor) -> Iterator[tuple[str, Any]]:
         """Yield the columns of a file of outcomes, one value an example: `label`, `prediction`, and what else there is.

@@ -39,6 +39,7 @@ class RankingTask(Task):
     min_texts: ClassVar[int] = 2
     example_columns: ClassVar[str] = "[query,passage]"
     max_texts: ClassVar[int] = 2
+    scores_rows: ClassVar[bool] = False
     has_names: ClassVar[bool] = False
 
     @property

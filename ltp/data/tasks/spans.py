@@ -52,6 +52,7 @@ class SpanTask(Task):
     example_columns: ClassVar[str] = "[question,context]"
     max_texts: ClassVar[int] = 2
     suffixes: ClassVar[tuple[str, ...]] = (".parquet", ".jsonl", SQUAD)
+    scores_rows: ClassVar[bool] = False
     has_names: ClassVar[bool] = False
     has_windows: ClassVar[bool] = True
     no_label: ClassVar[int] = -1
@@ -251,6 +252,15 @@ class SpanTask(Task):
             answer = {"answer": context[first:last], "start": first, "end": last, "probability": math.exp(score)}
             found.append(answer)
         return found
+
+    @classmethod
+    def marks(cls, prediction: Row, encoding: Any) -> list[str]:
+        """Return `answer` at the tokens of the answer."""
+        inside = [
+            sequence == 1 and prediction["start"] <= start < end <= prediction["end"]
+            for sequence, (start, end) in zip(encoding.sequence_ids, encoding.offsets, strict=True)
+        ]
+        return ["answer" if is_part else "" for is_part in inside]
 
     @classmethod
     def show(cls, prediction: Row) -> str:

@@ -196,9 +196,8 @@ class TokenTask(Task):
         values, ids = logits.softmax(dim=2).max(dim=2)
         rows = []
         for own, row, encoding, (text,) in zip(values.tolist(), ids.tolist(), encodings, texts, strict=True):
-            words = list(encoding.word_ids)
-            first = [place for place, word in enumerate(words) if word is not None and word != words[place - 1]]
-            spans = [encoding.word_to_chars(words[place]) for place in first]
+            first = _first_tokens(encoding)
+            spans = [encoding.word_to_chars(encoding.word_ids[place]) for place in first]
             rows.append(
                 {
                     "words": [text[start:end] for start, end in spans],
@@ -207,6 +206,12 @@ class TokenTask(Task):
                 }
             )
         return rows
+
+    @classmethod
+    def marks(cls, prediction: Row, encoding: Any) -> list[str]:
+        """Return the label of each word at its first token, without `O`."""
+        labels = dict(zip(_first_tokens(encoding), prediction["labels"], strict=True))
+        return ["" if (label := labels.get(place, "O")) == "O" else label for place in range(len(encoding.tokens))]
 
     @classmethod
     def show(cls, prediction: Row) -> str:
@@ -224,6 +229,12 @@ class TokenTask(Task):
             return MulticlassAccuracy(self.num_labels, average="micro", ignore_index=IGNORED)
         assert self.labels is not None
         return EntityScore(self.labels, name, ignored=IGNORED)
+
+
+def _first_tokens(encoding: Any) -> list[int]:
+    """Return the first token of each word."""
+    words = list(encoding.word_ids)
+    return [place for place, word in enumerate(words) if word is not None and word != words[place - 1]]
 
 
 def _of_tokens(words: Sequence[int | None], labels: Sequence[int]) -> list[int]:
