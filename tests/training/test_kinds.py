@@ -136,7 +136,6 @@ def test_what_does_not_fit_is_said_before_it_starts(trained, tmp_path):
         ("demo-span", evaluate, "by_length=2", "by_length=2: the metrics of task=demo-span are not of single rows"),
         ("demo-ranking", evaluate, "by_length=2", "the metrics of task=demo-ranking are not of single rows"),
         ("demo-tokens", bench, "", "is a LTPForTokenClassification; ltp.bench is for classifiers of texts"),
-        ("demo-span", calibrate, "agreement=0.9", "is a LTPForQuestionAnswering; agreement=0.9 is for classifiers"),
         (
             "demo-tokens",
             calibrate,
