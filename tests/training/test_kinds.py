@@ -216,6 +216,23 @@ def test_predictions_of_spans(trained, tmp_path):
     assert row["probability"] == pytest.approx(spans[best], rel=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["demo-tokens", "demo-span"])
+def test_two_processes_measure_the_same(task, tmp_path):
+    found = []
+    for devices, strategy in ((1, "auto"), (2, "ddp")):
+        root = tmp_path / str(devices)
+        words = [*SMALL, f"task={task}", f"output_root={root}", f"trainer.devices={devices}"]
+        # an odd number of rows, so that the processes have not as many
+        done = run_in(
+            *(tmp_path, "-m", "ltp.train", *words, f"trainer.strategy={strategy}", "task.max_validation_samples=47")
+        )
+        assert done.returncode == 0, done.stderr
+        (path,) = root.rglob("results.json")
+        found.append(json.loads(path.read_text())["metrics"])
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
+
+
 STRANGER = """
 from ltp.data.tasks import MultiLabelTask
 
