@@ -304,7 +304,7 @@ def score(
     engine = Engine.create(model, "packed", dtype, device)
     result: dict[str, Any] = {}
     for index, name in enumerate(data.validation_splits):
-        summary = summarise(evaluate(engine, data, tick, split=index), data.task, model)
+        summary = summarise(evaluate(engine, data, tick, split=index), model)
         if not result:
             result = {key: value for key, value in summary.items() if key not in ("examples", "input_tokens")}
         else:

@@ -150,6 +150,12 @@ class RankingScore(Metric):
         self.metric.reset()
 
 
+#: Longest answer in tokens, as in the examples of Hugging Face and the code of BERT.
+MAX_ANSWER = 30
+#: Values of a span's labels before the characters of its tokens; see `ltp.data.tasks.SpanTask.encode`.
+HEADER = 5
+
+
 class SpanScore(Metric):
     """Exact match or F1 of answers, by torchmetrics' form of SQuAD's script, between 0 and 1.
 
@@ -192,8 +198,6 @@ def best_spans(logits: torch.Tensor, labels: torch.Tensor) -> list[tuple[int, in
     Returns:
         For each row the number of its example, first and last character of the span, its score, and that of no answer.
     """
-    from ltp.data.tasks.spans import HEADER, MAX_ANSWER
-
     spans = []
     for scores, row in zip(logits.float().cpu(), labels.tolist(), strict=True):
         number, first, last = row[2:HEADER]

@@ -73,13 +73,13 @@ def run(request: Request, command: str, progress: Progress) -> dict[str, Any]:
             except ValueError as error:
                 raise UserError(f"execution={settings.execution}: {error}") from error
             outcome = evaluate(engine, data, advance)
-            result = {"threshold_scale": scale, **summarise(outcome, data.task, model)}
+            result = {"threshold_scale": scale, **summarise(outcome, model)}
             if (warning := chance_warning(result, data.task)) is not None:
                 log.warning("restore=%s: %s", checkpoint.source, warning)
             result["thresholds"] = None if model.thresholds is None else model.thresholds.tolist()
             if settings.by_length is not None:
                 groups = by_length(outcome, settings.by_length)
-                result["by_length"] = [summarise(group, data.task, model) for group in groups]
+                result["by_length"] = [summarise(group, model) for group in groups]
             results.append(result)
     if request.predictions is not None:
         write_predictions(request.predictions, outcome)

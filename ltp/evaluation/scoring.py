@@ -137,7 +137,7 @@ def _joined(parts: Sequence[Tensor], padding: float = 0) -> Tensor:
     return whole
 
 
-def summarise(outcome: Outcome, task: Task, model: LTPPreTrainedModel) -> dict[str, Any]:
+def summarise(outcome: Outcome, model: LTPPreTrainedModel) -> dict[str, Any]:
     """Compute metrics and cost of an outcome.
 
     Returns:
@@ -145,7 +145,8 @@ def summarise(outcome: Outcome, task: Task, model: LTPPreTrainedModel) -> dict[s
         ``metrics`` (by name; None if a metric is undefined on these examples), and the keys of
         :meth:`ltp.evaluation.cost.CostMetric.compute`.
     """
-    metrics = {name: outcome.score(metric, name) for name, metric in build_metrics(outcome.task).items()}
+    task = outcome.task
+    metrics = {name: outcome.score(metric, name) for name, metric in build_metrics(task).items()}
     cost = CostMetric(model.cost)
     cost.update(outcome.token_lengths)
     lengths = outcome.token_lengths[:, 0]

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import types
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 import transformers
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from torch.utils.data import DataLoader, default_collate
 
@@ -23,10 +25,11 @@ from ltp import LTPForSequenceClassification, __version__, bench, train
 from ltp.command import cli
 from ltp.command.overrides import quote_text
 from ltp.comparison.request import LeaderboardSettings
+from ltp.data import tasks
 from ltp.data.demo import demo_rows, demo_tokenizer
 from ltp.leaderboard import arguments_of_trainings
 from ltp.pruning.methods.absolute_threshold import threshold_schedule
-from ltp.runs.settings import check_ranges
+from ltp.runs.settings import check_ranges, register_options
 
 ROOT = Path(__file__).parents[2]
 TEXTS = {
@@ -65,8 +68,13 @@ def conf(tmp_path, monkeypatch):
     (tmp_path / path).parent.mkdir(parents=True)
     (tmp_path / path).write_text(content)
     GlobalHydra.instance().clear()
+    strangers = types.ModuleType("emotions")  # the task of the page on extending
+    exec(next(block for block in blocks("python", TEXTS["docs/extending.md"]) if "EMOTIONS" in block), vars(strangers))
+    tasks.adopt(strangers)
+    register_options()
     with initialize_config_dir(config_dir=cli.config_dir(), version_base="1.3"):
         yield
+    del tasks.TASKS["emotions"], ConfigStore.instance().repo["task"]["emotions.yaml"]
 
 
 def test_the_readme_is_a_front_page():
@@ -88,7 +96,7 @@ def test_training_commands_compose(line, conf):
     if "--config-dir" in words:
         place = words.index("--config-dir")
         words[place : place + 2] = [f"hydra.searchpath=[file://{Path(words[place + 1]).resolve()}]"]
-    overrides = [word for word in words if not word.startswith("-") and word != "job"]
+    overrides = [word for word in words if not word.startswith(("-", "plugins=")) and word != "job"]
     if "-m" in words:  # one job of a sweep: the first of the comma-separated values
         overrides = [re.sub(r"=([^\[\],]+),.*", r"=\1", override) for override in overrides]
     check_ranges(train.COMMAND.settings(compose("train", overrides=overrides)))
@@ -236,10 +244,14 @@ def test_the_library_s_examples_train(make_dense, tmp_path, monkeypatch):
     ids = torch.randint(5, 100, (8, 12))
     rows = [{"input_ids": row, "attention_mask": torch.ones_like(row), "labels": row[0] % 2} for row in ids]
     names = {"dataset": rows, "collate": default_collate, "loader": DataLoader(rows, batch_size=4)}
-    pruning, calibrating, *training, loading = blocks("python", TEXTS["docs/library.md"])
+    load_encoder = transformers.AutoModel.from_pretrained
+    monkeypatch.setattr(transformers.AutoModel, "from_pretrained", lambda name: load_encoder(tmp_path / "dense"))
+    pruning, encoding, calibrating, *training, loading = blocks("python", TEXTS["docs/library.md"])
     names |= {"tokenizer": demo_tokenizer(), "texts": [row["sentence"] for row in demo_rows("train", rows=40)]}
     exec(pruning, names)
     assert names["output"].token_lengths.shape == (1, 7)
+    exec(encoding, names)
+    assert names["states"].shape[:2] == (1, 4)
     exec(calibrating, names)
     assert names["model"].config.calibration["agreement"] >= 0.98
     before = names["model"].dense.classifier.weight.detach().clone()

@@ -295,7 +295,8 @@ def test_an_undefined_metric_is_a_dash(make_dense):
     from ltp import LTPForSequenceClassification
 
     model = LTPForSequenceClassification.from_dense(make_dense("bert", num_hidden_layers=2))
-    result = summarise(outcome([1, 1], [0, 1], [4, 6]), TASKS["cola"], model)
+    of_cola = dataclasses.replace(outcome([1, 1], [0, 1], [4, 6]), task=TASKS["cola"])
+    result = summarise(of_cola, model)
     assert result["metric"] == {"name": "matthews", "value": None}
     report = {"task": "cola", "split": "validation", "model": "m", "method": "dense", "execution": "packed"}
     table = report_table({**report, "dtype": "float32", "results": [{"threshold_scale": 1, **result}]})

@@ -595,7 +595,7 @@ def test_the_page_of_a_run(run, here):
         left = [token[3] for token in tokens]
         alive = [sum(layer is None or layer > number for layer in left) for number in range(5)]
         assert alive == lengths
-        for *_, layer, scores in tokens:
+        for *_, layer, scores, _ in tokens:
             assert [score is None for score in scores] == [
                 layer is not None and number > layer for number in (1, 2, 3, 4)
             ]

@@ -21,11 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torchmetrics import Metric
 
-#: Longest answer in tokens, as in the examples of Hugging Face and the code of BERT.
-MAX_ANSWER = 30
-#: Values of a row's labels before the characters of its tokens; see :meth:`SpanTask.encode`.
-HEADER = 5
-
 
 @dataclass(frozen=True)
 class SpanTask(Task):
