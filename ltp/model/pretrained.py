@@ -413,7 +413,7 @@ class LTPPreTrainedModel(PreTrainedModel):
         part = dense.base_model_prefix
         is_bare = config.get("architectures") == ["LTPModel"]
         if cls.auto_class == "AutoModel" and not is_bare:
-            return {rf"^dense(_model)?\.{part}\.": "dense_model."}
+            return {rf"^(?:dense|dense_model)\.{part}\.": "dense_model."}
         if cls.auto_class != "AutoModel" and is_bare:
             return {r"^dense_model\.": f"dense_model.{part}."}
         return {r"^dense\.": "dense_model."}

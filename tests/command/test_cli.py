@@ -14,13 +14,14 @@ import yaml
 from helpers import SMALL, dense_checkpoint, finished_run, ltp_train, no_hub, plan_of, write_json
 
 from ltp.command import cli
+from ltp.data import tasks
 from ltp.encoders import known_families
 from ltp.errors import RunError, TerminatedError, UserError
 from ltp.pruning import aliases, all_methods
 from ltp.runs.checkpoints import RESULTS_FILE
 from ltp.runs.settings import _HUGGING_FACE_KEYS, PRECISIONS, known_keys, unknown_key
 
-TASKS = "cola, custom, demo, mnli, mrpc, qnli, qqp, rte, sst2, stsb"
+TASKS = ", ".join(sorted([*tasks.TASKS, "custom"]))
 HUB = "the Hugging Face hub is out of reach (or HF_HUB_OFFLINE is set) and the cache does not hold it."
 PAIR = {"sentence1": "a film", "sentence2": "a movie", "label": 1}
 

@@ -401,7 +401,7 @@ def test_a_custom_task_under_its_own_name():
 
 
 def test_an_unknown_task_name():
-    tasks = "rte, mrpc, stsb, cola, sst2, qnli, qqp, mnli, demo, custom"
+    tasks = ", ".join([*TASKS, "custom"])
     assert message("task=mrpc task.name=mrcp") == f"task=mrcp: no such task. Did you mean mrpc? Tasks: {tasks}."
 
 
