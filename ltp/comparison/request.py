@@ -1,5 +1,7 @@
 """Settings of a leaderboard, and their checks."""
 
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,14 +60,22 @@ def check(settings: LeaderboardSettings) -> LeaderboardSettings:
     seeds = all(isinstance(value, int) and value >= 0 for value in settings.seeds) and len(settings.seeds) > 0
     check_range(seeds, "seeds", settings.seeds, "one or more whole numbers from 0 on, as [0,1,2]")
     check_range(settings.speed_batch_size >= 1, "speed_batch_size", settings.speed_batch_size, "1 or more")
-    given = dict(word.lstrip("+").partition("=")[::2] for word in settings.train)
-    task = TASKS.get(given.get("task", "demo")) or KINDS.get(given.get("task.kind", TextTask.kind), TextTask)
+    name, kind = (
+        value_of(settings.train, key, default) for key, default in (("task", "demo"), ("task.kind", "single"))
+    )
+    task = TASKS.get(name) or KINDS.get(kind, TextTask)
     if not task.scores_rows:
         raise UserError(
-            f"task={given.get('task')}: the errors of a leaderboard are of resampled rows, and this task's metrics are "
+            f"task={name}: the errors of a leaderboard are of resampled rows, and this task's metrics are "
             "not of single rows; python -m ltp.report compares such runs"
         )
     for word in settings.train:
         if word.split("=", 1)[0].lstrip("+") in _ITS_OWN:
             raise UserError(f"{word}: the leaderboard sets it; choose with methods=, budgets= and seeds=")
     return settings
+
+
+def value_of(words: Sequence[str], key: str, default: str) -> str:
+    """Return the value of an override, the last of its key."""
+    values = [word.split("=", 1)[1] for word in words if word.split("=", 1)[0].lstrip("+") == key]
+    return shlex.split(values[-1])[0] if values else default

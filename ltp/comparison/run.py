@@ -1,7 +1,6 @@
 """A leaderboard from start to end: the trainings, the measurements, the ranking and the files."""
 
 import logging
-import shlex
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 from ltp.comparison.measuring import Bench
 from ltp.comparison.output import csv_table, figure, markdown, notes
-from ltp.comparison.request import LeaderboardSettings
+from ltp.comparison.request import LeaderboardSettings, value_of
 from ltp.comparison.standings import Candidate, Row, rank
 from ltp.comparison.sweeps import Jobs, dense_sweep, method_sweep, run_sweep, shallow_sweep
 from ltp.errors import RunError
@@ -34,7 +33,7 @@ def run(settings: LeaderboardSettings, command: str) -> Path:
     silence_libraries()
     logging.getLogger("fontTools").setLevel(logging.WARNING)  # it logs every glyph that it embeds in a PDF
     set_threads(settings.threads)
-    output_root = Path(_value(settings.train, "output_root", "outputs"))
+    output_root = Path(value_of(settings.train, "output_root", "outputs"))
     dense = run_sweep(dense_sweep(settings), output_root)
     if dense.failed or not dense.directories:
         raise RunError("the dense parents could not be trained: see the messages above")
@@ -116,9 +115,3 @@ def _grouped(directories: Sequence[Path], key: Any) -> list[tuple[Any, list[Path
 def _folder(dense: Path) -> Path:
     """Return the folder of the task: that of ``finetune/…``."""
     return next(folder.parent for folder in dense.parents if folder.name == "finetune")
-
-
-def _value(words: Sequence[str], key: str, default: str) -> str:
-    """Return the value of an override, the last of its key."""
-    values = [word.split("=", 1)[1] for word in words if word.split("=", 1)[0].lstrip("+") == key]
-    return shlex.split(values[-1])[0] if values else default

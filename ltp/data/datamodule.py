@@ -203,9 +203,10 @@ class GLUEDataModule(pl.LightningDataModule):
         Returns:
             None if each row has one label: then it is `loss_weight`.
         """
-        counts = self.task.label_counts(labels.tolist())
-        if counts is None or self._train_batches is None:
+        if self._train_batches is None or self._train_batches.label_counts is None:  # labels stay on their device
             return None
+        counts = self.task.label_counts(labels.tolist())
+        assert counts is not None
         return self._train_batches.label_weight(batch_idx, sum(counts))
 
     def calibration_batches(self, count: int) -> list[Batch]:

@@ -142,16 +142,15 @@ class LTPPreTrainedModel(PreTrainedModel):
         model_dir = os.path.join(pretrained_model_name_or_path, "model")
         if os.path.isfile(os.path.join(model_dir, CONFIG_NAME)):  # a run directory
             pretrained_model_name_or_path = model_dir
-        if _is_ltp_checkpoint(pretrained_model_name_or_path, kwargs):
+        config_file = _config_file(pretrained_model_name_or_path, kwargs)
+        if config_file.get("model_type") == LTPConfig.model_type:
             if isinstance(given := kwargs.get("config"), LTPConfig):  # the Auto classes put the arguments into it
                 stored = LTPConfig.from_pretrained(pretrained_model_name_or_path)
                 changed = {key: value for key, value in given.pruning.items() if stored.pruning.get(key) != value}
                 pruning = changed | pruning
                 for key, value in stored.pruning.items():
                     setattr(given, key, value)
-            kwargs["key_mapping"] = cls._renamed_weights(pretrained_model_name_or_path, kwargs) | (
-                kwargs.get("key_mapping") or {}
-            )
+            kwargs["key_mapping"] = cls._renamed_weights(config_file) | (kwargs.get("key_mapping") or {})
             model = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
             model.set_pruning(**pruning)
             if budget is not None:
@@ -403,12 +402,14 @@ class LTPPreTrainedModel(PreTrainedModel):
         return loss + self.pruner.method.penalty(soft, self.pruner)
 
     @classmethod
-    def _renamed_weights(cls, path: str | os.PathLike[str], hub: dict[str, Any]) -> dict[str, str]:
-        """Return the names of weights that a checkpoint has otherwise, regular expressions and replacements.
+    def _renamed_weights(cls, config: dict[str, Any]) -> dict[str, str]:
+        """Return the names of weights that a checkpoint has otherwise: regular expressions and replacements.
 
         Those of ltp 0.1 begin with ``dense.``; the bare encoder is a part of a model with a head.
+
+        Args:
+            config: its ``config.json``.
         """
-        config = _config_file(path, hub)
         dense = encoder_family(config["dense_config"]["model_type"]).dense_class(cls.auto_class)
         part = dense.base_model_prefix
         is_bare = config.get("architectures") == ["LTPModel"]
@@ -421,11 +422,6 @@ class LTPPreTrainedModel(PreTrainedModel):
 
 def _new_pruner(config: Any) -> Pruner:
     return Pruner.from_config(method_class(config.prune_mode), config)
-
-
-def _is_ltp_checkpoint(path: str | os.PathLike[str], kwargs: dict[str, Any]) -> bool:
-    """Whether the ``config.json`` of a directory or hub id belongs to a pruned model."""
-    return _config_file(path, kwargs).get("model_type") == LTPConfig.model_type
 
 
 def _config_file(name_or_path: str | os.PathLike[str], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ltp.data.tasks import KINDS, TASKS, Task, TextTask, custom_task, get_task
+from ltp.data.tasks import KINDS, TASKS, Task, custom_task, get_task
 from ltp.errors import UserError, format_value
 from ltp.pruning import (
     DENSE,
@@ -119,14 +119,12 @@ def check_labels(checkpoint: Checkpoint, task: Task) -> None:
     Raises:
         UserError: the number or the order of its labels differs.
     """
-    if checkpoint.is_ltp or checkpoint.config.get("architectures"):
-        (architecture, *_) = checkpoint.config.get("architectures") or [TextTask.model_class]
-        suffix = task.model_class.removeprefix("LTP")
-        if not architecture.endswith(suffix):
-            raise UserError(
-                f"restore={checkpoint.source} is a {architecture}, and task={task.name} needs a …{suffix}; "
-                f"restore a checkpoint that was fine-tuned on {task.name}."
-            )
+    if checkpoint.model_class != task.model_class:
+        architecture = (checkpoint.config.get("architectures") or [checkpoint.model_class])[0]
+        raise UserError(
+            f"restore={checkpoint.source} is a {architecture}, and task={task.name} needs a "
+            f"…{task.model_class.removeprefix('LTP')}; restore a checkpoint that was fine-tuned on {task.name}."
+        )
     if checkpoint.num_labels != task.num_labels:
         raise UserError(
             f"restore={checkpoint.source} has {checkpoint.num_labels} labels, task={task.name} has {task.num_labels}; "

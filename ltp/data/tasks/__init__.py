@@ -145,7 +145,7 @@ def custom_task(
     if size not in SIZES:
         raise UserError(f"task.size={size}: must be {' or '.join(SIZES)}.")
     metrics = (metric, *task.companions.get(metric, ()))
-    return task.custom(name, columns, None, metrics, size, lr=2e-5, label_column=label_column, is_custom=True)
+    return task(name, columns, None, metrics, size, lr=2e-5, label_column=label_column, is_custom=True)
 
 
 def kind_of(model_class: str, problem_type: str | None, num_labels: int) -> type[Task]:

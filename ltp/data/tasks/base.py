@@ -9,9 +9,10 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ltp.data import TABLE_SUFFIXES
+from ltp.errors import UserError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,11 +80,6 @@ class Task(ABC):
     scores_rows: ClassVar[bool] = True
     #: Whether labels have names, which a custom task finds in its training file.
     has_names: ClassVar[bool] = True
-
-    @classmethod
-    def custom(cls, *arguments: Any, **more: Any) -> Self:
-        """Create a task on the user's own files from the values of the fields."""
-        return cls(*arguments, **more)
 
     @classmethod
     def describe_metrics(cls) -> str:
@@ -192,6 +188,30 @@ class Task(ABC):
             UserError: a label is missing, or not in the task's set or range; names file, row and remedy.
         """
 
+    @property
+    def label_ids(self) -> dict[str, int]:
+        """Ids of the labels by name; files of a known data set may hold the ids themselves."""
+        assert self.labels is not None, "labels are inferred before rows are checked"
+        ids = {name: index for index, name in enumerate(self.labels)}
+        return ids if self.is_custom else ids | {str(index): index for index in range(len(self.labels))}
+
+    def ids_of(self, rows: Sequence[Sequence[str]], source: object) -> list[list[int]]:
+        """Return the ids of the labels of each row.
+
+        Raises:
+            UserError: a label is not one of the task's.
+        """
+        ids = self.label_ids
+        for number, names in enumerate(rows, start=1):
+            for name in names:
+                if name not in ids:
+                    origin = " (from the training file)" if self.is_custom else ""
+                    raise UserError(
+                        f"{source}: row {number} has label {name!r} in column {self.label_column!r};"
+                        f" labels of task {self.name}{origin}: {', '.join(self.labels or ())}."
+                    )
+        return [[ids[name] for name in names] for names in rows]
+
     def check_rows(self, table: pa.Table, source: object, *, blank_is_missing: bool) -> pa.Table:
         """Check a split, and return what :meth:`check_texts` does and `label`, what :meth:`check_labels` does."""
         texts = self.check_texts(table, source, blank_is_missing=blank_is_missing)
@@ -206,10 +226,9 @@ class Task(ABC):
         """
 
     def is_unlabelled(self, table: pa.Table) -> bool:
-        """Whether every label is -1, as in the hub's test splits of GLUE, or missing."""
-        import pyarrow.compute as pc
-
-        return {str(value) for value in pc.unique(table[self.label_column]).to_pylist()} <= {"-1", "-1.0", "None"}
+        """Whether every label is missing."""
+        column = table[self.label_column]
+        return column.null_count == len(column)
 
     # -- tensors ---------------------------------------------------------------------------------------------------
 

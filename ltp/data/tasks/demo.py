@@ -33,4 +33,5 @@ DEMO_SPAN = SpanTask(
     *("demo-span", ("question", "context"), (), ("f1", "exact_match"), "small", 5e-4),
     label_column="answers",
     generate=demo_span_rows,
+    null_threshold=None,
 )

@@ -53,11 +53,6 @@ class MultiLabelTask(Task):
         """Names of the columns that hold lists."""
         return (self.label_column,)
 
-    def is_unlabelled(self, table: pa.Table) -> bool:
-        """Whether every list of labels is missing."""
-        column = table[self.label_column]
-        return column.null_count == len(column)
-
     def infer_labels(self, table: pa.Table, source: object) -> tuple[str, ...]:
         """Return the distinct labels of a training file, sorted."""
         from ltp.data.columns import require_rows
@@ -76,20 +71,7 @@ class MultiLabelTask(Task):
         """Return the labels of each row: a list of int64 ids, ascending."""
         import pyarrow as pa
 
-        assert self.labels is not None
-        ids = {name: index for index, name in enumerate(self.labels)}
-        if not self.is_custom:
-            ids |= {str(index): index for index in range(len(self.labels))}
-        rows = []
-        for number, names in enumerate(self._names(table, source), start=1):
-            for name in names:
-                if name not in ids:
-                    origin = " (from the training file)" if self.is_custom else ""
-                    raise UserError(
-                        f"{source}: row {number} has label {name!r} in column {self.label_column!r};"
-                        f" labels of task {self.name}{origin}: {', '.join(self.labels)}."
-                    )
-            rows.append(sorted({ids[name] for name in names}))
+        rows = [sorted(set(ids)) for ids in self.ids_of(self._names(table, source), source)]
         return pa.chunked_array([pa.array(rows, pa.list_(pa.int64()))])
 
     def _names(self, table: pa.Table, source: object) -> list[list[str]]:

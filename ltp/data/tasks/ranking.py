@@ -80,11 +80,6 @@ class RankingTask(Task):
             rows += [{query: row[query], candidate: text, self.label_column: relevance} for text, relevance in pairs]
         return pa.Table.from_pylist(rows)
 
-    def is_unlabelled(self, table: pa.Table) -> bool:
-        """Whether every relevance is missing."""
-        column = table[self.label_column]
-        return column.null_count == len(column)
-
     def infer_labels(self, table: pa.Table, source: object) -> tuple[str, ...]:
         """Return no names: relevance is a number."""
         return ()

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ltp.data import SQUAD
 from ltp.data.tasks.base import Row, Task
@@ -36,7 +36,7 @@ class SpanTask(Task):
         examples: the split that the metrics are of; see :meth:`for_split`.
     """
 
-    null_threshold: float | None = None
+    null_threshold: float | None = 0.0
     examples: Any = field(default=None, compare=False, repr=False)
 
     kind: ClassVar[str] = "span"
@@ -56,11 +56,6 @@ class SpanTask(Task):
     def num_labels(self) -> int:
         """Width of the head: the start and the end."""
         return 2
-
-    @classmethod
-    def custom(cls, *arguments: Any, **more: Any) -> Self:
-        """Create a task on the user's own files, in which questions may have no answer."""
-        return cls(*arguments, **{"null_threshold": 0.0} | more)
 
     def for_split(self, split: Dataset) -> Task:
         """Return the task whose metrics are those of a split."""
@@ -84,11 +79,6 @@ class SpanTask(Task):
             return pa.Table.from_pylist([{name: record[name] for name in columns} for record in records])
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise UserError(f"{path}: rows differ in the types of their values: {error}") from None
-
-    def is_unlabelled(self, table: pa.Table) -> bool:
-        """Whether the answers of every question are missing."""
-        column = table[self.label_column]
-        return column.null_count == len(column)
 
     def infer_labels(self, table: pa.Table, source: object) -> tuple[str, ...]:
         """Return no names: answers are spans."""
@@ -167,12 +157,7 @@ class SpanTask(Task):
 
     def collate_labels(self, labels: Sequence[Any], width: int) -> Tensor:
         """Return the rows of :meth:`encode`, (B, …) int64, padded with -1."""
-        import torch
-
-        target = torch.full((len(labels), max(map(len, labels))), self.no_label)
-        for row, values in enumerate(labels):
-            target[row, : len(values)] = torch.tensor(values)
-        return target
+        return _padded(labels)
 
     def model_labels(self, labels: Tensor) -> Tensor:
         """Return first and last token of the answer, (B, 2) int64."""
@@ -240,7 +225,7 @@ class SpanTask(Task):
             _window(encoding.sequence_ids, encoding.offsets, {"text": [], "answer_start": []}, number)
             for number, encoding in enumerate(encodings)
         ]
-        target = cls.collate_labels(_ANY, rows, 0)
+        target = _padded(rows)
         found = []
         normal = logits.log_softmax(dim=1)
         for (_, first, last, score, _), (_, context) in zip(best_spans(normal, target), texts, strict=True):
@@ -263,7 +248,14 @@ class SpanTask(Task):
         return f"{prediction['answer']} {prediction['probability']:.3f}"
 
 
-_ANY = SpanTask("any", ("question", "context"), (), ("f1",), "small", 0.0)
+def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Return rows of integers, (B, …) int64, padded with -1."""
+    import torch
+
+    target = torch.full((len(rows), max(map(len, rows))), SpanTask.no_label)
+    for number, values in enumerate(rows):
+        target[number, : len(values)] = torch.tensor(values)
+    return target
 
 
 def _lists(answers: Any) -> tuple[list[str] | None, list[int] | None]:

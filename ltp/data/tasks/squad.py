@@ -7,11 +7,11 @@ SQUAD = SpanTask(
     label_column="answers",
     max_length=384,
     hub=("rajpurkar/squad", None),
+    null_threshold=None,
 )
 SQUAD_V2 = SpanTask(
     *("squad_v2", ("question", "context"), (), ("f1", "exact_match"), "large", 3e-5),
     label_column="answers",
     max_length=384,
     hub=("rajpurkar/squad_v2", None),
-    null_threshold=0.0,
 )

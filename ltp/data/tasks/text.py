@@ -65,6 +65,12 @@ class TextTask(Task):
         """`problem_type` of the model's configuration."""
         return "regression" if self.is_regression else "single_label_classification"
 
+    def is_unlabelled(self, table: pa.Table) -> bool:
+        """Whether every label is -1, as in the hub's test splits of GLUE, or missing."""
+        import pyarrow.compute as pc
+
+        return {str(value) for value in pc.unique(table[self.label_column]).to_pylist()} <= {"-1", "-1.0", "None"}
+
     def infer_labels(self, table: pa.Table, source: object) -> tuple[str, ...]:
         """Return the distinct labels of a training file: numbers in numerical order, then names, sorted.
 
@@ -166,9 +172,7 @@ class TextTask(Task):
         from ltp.data.columns import first_row, label_name
 
         assert self.labels is not None, "labels are inferred before rows are checked"
-        ids = {name: index for index, name in enumerate(self.labels)}
-        if not self.is_custom:
-            ids |= {str(index): index for index in range(len(self.labels))}
+        ids = self.label_ids
         distinct = pc.unique(column)
         distinct_ids = pa.array([ids.get(label_name(value)) for value in distinct.to_pylist()], pa.int64())
         labels = pc.take(distinct_ids, pc.index_in(column, value_set=distinct))

@@ -106,20 +106,7 @@ class TokenTask(Task):
         """Return the labels of each row's words: a list of int64 ids."""
         import pyarrow as pa
 
-        assert self.labels is not None
-        ids = {name: index for index, name in enumerate(self.labels)}
-        if not self.is_custom:
-            ids |= {str(index): index for index in range(len(self.labels))}
-        rows = []
-        for number, names in enumerate(self._names(table, source), start=1):
-            for name in names:
-                if name not in ids:
-                    origin = " (from the training file)" if self.is_custom else ""
-                    raise UserError(
-                        f"{source}: row {number} has label {name!r} in column {self.label_column!r};"
-                        f" labels of task {self.name}{origin}: {', '.join(self.labels)}."
-                    )
-            rows.append([ids[name] for name in names])
+        rows = self.ids_of(self._names(table, source), source)
         return pa.chunked_array([pa.array(rows, pa.list_(pa.int64()))])
 
     def _names(self, table: pa.Table, source: object) -> list[list[str]]:
