@@ -36,7 +36,7 @@ def sentence_layer_by_layer(run: Path, sentence: str) -> Text:
         trace=True,
         advance=lambda count: None,
     )
-    return format_layers(prediction.traces).append(f"label    {prediction.label}", style="bold")
+    return format_layers(prediction.traces).append(f"label    {prediction.columns['label']}", style="bold")
 
 
 def main(folder: Path, to: Path) -> int:

@@ -110,11 +110,16 @@ class DeployedModel:
             columns = torch.arange(alive.shape[1])[None]
             positions = self._family.attention_positions(columns, position_ids).expand(alive.shape).flatten()[indices]
         lengths = alive.sum(dim=1)
-        last, token_lengths = self._encode(hidden.to(self._hidden_type), lengths, positions)
-        results = self._model_class.head(self._family, self._dense, last.float(), Layout(alive, indices))
+        last, token_lengths, token_layers = self._encode(hidden.to(self._hidden_type), lengths, positions)
+        layout = Layout(alive, indices)
+        results = self._model_class.head(self._family, self._dense, last.float(), layout)
+        if token_layers is not None:
+            results["token_layers"] = layout.padded(token_layers, 0)
         return self._model_class.output_class(token_lengths=token_lengths, **results)
 
-    def _encode(self, hidden: Tensor, real_lengths: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _encode(
+        self, hidden: Tensor, real_lengths: Tensor, positions: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Run the encoder.
 
         Hidden states are (R, D) with R ≥ T: rows from T on are unused padding, see ``row_count``.
@@ -125,8 +130,8 @@ class DeployedModel:
             positions: their positions for attention, (T,) int64; None if the family has none.
 
         Returns:
-            The last class states, (B, D), or if the head reads tokens the last state of every real token, (T, D); and
-            the token lengths, (B, L+1).
+            The last class states, (B, D), or if the head reads tokens the last state of every real token, (T, D); the
+            token lengths, (B, L+1); and of these tokens the number of layers, (T,), or None.
         """
         rows, pruner = Rows(real_lengths.numpy()), self._pruner
         state: dict[str, Tensor] = {}  # what the method needs of each token, each (T,)
@@ -138,9 +143,9 @@ class DeployedModel:
             state["carried"] = torch.zeros(rows.total)
         if positions is not None:
             state["places"] = positions
-        restored = None
+        restored = token_layers = None
         if self._reads_tokens:
-            restored = hidden.clone()
+            restored, token_layers = hidden.clone(), torch.zeros(rows.total, dtype=torch.int64)
             state["origin"] = state["owner"] = torch.arange(rows.total)
         hidden = self._pad_rows(hidden, rows)
         token_lengths = [rows.lengths]
@@ -184,11 +189,12 @@ class DeployedModel:
                 selected = self._selected(kept)
                 context, hidden = context.index_select(0, selected), hidden.index_select(0, selected)
             hidden = layer.finish(context, hidden)
-            if restored is not None:
+            if restored is not None and token_layers is not None:
                 restored[state["origin"]] = hidden[: rows.total]
+                token_layers[state["origin"]] = number
         if restored is not None:
             hidden = restored[state["owner"]]
-        return hidden, torch.from_numpy(np.stack(token_lengths, axis=1))
+        return hidden, torch.from_numpy(np.stack(token_lengths, axis=1)), token_layers
 
     def _decide(
         self,

@@ -12,11 +12,30 @@ from ltp.runs.summary import format_tokens
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """Print a table, one row per threshold scale and group of examples, and the path of the predictions."""
+    """Print a table, one row per threshold scale and group of examples, and the path of the predictions.
+
+    Where tokens have labels, their accuracy by the layers of the tokens follows.
+    """
     console = Console()
     console.print(report_table(report))
+    for result in report["results"]:
+        if "token_labels" in result:
+            print(label_accuracies(result["token_labels"]))
     if report["predictions"] is not None:
         console.print(f"predictions: {report['predictions']}", soft_wrap=True, highlight=False, markup=False)
+
+
+def label_accuracies(labels: dict[str, Any]) -> str:
+    """Return the accuracy of labels by the number of layers that their tokens went through, in one line.
+
+    Args:
+        labels: see :func:`ltp.evaluation.scoring.by_layers`.
+    """
+    cells = [
+        f"{layers}: {'–' if accuracy is None else f'{accuracy:.4f}'} of {count}"
+        for layers, (count, accuracy) in enumerate(zip(labels["count"], labels["accuracy"], strict=True))
+    ]
+    return f"labels predicted, by the layers of their tokens: {' · '.join(cells)}"
 
 
 def report_table(report: dict[str, Any]) -> Table:

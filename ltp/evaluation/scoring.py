@@ -31,12 +31,14 @@ class Outcome:
         labels: what the model takes, (N, …), see :meth:`ltp.data.tasks.Task.collate_labels`.
         logits: (N, …, num_labels) float32.
         token_lengths: tokens that enter each layer and leave the last, (N, L+1) int64.
+        token_layers: number of layers whose output each token has, (N, …) int64; None unless the head reads tokens.
     """
 
     task: Task
     labels: Tensor
     logits: Tensor
     token_lengths: Tensor
+    token_layers: Tensor | None = None
 
     @property
     def predictions(self) -> Tensor:
@@ -45,7 +47,16 @@ class Outcome:
 
     def __getitem__(self, rows: Tensor) -> Outcome:
         """Select examples by row number."""
-        return Outcome(self.task, self.labels[rows], self.logits[rows], self.token_lengths[rows])
+        layers = None if self.token_layers is None else self.token_layers[rows]
+        return Outcome(self.task, self.labels[rows], self.logits[rows], self.token_lengths[rows], layers)
+
+    def labelled_tokens(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Return of each label of a token the example, its layers, both int64, and whether it is right; else None."""
+        found = None if self.token_layers is None else self.task.labelled_tokens(self.logits, self.labels)
+        if found is None or self.token_layers is None:
+            return None
+        rows, columns, is_right = found
+        return rows, self.token_layers[rows, columns], is_right
 
     def score(self, metric: Metric, name: str) -> float | None:
         """Compute a metric of the task by its name; None if it is not defined on these examples."""
@@ -110,18 +121,21 @@ def evaluate(
     loader = data.val_dataloader()[split]
     batches: Any = loader.batch_sampler  # lists of row numbers, in the loader's order
     rows: list[int] = []
-    labels, logits, token_lengths = [], [], []
+    labels, logits, token_lengths, token_layers = [], [], [], []
     for batch, numbers in zip(loader, batches, strict=True):
         labels.append(batch.pop("labels"))
         output = engine(batch)
         logits.append(output.logits.float().cpu())
         token_lengths.append(output.token_lengths.cpu())
+        if output.token_layers is not None:
+            token_layers.append(output.token_layers.cpu())
         rows += numbers
         advance(len(numbers))
     order = torch.tensor(rows).argsort()  # undo the loader's sorting by length
     # of tokens: batches differ in their longest text
     task = data.task.for_split(list(data.splits.validation.values())[split])
-    return Outcome(task, _joined(labels, task.no_label), _joined(logits), torch.cat(token_lengths))[order]
+    layers = _joined(token_layers) if token_layers else None
+    return Outcome(task, _joined(labels, task.no_label), _joined(logits), torch.cat(token_lengths), layers)[order]
 
 
 def _joined(parts: Sequence[Tensor], padding: float = 0) -> Tensor:
@@ -142,22 +156,39 @@ def summarise(outcome: Outcome, model: LTPPreTrainedModel) -> dict[str, Any]:
 
     Returns:
         ``examples`` (their number), ``input_tokens`` (smallest and largest), ``metric`` (the task's main metric),
-        ``metrics`` (by name; None if a metric is undefined on these examples), and the keys of
-        :meth:`ltp.evaluation.cost.CostMetric.compute`.
+        ``metrics`` (by name; None if a metric is undefined on these examples), ``token_labels`` where tokens have
+        labels, see :func:`by_layers`, and the keys of :meth:`ltp.evaluation.cost.CostMetric.compute`.
     """
     task = outcome.task
     metrics = {name: outcome.score(metric, name) for name, metric in build_metrics(task).items()}
     cost = CostMetric(model.cost)
     cost.update(outcome.token_lengths)
-    lengths = outcome.token_lengths[:, 0]
+    lengths, labelled = outcome.token_lengths[:, 0], outcome.labelled_tokens()
     return {
         "examples": len(lengths),
         "input_tokens": [int(lengths.min()), int(lengths.max())],
         "metric": {"name": task.main_metric, "value": metrics[task.main_metric]},
         "metrics": metrics,
         **undefined_metrics(metrics),
+        **({} if labelled is None else {"token_labels": by_layers(*labelled[1:], model.cost.num_layers)}),
         **cost.compute(),
     }
+
+
+def by_layers(layers: Tensor, is_right: Tensor, num_layers: int) -> dict[str, list[Any]]:
+    """Summarise labels by the number of layers that their tokens went through.
+
+    Args:
+        layers: of each label, (M,) int64.
+        is_right: whether it is predicted, (M,) bool.
+        num_layers: L.
+
+    Returns:
+        ``count`` and ``accuracy`` for 0 to L layers, L being that of the tokens alive at the end; None for no label.
+    """
+    count = torch.bincount(layers, minlength=num_layers + 1).tolist()
+    right = torch.bincount(layers[is_right], minlength=num_layers + 1).tolist()
+    return {"count": count, "accuracy": [one / all_ if all_ else None for one, all_ in zip(right, count, strict=True)]}
 
 
 def chance_warning(summary: dict[str, Any], task: Task) -> str | None:
@@ -189,10 +220,17 @@ def by_length(outcome: Outcome, groups: int) -> list[Outcome]:
 def write_predictions(path: Path, outcome: Outcome) -> None:
     """Write one parquet row per example, atomically.
 
-    Columns: those of :meth:`ltp.data.tasks.Task.outcome_columns`, and ``token_lengths`` (list of L+1: tokens that enter
-    each layer and leave the last).
+    Columns: those of :meth:`ltp.data.tasks.Task.outcome_columns`; ``token_lengths`` (list of L+1: tokens that enter
+    each layer and leave the last); and where tokens have labels ``token_layers`` and ``token_is_right`` (lists with an
+    entry a label: the number of layers that its token went through, and whether it is predicted).
     """
     columns = {name: pa.array(values) for name, values in outcome.task.outcome_columns(outcome.logits, outcome.labels)}
     columns["token_lengths"] = pa.array(outcome.token_lengths.tolist(), pa.list_(pa.int32()))
+    if (labelled := outcome.labelled_tokens()) is not None:
+        rows, *values = (value[labelled[0].argsort(stable=True)] for value in labelled)
+        counts = torch.bincount(rows, minlength=len(outcome.labels)).tolist()
+        names = {"token_layers": pa.int32(), "token_is_right": pa.bool_()}
+        for (name, kind), value in zip(names.items(), values, strict=True):
+            columns[name] = pa.array([part.tolist() for part in value.split(counts)], pa.list_(kind))
     with open_atomically(path) as file:
         pyarrow.parquet.write_table(pa.table(columns), file)

@@ -5,6 +5,7 @@ It is the readable reference implementation. The pruner selects the tokens.
 
 from collections.abc import Sequence
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,7 @@ def masked_encoder(
     expected_lengths = [alive.float().sum(dim=1)]
     class_states: list[Tensor] = []
     restored = hidden * alive[:, :, None]
+    token_layers = torch.zeros_like(alive, dtype=torch.int64) if keep_states or keep_last_state else None
     states: list[Tensor] = [restored] if keep_states else []
     attentions: list[Tensor] = []
     scores: list[Tensor] = []
@@ -149,6 +151,7 @@ def masked_encoder(
         hidden, state, gate, probs = run(number, hidden, state)
         if keep_states or keep_last_state:
             restored = settled(restored, hidden, state)
+            token_layers = torch.where(state["alive"], number, cast(Tensor, token_layers))
             if keep_states or number == len(layers):
                 owner = state.get("owner")
                 states.append(restored if owner is None else restored.gather(1, owner[:, :, None].expand_as(restored)))
@@ -171,6 +174,7 @@ def masked_encoder(
         expected_lengths=torch.stack(expected_lengths, dim=1) if gate_sums else None,
         class_states=torch.stack(class_states) if keep_class_states else None,
         hidden_states=tuple(states),
+        token_layers=token_layers,
         scores=tuple(scores),
         attentions=tuple(attentions),
     )

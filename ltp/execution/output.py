@@ -28,6 +28,9 @@ class EncoderOutput:
             given; only the last of them, or none, if not requested. A pruned token keeps the state with which it
             entered the layer that pruned it, a merged one has that of the token which it went into. Under a soft rule
             a state is the mean of the layer's output and of the state before, weighted by the survival.
+        token_layers: number of layers whose output each token has, int64, of the layout of the embeddings without D: L
+            for those alive at the end; a merged token has the number at which it was merged. None if neither all states
+            nor the last were requested.
         scores: importance of each token in each layer, :meth:`ltp.pruning.method.Method.scores`, L of the layout of the
             embeddings without D, float32; -1 for tokens that the layer does not keep. Empty unless requested.
         attentions: each layer's probabilities before dropout, L of (B, H, N, N); empty unless requested.
@@ -39,6 +42,7 @@ class EncoderOutput:
     expected_lengths: Tensor | None
     class_states: Tensor | None
     hidden_states: tuple[Tensor, ...] = field(default=())
+    token_layers: Tensor | None = None
     scores: tuple[Tensor, ...] = field(default=())
     attentions: tuple[Tensor, ...] = field(default=())
 
@@ -56,6 +60,8 @@ class PrunedOutput:
         expected_lengths: expected number of tokens alive entering each layer, and after the last, under a soft rule,
             (B, L+1) float32, differentiable; else None.
         class_states: each layer's output for the classification tokens, (L, B, D); None unless requested.
+        token_layers: number of layers whose output each token has, (B, N) int64: L for those alive at the end, 0 for
+            padding; None if neither the head nor ``hidden_states`` takes the states of all tokens.
         scores: importance of each token in each layer, (L, B, N) float32; -1 for tokens that the layer does not keep,
             and for padding; None unless requested.
     """
@@ -67,6 +73,7 @@ class PrunedOutput:
     gate_sums: Tensor | None = None
     expected_lengths: Tensor | None = None
     class_states: Tensor | None = None
+    token_layers: Tensor | None = None
     scores: Tensor | None = None
 
 

@@ -84,6 +84,7 @@ def packed_encoder(
     if restores or keep_scores:
         state["origin"] = torch.arange(packing.total, device=hidden.device)
     restored, states, scores = hidden, [hidden] if keep_states else [], []
+    token_layers = torch.zeros(packing.total, dtype=torch.int64, device=hidden.device) if restores else None
     owner = state.get("origin")  # of each token of the embeddings: that which it was merged into, (T,)
     merged_into: dict[int, Tensor] = {}  # by layer, not in the state, because no row of it leaves
 
@@ -174,6 +175,7 @@ def packed_encoder(
         is_last = number == len(layers)
         if restores:
             restored = _settled(restored, hidden, state)
+            token_layers = cast(Tensor, token_layers).index_fill(0, state["origin"], number)
             if number in merged_into:
                 owner = owners(cast(Tensor, owner), previous["origin"], merged_into[number])
             if keep_states or is_last:
@@ -200,6 +202,7 @@ def packed_encoder(
         expected_lengths=torch.stack(expected_lengths, dim=1) if gate_sums else None,
         class_states=torch.stack(class_states) if keep_class_states else None,
         hidden_states=tuple(states),
+        token_layers=token_layers,
         scores=tuple(scores),
     )
 

@@ -361,6 +361,7 @@ class LTPPreTrainedModel(PreTrainedModel):
         reads_tokens = self.reads_tokens(self.family, self.dense)
         last = encoded.hidden_states[-1] if reads_tokens else encoded.class_token
         scores = [layout.padded(scores, -1) for scores in encoded.scores]
+        token_layers = encoded.token_layers
         return {
             **self.head(self.family, self.dense, last, layout),
             "hidden_states": tuple(map(layout.padded, encoded.hidden_states)) if output_hidden_states else None,
@@ -369,6 +370,7 @@ class LTPPreTrainedModel(PreTrainedModel):
             "gate_sums": encoded.gate_sums,
             "expected_lengths": encoded.expected_lengths,
             "class_states": encoded.class_states,
+            "token_layers": None if token_layers is None else layout.padded(token_layers, 0),
             "scores": torch.stack(scores) if scores else None,
         }
 

@@ -16,7 +16,7 @@ from ltp.pruning import all_methods, is_learned, variants
 from ltp.reporting import text
 from ltp.reporting.collect import LeftOut
 from ltp.reporting.curves import learning_curve
-from ltp.reporting.predictions import UnreadableError, find_predictions, read_token_lengths
+from ltp.reporting.predictions import Outcomes, UnreadableError, find_predictions, read_outcomes
 from ltp.reporting.rows import Group, Row
 
 #: Matplotlib's settings of all figures.
@@ -79,7 +79,7 @@ def draw(group: Group) -> tuple[dict[str, bytes], list[LeftOut]]:
     Returns:
         File contents by file name (``<slug>_tradeoff.png``, …), and the predictions files that cannot be read.
     """
-    lengths, left_out = _lengths(group)
+    outcomes, left_out = _outcomes(group)
     with matplotlib.rc_context(STYLE):
         figures: dict[str, Figure] = {}
         if group.methods:
@@ -90,9 +90,11 @@ def draw(group: Group) -> tuple[dict[str, bytes], list[LeftOut]]:
             figures["thresholds"] = thresholds(group)
         if any(len(curve) > 1 for curves in _curves(group).values() for _, curve in curves):
             figures["learning"] = learning(group)
-        if lengths:
-            figures["lengths"] = kept_lengths(group, lengths)
-            figures["examples"] = trajectories(group, lengths)
+        if outcomes:
+            figures["lengths"] = kept_lengths(group, outcomes)
+            figures["examples"] = trajectories(group, outcomes)
+        if any(len(found.layers) for _, found in outcomes.values()):
+            figures["labels"] = label_accuracies(group, outcomes)
         files: dict[str, bytes] = {}
         for name, figure in figures.items():
             files |= {f"{group.slug}_{name}.{form}": content for form, content in saved(figure).items()}
@@ -268,12 +270,12 @@ def _curves(group: Group) -> dict[str, list[tuple[Row, list[tuple[int, float]]]]
     return {method: alike for method, alike in known.items() if alike}
 
 
-def kept_lengths(group: Group, lengths: dict[str, tuple[Row, np.ndarray]]) -> Figure:
+def kept_lengths(group: Group, outcomes: dict[str, tuple[Row, Outcomes]]) -> Figure:
     """Plot the mean number of tokens kept over the length of each example, one panel per method."""
-    figure, panels = _panels(len(lengths))
-    longest = max(matrix[:, 0].max() for _, matrix in lengths.values())
-    for axes, (method, (row, matrix)) in zip(panels, lengths.items(), strict=True):
-        style = dict(_styles(group))[method]
+    figure, panels = _panels(len(outcomes))
+    longest = max(found.lengths[:, 0].max() for _, found in outcomes.values())
+    for axes, (method, (row, found)) in zip(panels, outcomes.items(), strict=True):
+        style, matrix = dict(_styles(group))[method], found.lengths
         axes.plot([0, longest], [0, longest], color="0.5", linewidth=0.8, zorder=1)
         axes.plot(matrix[:, 0], matrix[:, 1:].mean(axis=1), ".", color=style.color, markersize=3, alpha=0.4)
         axes.set(xlabel="input tokens", title=_example_title(row))
@@ -282,10 +284,11 @@ def kept_lengths(group: Group, lengths: dict[str, tuple[Row, np.ndarray]]) -> Fi
     return figure
 
 
-def trajectories(group: Group, lengths: dict[str, tuple[Row, np.ndarray]]) -> Figure:
+def trajectories(group: Group, outcomes: dict[str, tuple[Row, Outcomes]]) -> Figure:
     """Plot the tokens alive over layers for a few examples of different lengths, one panel per method."""
-    figure, panels = _panels(len(lengths))
-    for axes, (row, matrix) in zip(panels, lengths.values(), strict=True):
+    figure, panels = _panels(len(outcomes))
+    for axes, (row, found) in zip(panels, outcomes.values(), strict=True):
+        matrix = found.lengths
         by_length = np.argsort(matrix[:, 0], kind="stable")
         indices = np.unique(np.linspace(0, len(by_length) - 1, num=_MAX_CURVES).round().astype(int))
         for example, style in zip(matrix[by_length[indices]], _shades(len(indices)), strict=True):
@@ -298,21 +301,45 @@ def trajectories(group: Group, lengths: dict[str, tuple[Row, np.ndarray]]) -> Fi
     return figure
 
 
-def _lengths(group: Group) -> tuple[dict[str, tuple[Row, np.ndarray]], list[LeftOut]]:
-    """Read the tokens alive of one row per method: the summary's row, or the cheapest row with predictions."""
-    lengths: dict[str, tuple[Row, np.ndarray]] = {}
+def label_accuracies(group: Group, outcomes: dict[str, tuple[Row, Outcomes]]) -> Figure:
+    """Plot the accuracy of labels over the layers that their tokens went through, one panel per method.
+
+    Error bars are standard errors; the area of a point is the share of the labels.
+    """
+    chosen = {method: (row, found) for method, (row, found) in outcomes.items() if len(found.layers)}
+    figure, panels = _panels(len(chosen))
+    for axes, (method, (row, found)) in zip(panels, chosen.items(), strict=True):
+        color, num_layers = dict(_styles(group))[method].color, found.lengths.shape[1] - 1
+        counts = np.bincount(found.layers, minlength=num_layers + 1)
+        layers = counts.nonzero()[0]
+        counts = counts[layers]
+        accuracies = np.array([found.is_right[found.layers == layer].mean() for layer in layers])
+        errors = np.sqrt(accuracies * (1 - accuracies) / counts)
+        axes.errorbar(layers, 100 * accuracies, yerr=100 * errors, color=color, linewidth=0.8, zorder=2)
+        axes.scatter(layers, 100 * accuracies, s=4 + 120 * counts / counts.sum(), color=color, alpha=0.7, zorder=3)
+        axes.axhline(100 * found.is_right.mean(), color="0.5", linewidth=0.8, zorder=1)
+        axes.set(xlabel="layers of the token", title=_example_title(row))
+        axes.set(xlim=(-0.5, num_layers + 0.5), xticks=range(0, num_layers + 1, 1 if num_layers <= 12 else 3))
+    panels[0].set_ylabel("labels predicted, %")
+    figure.suptitle(_title(group), fontsize=8)
+    return figure
+
+
+def _outcomes(group: Group) -> tuple[dict[str, tuple[Row, Outcomes]], list[LeftOut]]:
+    """Read the predictions of one row per method: the summary's row, or the cheapest row with predictions."""
+    outcomes: dict[str, tuple[Row, Outcomes]] = {}
     left_out = []
     for method in group.methods:
         cheapest = group.cheapest(method)
         for row in [*([cheapest] if cheapest is not None else []), *group.front_of(method)]:
             path = find_predictions(row)
-            if path is not None and method not in lengths:
+            if path is not None and method not in outcomes:
                 try:
-                    lengths[method] = row, read_token_lengths(path)
+                    outcomes[method] = row, read_outcomes(path)
                 except UnreadableError as error:
                     entry = LeftOut(path, "predictions that cannot be read", str(error))
                     left_out += [entry] if entry not in left_out else []
-    return lengths, left_out
+    return outcomes, left_out
 
 
 def _example_title(row: Row) -> str:

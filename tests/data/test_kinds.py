@@ -190,6 +190,14 @@ def test_nothing_to_find_is_no_score():
     assert entities("f1", nothing, [["-", "B-a", "-"]]) == 0
 
 
+def test_labelled_tokens_of_words():
+    task = dataclasses.replace(TOKENS, labels=("O", "B-a"))
+    labels = torch.tensor([[IGNORED, 0, 1, IGNORED], [IGNORED, 1, IGNORED, IGNORED]])
+    logits = torch.eye(2)[torch.tensor([[1, 0, 0, 1], [1, 1, 0, 0]])]
+    rows, columns, is_right = task.labelled_tokens(logits, labels)
+    assert (rows.tolist(), columns.tolist(), is_right.tolist()) == ([0, 0, 1], [1, 2, 1], [True, False, True])
+
+
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_the_loss_of_a_step_is_a_mean_over_its_labels(tmp_path, parts):
     rows = [{"tokens": ["film"] * length, "tags": ["O"] * length} for length in (1, 9, 2, 5)]
@@ -305,6 +313,22 @@ def test_the_best_span_lies_in_the_context():
     assert best_spans(outside[None], labels)[0][1:3] == (9, 13)
     reverse = logits_of(width, first + 2, first)  # an end before its start
     assert best_spans(reverse[None], labels)[0][3] == 5.0
+
+
+def test_labelled_tokens_of_answers():
+    rows = [answered("film was good", "good"), answered("plot", "plot"), answered("bad")]
+    encoded = encoded_spans(SPANS, rows, 16)
+    labels = SPANS.collate_labels(encoded["label"], 0)
+    starts = labels[:, 0].tolist()
+    assert starts[0] > starts[1] > 0 == starts[2]
+    logits = torch.zeros(3, 20, 2)
+    logits[:, :3] = logits[:, 17:] = 9.0  # in the question, and after the context
+    logits[0, starts[0], 0] = logits[0, starts[0] - 1, 1] = 5.0
+    assert [values.tolist() for values in SPANS.labelled_tokens(logits, labels)] == [
+        [0, 1, 0, 1],
+        [starts[0], starts[1], starts[0], starts[1]],
+        [True, True, False, True],
+    ]
 
 
 def test_scores_of_answers_are_those_of_the_official_script():

@@ -16,7 +16,8 @@ from helpers import SMALL, in_process, ltp_train, write_json
 from ltp import evaluate
 from ltp.data.tasks import TASKS
 from ltp.evaluation.report import report_table
-from ltp.evaluation.scoring import Outcome, by_length, chance_warning, summarise, write_predictions
+from ltp.evaluation.scoring import Outcome, by_layers, by_length, chance_warning, summarise, write_predictions
+from ltp.reporting.predictions import read_outcomes
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*quantized tensor creation functions.*:UserWarning")
 
@@ -348,6 +349,23 @@ def test_predictions_of_a_regression_are_numbers(tmp_path):
         "prediction": [1.25, 2.5],
         "token_lengths": [[4, 3], [6, 2]],
     }
+
+
+def test_labels_by_the_layers_of_their_tokens(tmp_path):
+    task = dataclasses.replace(TASKS["demo-tokens"], labels=("O", "B-a"))
+    labels = torch.tensor([[-100, 0, 1, 1], [-100, -100, -100, -100], [-100, 1, 0, -100]])
+    predictions = torch.tensor([[0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    layers = torch.tensor([[2, 0, 2, 1], [2, 0, 0, 0], [2, 2, 1, 0]])
+    lengths = torch.tensor([[4, 3, 2], [1, 1, 1], [3, 3, 2]])
+    scored = Outcome(task, labels, torch.eye(2)[predictions], lengths, layers)
+    assert by_layers(*scored.labelled_tokens()[1:], 2) == {"count": [1, 2, 2], "accuracy": [1.0, 0.5, 0.5]}
+    assert by_layers(*scored[torch.tensor([2])].labelled_tokens()[1:], 2)["accuracy"] == [None, 1.0, 0.0]
+    write_predictions(tmp_path / "p.parquet", scored)
+    table = pq.read_table(tmp_path / "p.parquet").to_pydict()
+    assert table["token_layers"] == [[0, 2, 1], [], [2, 1]]
+    assert table["token_is_right"] == [[True, True, False], [], [False, True]]
+    read = read_outcomes(tmp_path / "p.parquet")
+    assert (read.layers.tolist(), read.is_right.tolist()) == ([0, 2, 1, 2, 1], [True, True, False, False, True])
 
 
 def test_predictions_are_never_half_written(tmp_path, monkeypatch):

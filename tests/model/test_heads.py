@@ -149,6 +149,32 @@ def test_a_pruned_token_is_labelled_from_the_state_with_which_it_left(make_model
     close(output.logits[left], expected)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("auto_class", OF_TOKENS[:2])
+def test_layers_of_tokens(make_model, auto_class, method):
+    model = make_model("bert", auto_class, method)
+    batch = batch_of(model)
+    with torch.no_grad():
+        packed = model(**batch)
+        deployed = model.deploy()(**batch)
+        states = model(**batch, output_hidden_states=True).hidden_states
+        model.execution = "masked"
+        masked = model(**batch)
+    layers = packed.token_layers
+    assert torch.equal(layers, masked.token_layers) and torch.equal(layers, deployed.token_layers)
+    assert (layers[~batch["attention_mask"].bool()] == 0).all()
+    for number in range(1, 7):  # as many tokens leave a layer as went through it
+        assert torch.equal((layers >= number).sum(dim=1), packed.token_lengths[:, number])
+        if method != "tome":  # a merged token has the states of another
+            changes = (states[number] != states[number - 1]).any(dim=2)
+            assert torch.equal(changes, (layers >= number) & batch["attention_mask"].bool())
+
+
+def test_a_classifier_does_not_follow_tokens(make_model):
+    model = make_model("bert", "AutoModelForSequenceClassification", "topk")
+    assert model(**batch_of(model)).token_layers is None
+
+
 def test_padding_does_not_change_the_loss_of_spans(make_model):
     model = make_model("bert", "AutoModelForQuestionAnswering")
     batch = batch_of(model)

@@ -19,7 +19,7 @@ from ltp import report
 from ltp.reporting.collect import collect
 from ltp.reporting.documents import latex, summary_markdown, summary_tex, table_of_runs
 from ltp.reporting.figures import STYLE, draw, thresholds, tradeoff
-from ltp.reporting.predictions import UnreadableError, find_predictions, read_token_lengths
+from ltp.reporting.predictions import UnreadableError, find_predictions, read_outcomes
 from ltp.reporting.rows import Spread, compare
 from ltp.reporting.table import MAX_ROWS, comparison, left_out, shown_rows
 from ltp.reporting.text import number_of_runs, settings, spread, summary
@@ -854,8 +854,8 @@ def test_a_lone_dense_run_has_no_figure(tmp_path):
     assert draw(groups_of(tmp_path)[0]) == ({}, [])
 
 
-def predictions(directory, lengths):
-    table = {"label": [0] * len(lengths), "prediction": [0] * len(lengths), "token_lengths": lengths}
+def predictions(directory, lengths, **columns):
+    table = {"label": [0] * len(lengths), "prediction": [0] * len(lengths), "token_lengths": lengths, **columns}
     pq.write_table(pa.table(table), directory / "predictions.parquet")
 
 
@@ -869,6 +869,15 @@ def test_predictions_give_two_more_figures(tree):
     assert left == []
     assert is_drawn(files["sst2_bert-base_lengths.png"])
     assert is_drawn(files["sst2_bert-base_examples.png"])
+    assert "sst2_bert-base_labels.png" not in files
+
+
+@pytest.mark.slow
+def test_labels_of_tokens_give_another_figure(tree):
+    lengths, layers = [[3, 2, 2, 1, 1], [2, 2, 1, 1, 1]], [[0, 4], []]
+    place = tree / "bert-base" / "sst2" / "topk/rate_-0.4/lr_2e-05/seed_1"
+    predictions(place, lengths, token_layers=layers, token_is_right=[[True, False], []])
+    assert is_drawn(draw(groups_of(tree)[0])[0]["sst2_bert-base_labels.png"])
 
 
 @pytest.mark.slow
@@ -890,7 +899,7 @@ def test_what_is_no_table_of_predictions(tmp_path, content):
     else:
         predictions(tmp_path, content)
     with pytest.raises(UnreadableError, match=r"\w"):
-        read_token_lengths(path)
+        read_outcomes(path)
 
 
 # -- the command ------------------------------------------------------------------------------------------------

@@ -319,6 +319,18 @@ class Task(ABC):
         """Return what a page says of each token, an empty text for nothing; see :meth:`read`."""
         return [""] * len(encoding.tokens)
 
+    def labelled_tokens(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Return the tokens that have labels, and whether their predictions are right; None for labels of texts.
+
+        Args:
+            logits: (B, N, num_labels) float32.
+            labels: see :meth:`collate_labels`.
+
+        Returns:
+            Of M labels the row and the column of the token, (M,) int64, and whether it is right, (M,) bool.
+        """
+        return None
+
     def outcome_columns(self, logits: Tensor, labels: Tensor) -> Iterator[tuple[str, Any]]:
         """Yield the columns of a file of outcomes, one value an example: `label`, `prediction`, and what else there is.
 

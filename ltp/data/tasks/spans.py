@@ -203,6 +203,19 @@ class SpanTask(Task):
             found.append("" if is_null else context[first:last])
         return found
 
+    def labelled_tokens(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the first and the last token of each answer, and whether it has the largest logit of its window."""
+        import torch
+
+        from ltp.data.metrics import HEADER
+
+        rows = (labels[:, 0] > 0).nonzero().squeeze(1)  # windows with an answer
+        columns, _, first, last = labels[rows, :HEADER].split([2, 1, 1, 1], dim=1)
+        places = torch.arange(logits.shape[1], device=logits.device)
+        is_outside = (places < first) | (places > last)  # of the context
+        is_right = logits[rows].masked_fill(is_outside[:, :, None], -math.inf).argmax(dim=1) == columns
+        return torch.cat([rows, rows]), columns.T.flatten(), is_right.T.flatten()
+
     def outcome_columns(self, logits: Tensor, labels: Tensor) -> Iterator[tuple[str, Any]]:
         """Yield the number of each window's example, its best span in characters, and the span's score."""
         from ltp.data.metrics import best_spans

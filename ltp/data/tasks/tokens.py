@@ -166,6 +166,11 @@ class TokenTask(Task):
         """Return the logits of labelled tokens, (M, num_labels)."""
         return logits[labels != IGNORED]
 
+    def labelled_tokens(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the first token of each word, and whether its label is predicted."""
+        rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
+        return rows, columns, self.predictions(logits[rows, columns]) == labels[rows, columns]
+
     def outcome_columns(self, logits: Tensor, labels: Tensor) -> Iterator[tuple[str, Any]]:
         """Yield the class ids of each text's words, lists."""
         predictions = self.predictions(logits)
