@@ -102,7 +102,13 @@ def _onnx(models: Models, dtype: str) -> Infer:
 ENGINES: dict[str, Engine] = {
     "hf_sdpa": Engine("HF sdpa", False, ("float32", "bfloat16"), _hugging_face("sdpa")),
     "hf_eager": Engine("HF eager", False, ("float32", "bfloat16"), _hugging_face("eager")),
-    "hf_prepacked": Engine("HF sdpa, prepacked linears", False, DTYPES, _hugging_face_prepacked, backend="deployed"),
+    "hf_prepacked": Engine(
+        "HF sdpa, prepacked linears",
+        False,
+        ("float32", "bfloat16"),
+        _hugging_face_prepacked,
+        backend="deployed",
+    ),
     "onnx": Engine("ONNX Runtime, dense", False, ("float32", "int8"), _onnx, backend=None),
     "masked": Engine("ltp masked, pruned", True, ("float32", "bfloat16"), _ltp(pruned=True, execution="masked")),
     "packed_dense": Engine("ltp packed, dense", False, ("float32", "bfloat16"), _ltp(pruned=False, execution="packed")),

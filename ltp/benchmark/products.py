@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ltp.benchmark.timing import Pass
-from ltp.deploy.linears import DTYPES, PlainLinear, linear_type
+from ltp.deploy.linears import DTYPES, Int8Linear, PlainLinear, Scale, linear_type
 
 DEFINITION = (
     "per layer the fused query-key-value product on the tokens that enter the layer, and the output projection and the "
@@ -45,7 +45,8 @@ def bare_products(config: Any, token_lengths: Sequence[Tensor], dtype: str, back
     if device.type == "cuda":
         backend = "plain"  # the device's library is the limit there
     make_linear = {"plain": _plain, "deployed": _deployed}[backend]
-    padded_rows = linear_type(dtype).row_count if backend == "deployed" else PlainLinear.row_count
+    kind = Int8Linear if dtype == "int8" else linear_type(dtype)
+    padded_rows = kind.row_count if backend == "deployed" else PlainLinear.row_count
     hidden_size, inner_size = config.hidden_size, config.intermediate_size
     shapes = (
         (3 * hidden_size, hidden_size),
@@ -83,4 +84,7 @@ def _plain(weight: Tensor, dtype: str) -> Linear:
 
 
 def _deployed(weight: Tensor, dtype: str) -> Linear:
-    return linear_type(dtype)(weight, torch.zeros(len(weight)), DTYPES[dtype])
+    bias = torch.zeros(len(weight))
+    if dtype == "int8":
+        return Int8Linear(weight, bias, Scale(step=0.03, zero=128))
+    return linear_type(dtype)(weight, bias, DTYPES[dtype])

@@ -1,6 +1,8 @@
 """The deployed model: encoder layers with prepacked weights, and their forward pass."""
 
 import copy
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,14 +10,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ltp.data.sequences import Batch, make_batches, random_sequences
 from ltp.deploy.attention import deployed_attention
-from ltp.deploy.linears import DTYPES, PlainLinear, linear_type
+from ltp.deploy.linears import (
+    DTYPES,
+    FeedForward,
+    Int8FeedForward,
+    Int8Linear,
+    PlainLinear,
+    has_bfloat16_instructions,
+    linear_type,
+)
 from ltp.encoders.base import LayerParts, PairBias, Rotation
 from ltp.execution.attention import Pairs
 from ltp.execution.packing import Layout, owners, real_tokens
 from ltp.pruning.importance import ATTENTION_READS
 from ltp.pruning.pruner import Pruner
 from ltp.pruning.tokens import Tokens
+
+log = logging.getLogger("ltp")
+
+#: Share of the examples whose class int8 must keep; below it there is a warning.
+AGREED = 0.95
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
 
 class DeployedModel:
@@ -26,28 +43,34 @@ class DeployedModel:
     on the machine that serves it.
 
     In float32, logits equal those of the packed form up to rounding. In bfloat16 and int8, a token whose score is
-    close to its threshold may be kept where the model prunes it, or the reverse. In int8 the logits of a sequence also
-    depend slightly on its batch, because activations are quantised with one range per batch.
+    close to its threshold may be kept where the model prunes it, or the reverse. In all types the logits of a sequence
+    are the same alone and in any batch, up to rounding.
 
     Args:
         model: the pruned model, an :class:`~ltp.model.pretrained.LTPPreTrainedModel`; its weights are copied.
-        dtype: ``float32``, ``bfloat16``, or ``int8``: quantised weights, activations quantised in each product,
-            everything else in float32.
+        dtype: ``float32``, ``bfloat16``, or ``int8``: weights and inputs of products in int8, everything else in
+            float32.
+        examples: batches of inputs, such as the model will see, from which int8 takes the ranges of the products'
+            inputs; random tokens if none are given.
 
     Attributes:
         dtype: as given.
+        agreement: share of the given examples that int8 gives the same class; None for other types and models.
         back_end: class of the linear layers, see :mod:`ltp.deploy.linears`.
 
     Raises:
         ValueError: an unknown dtype, or a model that is not on the CPU.
-        RuntimeError: int8 without a PyTorch engine for it.
+        RuntimeError: int8 where PyTorch has no products for it.
     """
 
-    def __init__(self, model: Any, *, dtype: str) -> None:
+    def __init__(self, model: Any, *, dtype: str, examples: Sequence[Batch] | None = None) -> None:
         family, dense = model.family, model.dense
-        self.back_end = linear_type(dtype)
+        self.back_end: Any = linear_type(dtype)
+        self.agreement: float | None = None
         if (device := next(dense.parameters()).device).type != "cpu":
             raise ValueError(f"the model is on {device}; deploy is for CPUs: move the model there first")
+        if dtype == "bfloat16" and not has_bfloat16_instructions():
+            log.warning("this CPU has no instructions for bfloat16, so that it is slower than float32")
         self.dtype = dtype
         self._hidden_type = DTYPES[dtype]
         self._family = family
@@ -73,6 +96,33 @@ class DeployedModel:
                         window=family.window(layer),
                     )
                 self._layers.append(prepared[id(layer)])
+            if dtype == "int8":
+                self._quantise(list(prepared.values()), examples)
+
+    def _quantise(self, layers: Sequence["DeployedLayer"], examples: Sequence[Batch] | None) -> None:
+        """Take the ranges of products' inputs from examples, and replace the products by those in int8."""
+        given = [{name: value for name, value in batch.items() if name in _INPUTS} for batch in examples or ()]
+        before = [self(**batch) for batch in given or self._random_examples()]
+        for layer in layers:
+            layer.quantise()
+        self.back_end = Int8Linear
+        if not given or self._model_class.output_class.is_of_tokens or before[0].logits.shape[1] < 2:
+            return
+        labels = [torch.cat([output.logits.argmax(dim=1) for output in before])]
+        labels.append(torch.cat([self(**batch).logits.argmax(dim=1) for batch in given]))
+        self.agreement = (labels[0] == labels[1]).double().mean().item()
+        if self.agreement < AGREED:
+            log.warning(
+                "int8 changes the class of %.1f %% of the %d examples; float32 and bfloat16 keep nearly all",
+                *(100 * (1 - self.agreement), len(labels[0])),
+            )
+
+    def _random_examples(self) -> list[Batch]:
+        """Return batches of random tokens, which give nearly the ranges of real ones."""
+        config = self._dense.config
+        longest = min(64, self._family.max_input_tokens(config))
+        lengths = [max(1, longest >> halvings) for halvings in range(6)]  # values are larger in short sequences
+        return make_batches(random_sequences(lengths * 24, config.vocab_size), 24, order="sorted")
 
     def set_pruner(self, pruner: Pruner) -> None:
         """Replace the pruner by a copy of another one, without preparing the weights again."""
@@ -321,7 +371,7 @@ class DeployedLayer:
         self._rotation, self._bias, self._window = rotation, bias, window
         self._norm_first = parts.norm_first
 
-        def prepare(*modules: nn.Linear, scales: tuple[float, ...] = (1.0,), activation: Any = None) -> PlainLinear:
+        def prepare(*modules: nn.Linear, scales: tuple[float, ...] = (1.0,), activation: Any = None) -> Any:
             weights = [module.weight.float() * scale for module, scale in zip(modules, scales, strict=True)]
             biases = [
                 module.weight.new_zeros(module.out_features) if module.bias is None else module.bias
@@ -334,9 +384,11 @@ class DeployedLayer:
         scale = parts.query_scale * (parts.query.out_features // parts.heads) ** -0.5
         self._qkv = prepare(parts.query, parts.key, parts.value, scales=(scale, 1.0, 1.0))
         self._attention_output = prepare(parts.attention_output)
-        self._up = prepare(parts.up, activation=parts.activation)
-        self._gate = None if parts.gate is None else prepare(parts.gate)
-        self._down = prepare(parts.down)
+        self._feed_forward = FeedForward(
+            prepare(parts.up, activation=parts.activation),
+            None if parts.gate is None else prepare(parts.gate),
+            prepare(parts.down),
+        )
         self._attention_norm, self._output_norm = (
             None
             if norm is None
@@ -348,6 +400,11 @@ class DeployedLayer:
             )
             for norm in (parts.attention_norm, parts.output_norm)
         )
+
+    def quantise(self) -> None:
+        """Replace observed linear layers by those in int8."""
+        self._qkv, self._attention_output = self._qkv.quantised(), self._attention_output.quantised()
+        self._feed_forward = Int8FeedForward(self._feed_forward)
 
     def project(self, hidden: Tensor) -> Tensor:
         """Compute scaled queries, keys and values: (R, D) → (R, 3, H, D/H)."""
@@ -369,14 +426,9 @@ class DeployedLayer:
         """Apply all steps after attention to context and hidden states: (R, D), (R, D) → (R, D)."""
         hidden = self._attention_output.add(context, hidden)
         if self._norm_first:
-            return self._down.add(self._inner(_normalised(hidden, self._output_norm)), hidden)
+            return self._feed_forward(_normalised(hidden, self._output_norm), hidden)
         hidden = _normalised(hidden, self._attention_norm)
-        return _normalised(self._down.add(self._inner(hidden), hidden), self._output_norm)
-
-    def _inner(self, hidden: Tensor) -> Tensor:
-        """Compute the inner layer of the FFN: (R, D) → (R, I)."""
-        inner = self._up(hidden)
-        return inner if self._gate is None else inner.mul_(self._gate(hidden))
+        return _normalised(self._feed_forward(hidden, hidden), self._output_norm)
 
 
 def _normalised(hidden: Tensor, norm: tuple[Any, Tensor, Tensor | None, float] | None) -> Tensor:

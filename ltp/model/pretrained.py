@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME, cached_file
 
+from ltp.data.sequences import Batch
 from ltp.encoders import encoder_family
 from ltp.encoders.base import EncoderFamily
 from ltp.execution.masked import masked_encoder
@@ -374,16 +375,20 @@ class LTPPreTrainedModel(PreTrainedModel):
             "scores": torch.stack(scores) if scores else None,
         }
 
-    def deploy(self, dtype: str = "float32") -> "DeployedModel | DeployedOnCUDA":
+    def deploy(
+        self, dtype: str = "float32", examples: Sequence[Batch] | None = None
+    ) -> "DeployedModel | DeployedOnCUDA":
         """Create a frozen copy for inference on the model's device. Call it like the model.
 
         Args:
-            dtype: on a CPU ``float32``, ``bfloat16`` or ``int8`` (dynamic), with prepacked or quantised weights; on a
-                GPU ``float32``, ``bfloat16`` or ``float16``.
+            dtype: on a CPU ``float32``, ``bfloat16`` or ``int8``, with prepacked or quantised weights; on a GPU
+                ``float32``, ``bfloat16`` or ``float16``.
+            examples: for ``int8``, batches of inputs such as the model will see, a hundred sequences or so; from them
+                come the ranges of the values that are quantised. Without them, random tokens are taken.
 
         Raises:
             ValueError: an unknown dtype, a model on another kind of device, or on a GPU one whose head reads tokens.
-            RuntimeError: int8 without a PyTorch engine for it.
+            RuntimeError: int8 where PyTorch has no products for it.
         """
         if self.device.type == "cuda":
             if self.reads_tokens(self.family, self.dense):
@@ -393,7 +398,7 @@ class LTPPreTrainedModel(PreTrainedModel):
             return DeployedOnCUDA(self.family, self.dense, self.pruner, dtype=dtype)
         from ltp.deploy.model import DeployedModel  # not needed for training
 
-        return DeployedModel(self, dtype=dtype)
+        return DeployedModel(self, dtype=dtype, examples=examples)
 
     def with_penalty(self, loss: Tensor, encoded: EncoderOutput) -> Tensor:
         """Return the objective: the task loss, plus the method's penalty under a soft rule; scalar float32."""

@@ -9,7 +9,16 @@ from torch.nn import functional
 
 from ltp import LTPForSequenceClassification
 from ltp.deploy import attention, linears
-from ltp.deploy.linears import Int8Linear, OneDNNLinear, PlainLinear, gelu_approximation, onednn_works
+from ltp.deploy.linears import (
+    FeedForward,
+    Int8FeedForward,
+    Int8Linear,
+    ObservedLinear,
+    OneDNNLinear,
+    PlainLinear,
+    gelu_approximation,
+    onednn_works,
+)
 
 needs_onednn = pytest.mark.skipif(not onednn_works(torch.float32), reason="needs oneDNN's prepacked linear layers")
 needs_int8 = pytest.mark.skipif(not linears.int8_works(), reason="needs FBGEMM")
@@ -183,6 +192,53 @@ def test_bfloat16_on_long_inputs(make_dense, family):
 
 
 @needs_int8
+@pytest.mark.parametrize("method", ["threshold", "none"])
+def test_int8_does_not_depend_on_the_batch(make_dense, family, method):
+    model = LTPForSequenceClassification.from_dense(make_dense(family), **METHODS[method])
+    deployed, inputs = model.deploy("int8"), batch([17, 3, 14, 2, 9])
+    together = deployed(**inputs)
+    for row, length in enumerate([17, 3, 14, 2, 9]):
+        alone = deployed(**{name: value[row : row + 1, :length] for name, value in inputs.items()})
+        assert torch.equal(alone.token_lengths[0], together.token_lengths[row])
+        torch.testing.assert_close(alone.logits[0], together.logits[row], atol=1e-5, rtol=1e-5)
+
+
+@needs_int8
+def test_the_largest_inner_channels_stay_in_float32():
+    generator = torch.Generator().manual_seed(0)
+    up, down = (torch.randn(*shape, generator=generator) / 8 for shape in ((256, 64), (64, 256)))
+    up[17] *= 100  # a channel like those of pretrained encoders
+    rows = torch.randn(50, 64, generator=generator)
+
+    def layers(linear):
+        return FeedForward(
+            linear(up, torch.zeros(256), torch.float32, torch.nn.functional.gelu),
+            None,
+            linear(down, torch.zeros(64), torch.float32),
+        )
+
+    expected, observed = layers(PlainLinear)(rows, rows), layers(ObservedLinear)
+    assert torch.equal(observed(rows, rows), expected)
+    plain = observed.down.quantised().add(observed.up.quantised()(rows), rows)  # one range for all channels
+    errors = [(result - expected).norm() / expected.norm() for result in (Int8FeedForward(observed)(rows, rows), plain)]
+    assert errors[0] < 0.02 < errors[1]
+
+
+@needs_int8
+def test_int8_tells_how_many_examples_keep_their_class(make_dense, caplog, monkeypatch):
+    model = LTPForSequenceClassification.from_dense(make_dense("bert"))
+    inputs = batch(list(range(2, 40)))
+    assert model.deploy("int8").agreement is None
+    deployed = model.deploy("int8", examples=[inputs])
+    same = deployed(**inputs).logits.argmax(dim=1) == model.deploy()(**inputs).logits.argmax(dim=1)
+    assert deployed.agreement == same.double().mean()
+    assert not caplog.records
+    monkeypatch.setattr("ltp.deploy.model.AGREED", 1.01)
+    model.deploy("int8", examples=[inputs])
+    assert "int8 changes the class of" in caplog.text and "of the 38 examples" in caplog.text
+
+
+@needs_int8
 def test_int8_leaves_the_quantised_engine_as_it_was(make_dense):
     engine = torch.backends.quantized.engine
     LTPForSequenceClassification.from_dense(make_dense("bert")).deploy("int8")
@@ -213,6 +269,13 @@ def test_a_model_in_half_precision_is_deployed_in_float32(make_dense):
     deployed = LTPForSequenceClassification.from_dense(dense).deploy()
     expected = LTPForSequenceClassification.from_dense(dense.float())
     assert_equals_the_packed_form(deployed, expected, inputs)
+
+
+@pytest.mark.parametrize("has_instructions", [True, False])
+def test_bfloat16_without_its_instructions_warns(make_dense, monkeypatch, caplog, has_instructions):
+    monkeypatch.setattr("ltp.deploy.model.has_bfloat16_instructions", lambda: has_instructions)
+    LTPForSequenceClassification.from_dense(make_dense("bert")).deploy("bfloat16")
+    assert ("this CPU has no instructions for bfloat16" in caplog.text) is not has_instructions
 
 
 def test_an_unknown_dtype_names_the_choices(make_dense):
