@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ltp.comparison.measuring import Measured, bootstrap
-from ltp.data.tasks import Task, build_metrics
+from ltp.data.tasks import Task
 from ltp.evaluation.scoring import Outcome
 
 RESAMPLES = 200
@@ -74,7 +74,7 @@ class Candidate:
 
 def scorer(task: Task) -> Callable[[Outcome], float]:
     """Return the function that computes a task's main metric; 0 where it is not defined."""
-    metric = build_metrics(task)[task.main_metric]
+    metric = task.build_metrics()[task.main_metric]
 
     def score(outcome: Outcome) -> float:
         return outcome.score(metric, task.main_metric) or 0.0

@@ -5,6 +5,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from ltp.errors import UserError
+
 _CUT_WORDS = 4  # words a token that are read of a text far beyond the limit
 _CUT_CHARACTERS = 64  # characters a token from which a text is cut
 _PIECE = re.compile(r"\s*\S+(?:\s+\S+){0,9999}")  # a part of a text whose tokens are counted at once
@@ -37,6 +39,19 @@ def tokenise(tokenizer: Any, texts: Sequence[Sequence[str]], max_length: int) ->
         # words without tokens
         return tokenizer(*map(list, texts), truncation=True, max_length=max_length), [False] * len(rows)
     return encoded, is_cut
+
+
+def require_fast(tokenizer: Any, kind: str) -> None:
+    """Check that a tokenizer knows the word and the characters of each token.
+
+    Raises:
+        UserError: it does not.
+    """
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"task.kind={kind} needs a fast tokenizer, which knows the word and the characters of each token; "
+            f"{type(tokenizer).__name__} is none"
+        )
 
 
 def beginning(text: str, max_length: int) -> str:

@@ -16,7 +16,7 @@ from torchmetrics import Metric
 
 from ltp.data.datamodule import Batch, GLUEDataModule
 from ltp.data.metrics import undefined_metrics
-from ltp.data.tasks import Task, build_metrics
+from ltp.data.tasks import Task
 from ltp.evaluation.cost import CostMetric
 from ltp.model.pretrained import LTPPreTrainedModel
 from ltp.runs.directory import open_atomically
@@ -160,7 +160,7 @@ def summarise(outcome: Outcome, model: LTPPreTrainedModel) -> dict[str, Any]:
         labels, see :func:`by_layers`, and the keys of :meth:`ltp.evaluation.cost.CostMetric.compute`.
     """
     task = outcome.task
-    metrics = {name: outcome.score(metric, name) for name, metric in build_metrics(task).items()}
+    metrics = {name: outcome.score(metric, name) for name, metric in task.build_metrics().items()}
     cost = CostMetric(model.cost)
     cost.update(outcome.token_lengths)
     lengths, labelled = outcome.token_lengths[:, 0], outcome.labelled_tokens()

@@ -17,7 +17,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from ltp.calibration.search import AboveDenseError, UnreachableError, calibrate, measured_flops
 from ltp.data.datamodule import GLUEDataModule
-from ltp.data.tasks import Task, build_metrics
+from ltp.data.tasks import Task
 from ltp.errors import RunError
 from ltp.evaluation.cost import CostMetric
 from ltp.model.pretrained import LTPPreTrainedModel
@@ -124,7 +124,7 @@ class LTPModule(pl.LightningModule):
         self.distillation = distillation
         self.evaluated = [BudgetEvaluation(budget) for budget in self.budgets or (None,)]
         self.scores: Any = nn.ModuleList(
-            nn.ModuleList(build_metrics(own) for own in of_splits or [task] * len(self.validation_splits))
+            nn.ModuleList(own.build_metrics() for own in of_splits or [task] * len(self.validation_splits))
             for _ in self.evaluated
         )
         self.costs: Any = nn.ModuleList(CostMetric(model.cost) for _ in self.evaluated)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from patience import limit
 
-from ltp.data.tasks import TASKS, build_metrics, custom_task, get_task
+from ltp.data.tasks import TASKS, custom_task, get_task
 from ltp.errors import UserError
 
 
@@ -124,7 +124,7 @@ def test_custom_task_names(name, message):
 
 def score(task, batches):
     """Metrics over batches of (predictions, targets), as floats."""
-    metrics = build_metrics(task)
+    metrics = task.build_metrics()
     for predictions, targets in batches:
         metrics.update(torch.tensor(predictions), torch.tensor(targets))
     return {name: value.item() for name, value in metrics.compute().items()}
@@ -185,8 +185,8 @@ def test_equal_states_in_the_first_batch_do_not_couple_metrics():
 
 def _rank(rank, store, queue):
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    classes = build_metrics(dataclasses.replace(TASKS["mrpc"], metrics=("f1", "matthews")))
-    numbers = build_metrics(TASKS["stsb"])
+    classes = dataclasses.replace(TASKS["mrpc"], metrics=("f1", "matthews")).build_metrics()
+    numbers = TASKS["stsb"].build_metrics()
     shard = slice(rank, None, 2)  # three rows on one rank, two on the other
     classes.update(torch.tensor([1, 1, 0, 0, 1][shard]), torch.tensor([1, 0, 0, 1, 1][shard]))
     numbers.update(torch.tensor(PREDICTED[shard]), torch.tensor(ACTUAL[shard]))

@@ -306,7 +306,7 @@ class Scripted(torch.nn.Module):
 @pytest.mark.parametrize("damaged", [False, True])
 def test_the_best_weights_survive_a_move(monkeypatch, damaged):
     scores = [0.5, 0.9, 0.6, 0.7, 0.8]  # after steps 2, 4 and, resumed, 6; the last weights; those kept
-    monkeypatch.setattr("ltp.training.module.build_metrics", lambda task: Scripted(scores))
+    monkeypatch.setattr("ltp.data.tasks.base.Task.build_metrics", lambda task: Scripted(scores))
     words = [*SMALL, "save_step=2", "load_best=true", "lr=1e-2"]
     interrupted(words, 5, monkeypatch)
     best = torch.load(run_directory() / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]

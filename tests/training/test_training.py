@@ -389,7 +389,7 @@ class Scripted(torch.nn.Module):
     ],
 )
 def test_load_best(monkeypatch, load_best, scores, kept):
-    monkeypatch.setattr("ltp.training.module.build_metrics", lambda task: Scripted(scores))
+    monkeypatch.setattr("ltp.data.tasks.base.Task.build_metrics", lambda task: Scripted(scores))
     states = []
 
     def watched(self, end=LTPModule.on_validation_epoch_end):

@@ -14,7 +14,6 @@ import pkgutil
 import re
 from collections.abc import Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 from ltp.data.tasks.base import Task
 from ltp.data.tasks.multilabel import MultiLabelTask
@@ -23,9 +22,6 @@ from ltp.data.tasks.spans import SpanTask
 from ltp.data.tasks.text import TextTask
 from ltp.data.tasks.tokens import TokenTask
 from ltp.errors import UserError, suggest
-
-if TYPE_CHECKING:
-    from torchmetrics import MetricCollection
 
 __all__ = [
     *("KINDS", "SIZES", "TASKS", "MultiLabelTask", "RankingTask", "SpanTask", "Task", "TextTask", "TokenTask"),
@@ -158,8 +154,3 @@ def kind_of(model_class: str, problem_type: str | None, num_labels: int) -> type
         if kind.fits(model_class, problem_type, num_labels):
             return kind
     raise ValueError(f"a {model_class} predicts nothing")
-
-
-def build_metrics(task: Task) -> MetricCollection:
-    """Build the task's metrics, exact for any number of processes, by name; see :meth:`Task.build_metric`."""
-    return task.build_metrics()

@@ -130,12 +130,10 @@ class SpanTask(Task):
             first answer (0 where it is not in the window), the number of the example, the first and the last token of
             the context, and the first and the last character of each of its tokens.
         """
+        from ltp.data.tokenising import require_fast
+
+        require_fast(tokenizer, self.kind)
         questions, contexts = (rows[name] for name in self.text_columns)
-        if not tokenizer.is_fast:
-            raise UserError(
-                f"task={self.name} needs a fast tokenizer, which knows the characters of each token; "
-                f"{type(tokenizer).__name__} is none"
-            )
         encoded = tokenizer(
             [question.strip() for question in questions],
             contexts,

@@ -131,12 +131,10 @@ class TokenTask(Task):
 
     def encode(self, tokenizer: Any, rows: Mapping[str, list[Any]], max_length: int) -> dict[str, list[Any]]:
         """Tokenise words; the labels are those of the tokens, :data:`IGNORED` for all but a word's first."""
+        from ltp.data.tokenising import require_fast
+
+        require_fast(tokenizer, self.kind)
         words = rows[self.text_columns[0]]
-        if not tokenizer.is_fast:
-            raise UserError(
-                f"task={self.name} needs a fast tokenizer, which knows the word of each token; "
-                f"{type(tokenizer).__name__} is none"
-            )
         encoded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length)
         result = dict(encoded)
         if "label" in rows:
