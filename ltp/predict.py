@@ -14,7 +14,8 @@ from ltp.command.imports import fast_imports
 from ltp.command.output import check_writable, progress
 from ltp.command.overrides import quote_text
 from ltp.data.files import CLASSIC_FOLDERS
-from ltp.data.tasks import kind_of
+from ltp.data.tasks import SpanTask, Task, kind_of
+from ltp.data.tasks.spans import MAX_N_BEST
 from ltp.data.texts import Overview, Texts, TextSource, given_texts, open_texts
 from ltp.errors import UserError, check_choice, check_range, format_value
 from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint
@@ -60,6 +61,7 @@ class PredictSettings:
     show: bool = MISSING
     html: str | None = None
     max_length: int | None = None
+    n_best: int = MISSING
     batch_size: int = MISSING
     threads: int | None = None
     device: str = MISSING
@@ -83,8 +85,9 @@ def predict_source(settings: PredictSettings, checkpoint: Checkpoint, source: Te
     with fast_imports():
         from ltp.evaluation import prediction_output
 
-    kind = kind_of(checkpoint.model_class, checkpoint.config.get("problem_type"), checkpoint.num_labels)
-    own = ("row", *kind.prediction_columns(checkpoint.num_labels))
+    own = ("row", *kind_of_checkpoint(checkpoint).prediction_columns(checkpoint.num_labels))
+    if settings.n_best > 1:
+        own = (*own, "n_best")
     output = Path(settings.output) if settings.output is not None else None
     columns = prediction_output.OutputColumns(own, typed=output is not None and output.suffix == ".parquet")
     overview = source.check(columns.look)
@@ -139,9 +142,11 @@ def resolve(settings: PredictSettings) -> tuple[PredictSettings, Checkpoint]:
     checkpoint = inspect_checkpoint(settings.restore)
     check_budget(checkpoint, settings.budget)
     try:
-        kind_of(checkpoint.model_class, checkpoint.config.get("problem_type"), checkpoint.num_labels)
+        kind = kind_of_checkpoint(checkpoint)
     except ValueError:
         raise UserError(f"restore={settings.restore} is a {checkpoint.model_class}: it predicts nothing") from None
+    if settings.n_best > 1 and not issubclass(kind, SpanTask):
+        raise UserError(f"n_best={settings.n_best} is for answers to questions; restore={settings.restore} gives none")
     stored = stored_task(checkpoint)
     if settings.split is not None:
         settings.task, settings.data_dir = task_and_data(settings.restore, settings.task, settings.data_dir, stored)
@@ -157,6 +162,23 @@ def resolve(settings: PredictSettings) -> tuple[PredictSettings, Checkpoint]:
     if settings.max_length is None and stored is not None:
         settings.max_length = stored.task.max_length
     return settings, checkpoint
+
+
+def kind_of_checkpoint(checkpoint: Checkpoint) -> type[Task]:
+    """Return the kind of a checkpoint's outputs; see :func:`ltp.data.tasks.kind_of`."""
+    return kind_of(checkpoint.model_class, checkpoint.config.get("problem_type"), checkpoint.num_labels)
+
+
+def null_threshold(settings: PredictSettings, checkpoint: Checkpoint) -> float | None:
+    """Return the threshold by which an evaluation of the task predicts no answer.
+
+    Returns:
+        None if every question has one, and for a checkpoint without a run if no task is named.
+    """
+    stored = stored_task(checkpoint)
+    named = settings.task if settings.split is not None else stored.task if stored is not None else None
+    task = task_of(named) if named is not None else None
+    return task.null_threshold if isinstance(task, SpanTask) else None
 
 
 def check_split(settings: PredictSettings, checkpoint: Checkpoint) -> None:
@@ -246,6 +268,7 @@ def check(settings: PredictSettings) -> None:
         raise UserError(f"html={settings.html} is a page: its name must end in .html")
     max_length = settings.max_length
     check_range(max_length is None or max_length >= 4, "max_length", max_length, "4 or more (tokens)")
+    check_range(1 <= settings.n_best <= MAX_N_BEST, "n_best", settings.n_best, f"from 1 to {MAX_N_BEST}")
     check_range(settings.batch_size >= 1, "batch_size", settings.batch_size, "1 or more")
     check_range(settings.threads is None or settings.threads >= 1, "threads", settings.threads, "1 or more")
     check_choice("device", settings.device, ("auto", "cpu", "cuda"))
@@ -303,6 +326,7 @@ def predict_texts(
     if settings.max_length is not None:
         check_length("max_length", settings.max_length, model, tokenizer)
     model.to(device)
+    threshold = null_threshold(settings, checkpoint)
 
     def predicted() -> Iterator[tuple[Texts, list["Prediction"]]]:
         with progress(overview.count) as advance:
@@ -315,6 +339,8 @@ def predict_texts(
                         batch_size=settings.batch_size,
                         trace=settings.show or settings.html is not None,
                         advance=advance,
+                        n_best=settings.n_best,
+                        null_threshold=threshold,
                     ),
                 )
 

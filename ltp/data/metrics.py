@@ -198,23 +198,41 @@ def best_spans(logits: torch.Tensor, labels: torch.Tensor) -> list[tuple[int, in
     Returns:
         For each row the number of its example, first and last character of the span, its score, and that of no answer.
     """
-    spans = []
+    nulls = logits[:, 0].float().sum(dim=1).tolist()
+    best = [spans[0] if spans else (0, 0, -math.inf) for spans in ranked_spans(logits, labels, 1)]
+    numbers = labels[:, 2].tolist()
+    return [(number, *span, null) for number, span, null in zip(numbers, best, nulls, strict=True)]
+
+
+def ranked_spans(logits: torch.Tensor, labels: torch.Tensor, count: int) -> list[list[tuple[int, int, float]]]:
+    """Return the best spans of each window, the best first; none for a window without room for the context.
+
+    Args:
+        logits, labels: see :func:`best_spans`.
+        count: the most spans of a window.
+
+    Returns:
+        First and last character of each span, and its score: the sum of the logits of its first and last token.
+    """
+    found: list[list[tuple[int, int, float]]] = []
     for scores, row in zip(logits.float().cpu(), labels.tolist(), strict=True):
-        number, first, last = row[2:HEADER]
-        null = float(scores[0].sum())
-        if last < first:  # no room for the context
-            spans.append((number, 0, 0, -math.inf, null))
+        first, last, characters = row[3], row[4], row[HEADER:]
+        if last < first:
+            found.append([])
             continue
         start, end = scores[first : last + 1].unbind(dim=1)
-        sums = start[:, None] + end[None]
-        allowed = torch.ones_like(sums, dtype=torch.bool).triu() & ~torch.ones_like(sums, dtype=torch.bool).triu(
-            MAX_ANSWER
-        )
-        score, place = sums.masked_fill(~allowed, -math.inf).flatten().max(dim=0)
-        begin, stop = divmod(int(place), len(start))
-        characters = row[HEADER:]
-        spans.append((number, characters[2 * begin], characters[2 * stop + 1], float(score), null))
-    return spans
+        ends = torch.nn.functional.pad(end, (0, MAX_ANSWER - 1), value=-math.inf).unfold(0, MAX_ANSWER, 1)
+        sums = (start[:, None] + ends).flatten()
+        # max, because topk takes any of equal ones
+        top = sums.max(dim=0, keepdim=True) if count == 1 else sums.topk(min(count, len(sums)))
+        places = sorted(zip(top[0].tolist(), top[1].tolist(), strict=True), key=lambda item: (-item[0], item[1]))
+        spans = []
+        for score, place in places:
+            if score > -math.inf:
+                begin, length = divmod(place, MAX_ANSWER)
+                spans.append((characters[2 * begin], characters[2 * (begin + length) + 1], score))
+        found.append(spans)
+    return found
 
 
 class EntityScore(Metric):

@@ -54,6 +54,25 @@ def require_fast(tokenizer: Any, kind: str) -> None:
         )
 
 
+def first_tokens(tokenizer: Any, texts: Sequence[str], most: int) -> list[tuple[str, int]]:
+    """Return the beginning of each text that has at most so many tokens, and how many the whole text has.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        texts: any number of texts.
+        most: tokens, special tokens left out.
+    """
+    options = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
+    found = []
+    for text, offsets in zip(texts, tokenizer(list(texts), **options)["offset_mapping"], strict=True):
+        begin, total = text, len(offsets)
+        while len(offsets) > most:  # again, because a word that was cut may have more tokens than before
+            begin = begin[: offsets[most][0]]
+            offsets = tokenizer(begin, **options)["offset_mapping"]
+        found.append((begin, total))
+    return found
+
+
 def beginning(text: str, max_length: int) -> str:
     """Return the beginning of a long text, with more than ``max_length`` tokens, cut between two words.
 

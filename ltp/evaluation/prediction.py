@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ltp.data.sequences import make_batches
-from ltp.data.tasks import kind_of
+from ltp.data.tasks import Task, kind_of
 from ltp.data.tokenising import tokenise
 from ltp.model.pretrained import LTPPreTrainedModel
 from ltp.model.tracing import TokenTrace, readable_tokens, recording, traces
@@ -48,24 +48,32 @@ def predict(
     batch_size: int,
     trace: bool,
     advance: Callable[[int], None],
+    n_best: int = 1,
+    null_threshold: float | None = None,
 ) -> list[Prediction]:
-    """Predict texts.
+    """Predict texts. A text of several windows has one prediction, and the cost of all of them.
 
     Args:
         model: the model, in evaluation mode.
         tokenizer: the model's fast tokenizer.
         texts: tuples of one or two texts, all of the same length.
         max_length: truncation length in tokens, special tokens included.
-        batch_size: texts per forward pass.
-        trace: record each token's path; this runs the masked form.
-        advance: called after each batch with its number of texts.
+        batch_size: rows per forward pass: texts, or their windows.
+        trace: record each token's path, of the window that a text's answer is from; this runs the masked form.
+        advance: called after each batch with the number of texts that it completes.
+        n_best, null_threshold: of spans, see :meth:`ltp.data.tasks.SpanTask.join`.
 
     Returns:
         One prediction per text, in the order of ``texts``.
     """
-    encoded, full_lengths = encode(tokenizer, texts, max_length)
-    ids, types = encoded["input_ids"], encoded.get("token_type_ids")
     kind = kind_of(type(model).__name__, model.config.problem_type, model.num_labels or 0)
+    owners: Sequence[int] = range(len(texts))
+    full_lengths, notes = dict[int, float](), dict[int, str]()
+    if kind.has_windows:
+        encoded, owners, notes = kind.windows(tokenizer, texts, max_length)
+    else:
+        encoded, full_lengths = encode(tokenizer, texts, max_length)
+    ids, types = encoded["input_ids"], encoded.get("token_type_ids")
     names: Any = model.config.id2label
     labels = [str(names[index]) for index in range(len(names))]
     encodings = encoded.encodings if trace or model.output_class.is_of_tokens else None
@@ -73,6 +81,9 @@ def predict(
     order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))  # similar lengths together: little padding
     cost = model.cost
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    waiting: dict[int, _Rows] = {}
+    for row, number in enumerate(owners):
+        waiting.setdefault(number, _Rows()).numbers.append(row)
     predictions: dict[int, Prediction] = {}
     tracing = recording(model) if trace else contextlib.nullcontext()
     with torch.inference_mode(), _without_onednn(), tracing as recorder:
@@ -87,22 +98,78 @@ def predict(
             )
             output = model(**batch)
             of_rows = [] if encodings is None else [encodings[row] for row in rows]
-            results = kind.read(output.logits.float(), labels, of_rows, [texts[row] for row in rows])
-            costs = cost.relative_flops(output.token_lengths).tolist()
-            for index, row in enumerate(rows):
-                token_traces, marks = [], []
-                if recorder is not None and encodings is not None:
-                    tokens = readable_tokens(tokenizer, encodings[row], texts[row])
-                    token_traces = traces(recorder, index, tokens)
-                    marks = kind.marks(results[index], encodings[row])
-                note = reading_note(ids[row], full_lengths.get(row, len(ids[row])), max_length, special)
-                predictions[row] = Prediction(
-                    results[index], kind.show(results[index]), note, costs[index], token_traces, marks
-                )
+            readings = kind.read(output.logits.float(), labels, of_rows, [texts[owners[row]] for row in rows])
+            costs = [values.tolist() for values in cost.flops_and_dense(output.token_lengths)]
+            before = len(predictions)
+            for index, (row, number) in enumerate(zip(rows, (owners[row] for row in rows), strict=True)):
+                text, own = texts[number], waiting[number]
+                own.add(row, readings[index], costs[0][index], costs[1][index])
+                if recorder is not None and encodings is not None and own.ranks_first(kind, row):
+                    own.shown = row
+                    own.traces = traces(recorder, index, readable_tokens(tokenizer, encodings[row], text))
+                if len(own.readings) == len(own.numbers):
+                    found = own.joined(kind, text, n_best, null_threshold)
+                    first = own.numbers[0]
+                    note = reading_note(ids[first], full_lengths.get(number, len(ids[first])), max_length, special)
+                    marks, part = [], ""
+                    if own.shown is not None and encodings is not None:
+                        marks, part = kind.marks(found, encodings[own.shown]), own.part(kind, encodings[own.shown])
+                    predictions[number] = Prediction(
+                        found,
+                        kind.show(found),
+                        "; ".join(filter(None, (notes.get(number), note, part))),
+                        own.flops / own.dense_flops,
+                        own.traces,
+                        marks,
+                    )
+                    del waiting[number]
             if recorder is not None:
                 recorder.layers.clear()
-            advance(len(rows))
-    return [predictions[row] for row in range(len(texts))]
+            advance(len(predictions) - before)
+    return [predictions[number] for number in range(len(texts))]
+
+
+@dataclass
+class _Rows:
+    """The rows of the model that a text has, and what is known of them so far.
+
+    Attributes:
+        numbers: the rows, in the order of the text.
+        readings: what :meth:`ltp.data.tasks.Task.read` returned, by row.
+        flops, dense_flops: FLOPs of the rows that were read, with and without pruning.
+        shown: the row whose traces are kept; None without tracing.
+        traces: of its tokens.
+    """
+
+    numbers: list[int] = field(default_factory=list)
+    readings: dict[int, Any] = field(default_factory=dict)
+    flops: float = 0.0
+    dense_flops: float = 0.0
+    shown: int | None = None
+    traces: list[TokenTrace] = field(default_factory=list)
+
+    def add(self, row: int, reading: Any, flops: float, dense_flops: float) -> None:
+        """Take what was read of a row."""
+        self.readings[row] = reading
+        self.flops += flops
+        self.dense_flops += dense_flops
+
+    def ranks_first(self, kind: type[Task], row: int) -> bool:
+        """Whether a row is to be shown rather than those before; of equal ones the first in the text is."""
+        ranks = [(kind.rank(self.readings[one]), -one) for one in (row, self.shown) if one is not None]
+        return ranks[0] == max(ranks)
+
+    def joined(self, kind: type[Task], text: tuple[str, ...], n_best: int, null_threshold: float | None) -> Any:
+        """Return what is predicted of the text."""
+        readings = [self.readings[row] for row in self.numbers]
+        return kind.join(readings, text, n_best=n_best, null_threshold=null_threshold)
+
+    def part(self, kind: type[Task], encoding: Any) -> str:
+        """Return a remark on the row that is shown; empty if it is the whole text."""
+        if self.shown is None or len(self.numbers) == 1:
+            return ""
+        place = self.numbers.index(self.shown) + 1
+        return f"shown in part: window {place} of {len(self.numbers)}, {kind.part(encoding)}"
 
 
 @contextlib.contextmanager

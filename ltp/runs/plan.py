@@ -3,13 +3,14 @@
 import copy
 import dataclasses
 import logging
+import math
 import operator
 import re
 from pathlib import Path
 from typing import Any
 
-from ltp.data.tasks import KINDS, TASKS, Task, custom_task, get_task
-from ltp.errors import UserError, format_value
+from ltp.data.tasks import KINDS, TASKS, SpanTask, Task, custom_task, get_task
+from ltp.errors import UserError, check_range, format_value
 from ltp.pruning import (
     DENSE,
     DENSE_MODE,
@@ -175,15 +176,25 @@ def task_of(settings: TaskSettings) -> Task:
     if name in TASKS and changed:
         raise UserError(f"task.{changed[0]}={getattr(settings, changed[0])} goes with task=custom, not task={name}")
     if name != "custom" and not changed:
-        return get_task(name)
-    return custom_task(
-        name,
-        text_columns=settings.text_columns,
-        label_column=settings.label_column,
-        metric=settings.metric,
-        size=settings.size,
-        kind=settings.kind,
-    )
+        task = get_task(name)
+    else:
+        task = custom_task(
+            name,
+            text_columns=settings.text_columns,
+            label_column=settings.label_column,
+            metric=settings.metric,
+            size=settings.size,
+            kind=settings.kind,
+        )
+    if (threshold := settings.null_threshold) is None:
+        return task
+    check_range(not math.isnan(threshold), "task.null_threshold", threshold, "a number, or inf: always an answer")
+    if not isinstance(task, SpanTask) or task.null_threshold is None:
+        raise UserError(
+            f"task.null_threshold={threshold:g} is for questions that may have no answer, as of "
+            f"task.kind=span and task=squad_v2; task={name} has none"
+        )
+    return dataclasses.replace(task, null_threshold=threshold)
 
 
 def _with_metric(settings: TaskSettings) -> TaskSettings:

@@ -34,7 +34,10 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 @dataclass
 class TaskSettings:
-    """Task and data (group ``task``). The keys for kind, files and columns apply to ``task=custom``."""
+    """Task and data (group ``task``). The keys for kind, files and columns apply to ``task=custom``.
+
+    ``null_threshold`` is that of :class:`ltp.data.tasks.SpanTask`; null is the task's own, 0 for ``task=custom``.
+    """
 
     name: str = MISSING
     kind: str = "single"
@@ -48,6 +51,7 @@ class TaskSettings:
     label_column: str = "label"
     metric: str | None = None
     size: str = "small"
+    null_threshold: float | None = None
 
 
 def unset_task() -> TaskSettings:

@@ -717,6 +717,7 @@ def test_numbers_and_missing_values_of_a_column(tmp_path):
         ("text=a max_length=3", "max_length=3 is out of range: it must be 4 or more (tokens)"),
         ("text=a max_length=9999", "max_length=9999: the model reads at most 512 tokens"),
         ("text=a threads=0", "threads=0 is out of range: it must be 1 or more"),
+        ("text=a n_best=2", "n_best=2 is for answers to questions; restore=RUN gives none"),
         ("text=a batch_size=0", "batch_size=0 is out of range: it must be 1 or more"),
         ("text=a device=gpu", "device=gpu: no such option. Did you mean cpu? Options: auto, cpu, cuda"),
         ("text=a colums=[b]", "unknown key colums; did you mean columns?"),

@@ -400,6 +400,26 @@ def test_a_custom_task_under_its_own_name():
     assert (run.task.size, run.settings.epochs) == ("large", 3)
 
 
+@pytest.mark.parametrize("threshold", ["2.5", "-1", "inf"])
+def test_a_threshold_of_no_answer(threshold):
+    run = plan_of(f"task=squad_v2 task.null_threshold={threshold} prune=topk")
+    place = f"null_threshold_{threshold}/lr_3e-05/seed_0"
+    assert str(run.missing.directory) == f"outputs/bert-base/squad_v2/finetune/{place}"
+    assert run.task.null_threshold == run.missing.task.null_threshold == float(threshold)
+    assert plan_of(planning.overrides_of(run.missing)) == run.missing
+    assert plan_of("task=squad_v2").task.null_threshold == 0  # the task's own, and no place in the path
+    assert "null_threshold" not in str(plan_of("task=squad_v2").directory)
+
+
+@pytest.mark.parametrize("task", ["squad", "mrpc", "demo-span"])
+def test_a_threshold_of_no_answer_where_there_is_always_one(task):
+    assert message(f"task={task} task.null_threshold=1") == (
+        "task.null_threshold=1 is for questions that may have no answer, as of task.kind=span and task=squad_v2; "
+        f"task={task} has none"
+    )
+    assert message("task=squad_v2 task.null_threshold=nan").startswith("task.null_threshold=nan is out of range")
+
+
 def test_an_unknown_task_name():
     tasks = ", ".join([*TASKS, "custom"])
     assert message("task=mrpc task.name=mrcp") == f"task=mrcp: no such task. Did you mean mrpc? Tasks: {tasks}."

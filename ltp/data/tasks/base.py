@@ -295,19 +295,51 @@ class Task(ABC):
     @classmethod
     @abstractmethod
     def prediction_columns(cls, num_labels: int) -> tuple[str, ...]:
-        """Return the names of what :meth:`read` returns of a text."""
+        """Return the names of what is predicted of a text."""
+
+    @classmethod
+    def windows(
+        cls, tokenizer: Any, texts: Sequence[tuple[str, ...]], max_length: int
+    ) -> tuple[Any, Sequence[int], dict[int, str]]:
+        """Tokenise texts in windows, of a kind that :attr:`has_windows`.
+
+        Returns:
+            The tokenizer's output, the number of the text of each of its rows, and remarks about texts by their number.
+        """
+        raise NotImplementedError(f"{cls.__name__} has no windows")
 
     @classmethod
     @abstractmethod
     def read(cls, logits: Tensor, labels: Sequence[str], encodings: Sequence[Any], texts: Sequence[Any]) -> list[Row]:
-        """Return what is predicted of texts, by column.
+        """Return what is predicted of texts, by column; of a kind with windows what :meth:`join` takes of each.
 
         Args:
             logits: (B, …, num_labels) float32.
             labels: names of the labels by id.
-            encodings: of each text, by the tokenizer's backend.
-            texts: the one or two texts of each example.
+            encodings: of each row, by the tokenizer's backend.
+            texts: the one or two texts of each row.
         """
+
+    @classmethod
+    def join(cls, readings: Sequence[Row], text: tuple[str, ...], *, n_best: int, null_threshold: float | None) -> Row:
+        """Return what is predicted of a text, by column.
+
+        Args:
+            readings: what :meth:`read` returns of its rows.
+            text: its one or two texts.
+            n_best, null_threshold: see :meth:`ltp.data.tasks.SpanTask.join`.
+        """
+        return readings[0]
+
+    @classmethod
+    def rank(cls, reading: Row) -> float:
+        """Return a number that is the largest for the row of a text by which its tokens are shown."""
+        return 0.0
+
+    @classmethod
+    def part(cls, encoding: Any) -> str:
+        """Return which part of a text a window reads, for a remark."""
+        return ""
 
     @classmethod
     @abstractmethod
@@ -316,7 +348,7 @@ class Task(ABC):
 
     @classmethod
     def marks(cls, prediction: Row, encoding: Any) -> list[str]:
-        """Return what a page says of each token, an empty text for nothing; see :meth:`read`."""
+        """Return what a page says of each token, an empty text for nothing; see :meth:`join`."""
         return [""] * len(encoding.tokens)
 
     def labelled_tokens(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torchmetrics import Metric
 
+#: Most answers to a question, as Hugging Face's `n_best_size`: the best spans that are kept of each window.
+MAX_N_BEST = 20
+
 
 @dataclass(frozen=True)
 class SpanTask(Task):
@@ -130,28 +133,54 @@ class SpanTask(Task):
             first answer (0 where it is not in the window), the number of the example, the first and the last token of
             the context, and the first and the last character of each of its tokens.
         """
-        from ltp.data.tokenising import require_fast
-
-        require_fast(tokenizer, self.kind)
-        questions, contexts = (rows[name] for name in self.text_columns)
-        encoded = tokenizer(
-            [question.strip() for question in questions],
-            contexts,
-            truncation="only_second",
-            max_length=max_length,
-            stride=max_length // 3,
-            return_overflowing_tokens=True,
-            return_offsets_mapping=True,
-        )
-        owners, offsets = encoded.pop("overflow_to_sample_mapping"), encoded.pop("offset_mapping")
+        texts = list(zip(*(rows[name] for name in self.text_columns), strict=True))
+        encoded, owners, _ = self.windows(tokenizer, texts, max_length)
         result: dict[str, list[Any]] = dict(encoded)
         if "label" in rows:
-            numbers = rows.get("example", range(len(questions)))
+            numbers = rows.get("example", range(len(texts)))
             result["label"] = [
-                _window(encoded.sequence_ids(window), offsets[window], rows["label"][owner], numbers[owner])
-                for window, owner in enumerate(owners)
+                _window(encoding, rows["label"][owner], numbers[owner])
+                for encoding, owner in zip(encoded.encodings, owners, strict=True)
             ]
         return result
+
+    @classmethod
+    def windows(
+        cls, tokenizer: Any, texts: Sequence[tuple[str, ...]], max_length: int
+    ) -> tuple[Any, Sequence[int], dict[int, str]]:
+        """Tokenise questions with the windows of their contexts, which overlap by a third of ``max_length``.
+
+        Of a question at most half of ``max_length`` is read.
+
+        Returns:
+            The tokenizer's output, a row a window; the number of the text of each; and remarks about questions that
+            were truncated, by the number of the text.
+
+        Raises:
+            UserError: ``max_length`` is too small for windows.
+        """
+        from ltp.data.tokenising import first_tokens, require_fast
+
+        require_fast(tokenizer, cls.kind)
+        stride = max_length // 3
+        room = max_length - tokenizer.num_special_tokens_to_add(pair=True) - stride - 1  # a window must move on
+        if room < 1:
+            raise UserError(f"max_length={max_length} is too small for a question and windows of its context")
+        questions = [question.strip() for question, _ in texts]
+        most, notes = min(room, max_length // 2), {}
+        for number, (begin, total) in enumerate(first_tokens(tokenizer, questions, most)):
+            if begin != questions[number]:
+                questions[number] = begin
+                notes[number] = f"truncated: of a question of {total} tokens the first {most} were read"
+        encoded = tokenizer(
+            questions,
+            [context for _, context in texts],
+            truncation="only_second",
+            max_length=max_length,
+            stride=stride,
+            return_overflowing_tokens=True,
+        )
+        return encoded, encoded.pop("overflow_to_sample_mapping"), notes
 
     def collate_labels(self, labels: Sequence[Any], width: int) -> Tensor:
         """Return the rows of :meth:`encode`, (B, …) int64, padded with -1."""
@@ -197,8 +226,7 @@ class SpanTask(Task):
         found = []
         for number, context in enumerate(self.examples[self.text_columns[1]]):
             score, first, last = best.get(number, (0.0, 0, 0))
-            is_null = self.null_threshold is not None and nothing[number] - score > self.null_threshold
-            found.append("" if is_null else context[first:last])
+            found.append("" if _is_null(nothing[number], score, self.null_threshold) else context[first:last])
         return found
 
     def labelled_tokens(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -229,20 +257,61 @@ class SpanTask(Task):
 
     @classmethod
     def read(cls, logits: Tensor, labels: Sequence[str], encodings: Sequence[Any], texts: Sequence[Any]) -> list[Row]:
-        """Return the best span of each context, from (B, N, 2); the probability is that of start and end."""
-        from ltp.data.metrics import best_spans
+        """Return the best spans of each window, from (B, N, 2).
 
-        rows = [
-            _window(encoding.sequence_ids, encoding.offsets, {"text": [], "answer_start": []}, number)
-            for number, encoding in enumerate(encodings)
-        ]
-        target = _padded(rows)
+        Returns:
+            For each window `spans`, the best first: score, first and last character, and probability; and `null`, score
+            and probability of no answer.
+        """
+        from ltp.data.metrics import ranked_spans
+
+        target = _padded([_window(encoding, {"text": []}, number) for number, encoding in enumerate(encodings)])
         found = []
-        normal = logits.log_softmax(dim=1)
-        for (_, first, last, score, _), (_, context) in zip(best_spans(normal, target), texts, strict=True):
-            answer = {"answer": context[first:last], "start": first, "end": last, "probability": math.exp(score)}
-            found.append(answer)
+        nulls, wholes = logits[:, 0].sum(dim=1).tolist(), logits.logsumexp(dim=1).sum(dim=1).tolist()
+        for spans, null, whole in zip(ranked_spans(logits, target, MAX_N_BEST), nulls, wholes, strict=True):
+            ranked = [(score, first, last, math.exp(score - whole)) for first, last, score in spans]
+            found.append({"spans": ranked, "null": (null, math.exp(null - whole))})
         return found
+
+    @classmethod
+    def join(cls, readings: Sequence[Row], text: tuple[str, ...], *, n_best: int, null_threshold: float | None) -> Row:
+        """Return the answer to a question, over all windows of its context.
+
+        The best span is that with the largest sum of the logits of its start and end, as in an evaluation. No answer,
+        an empty text at 0, is predicted by the rule of an evaluation, too. `probability` is the product of the
+        probabilities of start and end, each a softmax over the tokens of the window that the span is from; of no answer
+        that of the first token in the window where it scores least.
+
+        Args:
+            readings: the windows, see :meth:`read`.
+            text: the question and its context.
+            n_best: from 2 on, `n_best` lists as many of the best different spans, if there are as many; the empty
+                answer is none of them.
+            null_threshold: see :class:`SpanTask`.
+        """
+        best: dict[tuple[int, int], Row] = {}
+        ranked = sorted((span for reading in readings for span in reading["spans"]), key=lambda span: -span[0])
+        for _, first, last, probability in ranked:
+            answer = {"answer": text[1][first:last], "start": first, "end": last, "probability": probability}
+            best.setdefault((first, last), answer)
+        null, probability = min((reading["null"] for reading in readings), key=lambda one: one[0])
+        if not ranked or _is_null(null, ranked[0][0], null_threshold):
+            found: Row = {"answer": "", "start": 0, "end": 0, "probability": probability}
+        else:
+            found = dict(next(iter(best.values())))
+        return found | ({"n_best": list(best.values())[:n_best]} if n_best > 1 else {})
+
+    @classmethod
+    def rank(cls, reading: Row) -> float:
+        """Return the score of the best span of a window."""
+        return reading["spans"][0][0] if reading["spans"] else -math.inf
+
+    @classmethod
+    def part(cls, encoding: Any) -> str:
+        """Return the characters of the context that a window reads."""
+        pairs = zip(encoding.sequence_ids, encoding.offsets, strict=True)
+        context = [offsets for sequence, offsets in pairs if sequence == 1]
+        return f"characters {context[0][0]:,} to {context[-1][1]:,} of the context"
 
     @classmethod
     def marks(cls, prediction: Row, encoding: Any) -> list[str]:
@@ -255,8 +324,10 @@ class SpanTask(Task):
 
     @classmethod
     def show(cls, prediction: Row) -> str:
-        """Return `not good 0.981`."""
-        return f"{prediction['answer']} {prediction['probability']:.3f}"
+        """Return `not good 0.981`, a dash for no answer, and the other ones of `n_best`."""
+        place = (prediction["start"], prediction["end"])
+        others = [row for row in prediction.get("n_best", ()) if (row["start"], row["end"]) != place]
+        return " | ".join(f"{row['answer'] or '–'} {row['probability']:.3f}" for row in (prediction, *others))
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
@@ -277,9 +348,15 @@ def _lists(answers: Any) -> tuple[list[str] | None, list[int] | None]:
     return (texts if isinstance(texts, list) else None), (starts if isinstance(starts, list) else None)
 
 
-def _window(sequences: Sequence[int | None], offsets: Sequence[Any], answers: Any, number: int) -> list[int]:
+def _is_null(null: float, score: float, threshold: float | None) -> bool:
+    """Whether no answer is predicted, from its score and that of the best span; see :class:`SpanTask`."""
+    return threshold is not None and null - score > threshold
+
+
+def _window(encoding: Any, answers: Any, number: int) -> list[int]:
     """Return the labels of a window, see :meth:`SpanTask.encode`."""
-    context = [place for place, sequence in enumerate(sequences) if sequence == 1]
+    offsets = encoding.offsets
+    context = [place for place, sequence in enumerate(encoding.sequence_ids) if sequence == 1]
     if not context:
         return [0, 0, number, 0, -1]
     first, last = context[0], context[-1]
