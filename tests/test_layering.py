@@ -121,7 +121,7 @@ def test_a_command_is_thin_and_depends_on_no_other(command):
         ("ltp.data.metrics", []),
         (
             "ltp.data.tasks",
-            [f"ltp.data.{part}" for part in ("columns", "conll", "demo", "metrics", "tables", "tokenising")],
+            [f"ltp.data.{part}" for part in ("beir", "columns", "conll", "demo", "metrics", "tables", "tokenising")],
         ),
         ("ltp.encoders", ["ltp.pruning.tokens"]),
         ("ltp.execution", ["ltp.encoders", "ltp.kernels", "ltp.pruning"]),

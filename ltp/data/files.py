@@ -84,7 +84,9 @@ def source_files(
     if data_dir is None:
         named = {"train": train_file, "validation": validation_file}
         files = {split: Path(path).expanduser() for split, path in named.items() if path is not None}
-        return {split: path for split, path in files.items() if path.is_file()}
+        files = {split: path for split, path in files.items() if path.is_file()}
+        beside = {split: task.files_beside(path) for split, path in files.items()}
+        return files | {f"{split}_{name}": path for split, found in beside.items() for name, path in found.items()}
     root = Path(data_dir).expanduser()
     if task.is_custom or task.generate is not None or not root.is_dir():
         return {}

@@ -11,7 +11,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ltp.data import TABLE_SUFFIXES, tables
+from ltp.data import tables
 from ltp.data.files import (
     MRPC_DEV_IDS,
     MRPC_TEST,
@@ -210,10 +210,7 @@ def _name_in(names: list[str], column: str, classic: _ClassicLayout) -> str | No
 
 def _read_unlabelled(path: Path, task: Task, remedy: str) -> pa.Table:
     """Read the text columns of a file, and its labels if it has any."""
-    is_labelled = path.suffix not in TABLE_SUFFIXES or (
-        path.is_file() and task.label_column in tables.column_names(path)
-    )
-    labels = [task.label_column] if is_labelled else []
+    labels = [task.label_column] if task.is_labelled_file(path) else []
     return task.read_file(path, (*task.text_columns, *labels), remedy=remedy)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pyarrow as pa
 import pytest
@@ -10,8 +11,9 @@ import torch
 from ltp.data.conll import read_conll
 from ltp.data.datamodule import GLUEDataModule
 from ltp.data.demo import demo_tokenizer
+from ltp.data.files import source_files
 from ltp.data.metrics import EntityScore, SpanScore, best_spans
-from ltp.data.sources import Splits, load_splits
+from ltp.data.sources import Splits, load_splits, load_test
 from ltp.data.tasks import KINDS, TASKS, RankingTask, adopt, custom_task, get_task
 from ltp.data.tasks.tokens import IGNORED
 from ltp.errors import UserError
@@ -244,6 +246,105 @@ def test_bad_rows_of_a_ranking(tmp_path):
     )
     write(path, [{"query": "a", "positive": [], "negative": []}])
     assert message(RANKING, path) == f"{path}: row 1 has a query without candidates; remove it or give it some"
+
+
+CORPUS = [
+    {"_id": "d1", "title": "Film", "text": "a good film"},
+    {"_id": "d2", "title": "", "text": "a bad film"},
+    {"_id": 3, "text": "a boat"},
+    {"_id": "d4", "title": "Other", "text": ""},
+    {"_id": "unused", "title": "", "text": ""},
+]
+QUERIES = [{"_id": "q1", "text": "good"}, {"_id": "q2", "text": "boat"}, {"_id": "q3", "text": "another split's"}]
+QRELS = "query-id\tcorpus-id\tscore\nq1\td1\t2\nq2\t3\t1\nq1\td2\t0\n"
+
+
+def beir(folder, qrels=QRELS, **files):
+    """A folder of BEIR's form; the path of its judgements."""
+    (folder / "qrels").mkdir(exist_ok=True)
+    write(folder / "corpus.jsonl", CORPUS)
+    write(folder / "queries.jsonl", QUERIES)
+    path = folder / "qrels" / "dev.tsv"
+    path.write_text(qrels)
+    for name, content in files.items():
+        (folder / "qrels" / f"dev.{name}").write_text(content)
+    return path
+
+
+def test_folders_of_beir(tmp_path):
+    path = beir(tmp_path)
+    assert load(RANKING, path).train.to_dict() == {
+        "query": ["good", "boat", "good"],
+        "passage": ["Film a good film", "a boat", "a bad film"],
+        "label": [[2, 0], [1, 1], [0, 0]],
+    }
+    assert load_test(RANKING, "test", test_file=path)["label"][:] == [[2, 0], [1, 1], [0, 0]]
+    run = "q1 Q0 d4 1 9.5 bm25\nq1 Q0 d1 2 9 bm25\nq3 Q0 d1 1 3 bm25\n\nq2 Q0 d2 1 7 bm25\n"
+    beir(tmp_path, trec=run)
+    assert load(RANKING, path).train.to_dict() == {
+        "query": ["good", "good", "good", "boat", "boat"],
+        "passage": ["Film a good film", "a bad film", "Other", "a boat", "a bad film"],
+        "label": [[2, 0], [0, 0], [0, 0], [1, 1], [0, 1]],
+    }
+
+
+def test_metrics_of_a_folder_of_beir(tmp_path):
+    """Nothing but the ranking decides: q1's relevant documents are third and first, q2's is second."""
+    qrels = "query-id\tcorpus-id\tscore\nq1\td1\t1\nq1\td2\t3\nq2\t3\t1\n"
+    path = beir(tmp_path, qrels, trec="q1 Q0 3 1 1 x\nq2 Q0 d1 1 1 x\n")
+    split = load(RANKING, path).train
+    assert split["passage"][:] == ["Film a good film", "a bad film", "a boat", "a boat", "Film a good film"]
+    metrics = RANKING.build_metrics()
+    scores = torch.tensor([[-1.0], [3], [1], [2], [4]])
+    metrics.update(RANKING.predictions(scores), RANKING.collate_labels(split["label"][:], 0))
+    values = {name: value.item() for name, value in metrics.compute().items()}
+    assert values["mrr_10"] == pytest.approx((1 + 1 / 2) / 2)
+    first = (3 + 1 / 2) / (3 + 1 / math.log2(3))  # d2 first, d1 third; at best second
+    assert values["ndcg_10"] == pytest.approx((first + 1 / math.log2(3)) / 2)
+
+
+def test_bad_folders_of_beir(tmp_path):
+    path = beir(tmp_path, QRELS + "q9\td1\t1\n")
+    assert message(RANKING, path) == (
+        f"{path}: row 4 names 'q9', and {tmp_path}/queries.jsonl holds no such _id; add it, or remove the row"
+    )
+    beir(tmp_path, QRELS + "q1\td9\t1\n")
+    assert message(RANKING, path) == (
+        f"{path}: row 4 names 'd9', and {tmp_path}/corpus.jsonl holds no such _id; add it, or remove the row"
+    )
+    beir(tmp_path, QRELS + "q1\td4\t-1\n")
+    assert message(RANKING, path) == f"{path}: row 4 has the score '-1'; it must be a number from 0 on"
+    beir(tmp_path, QRELS + "q1\tunused\t1\n")
+    assert message(RANKING, path) == (
+        f"{tmp_path}/corpus.jsonl: row 5, 'unused', has no text; fill it in, or remove what names it"
+    )
+    beir(tmp_path, QRELS.splitlines()[0] + "\n")
+    assert message(RANKING, path) == f"{path}: no rows; give a split with at least one example."
+    beir(tmp_path, trec="q1 d1 3\n")
+    run = path.with_suffix(".trec")
+    assert message(RANKING, path) == (
+        f"{run}: line 1 has 3 fields; TREC's form is query, Q0, document, rank, score, name"
+    )
+    beir(tmp_path, trec="q1 Q0 d9 1 1 x\n")
+    assert message(RANKING, path) == (
+        f"{run}: line 1 names 'd9', and {tmp_path}/corpus.jsonl holds no such _id; add it, or remove the row"
+    )
+    (tmp_path / "queries.jsonl").unlink()
+    end = f"its columns are those of BEIR's judgements, and there is no queries.jsonl in {tmp_path}; put it there"
+    assert message(RANKING, path) == f"{path}: {end}"
+    (tmp_path / "corpus.jsonl").unlink()
+    assert message(RANKING, path) == f"{path}: {end.replace('queries', 'corpus')}"
+
+
+def test_texts_of_beir_belong_to_the_data_of_a_run(tmp_path):
+    path = beir(tmp_path, trec="")
+    files = source_files(RANKING, None, str(path), None)
+    assert {name: file.name for name, file in files.items()} == {
+        "train": "dev.tsv",
+        "train_corpus": "corpus.jsonl",
+        "train_queries": "queries.jsonl",
+        "train_candidates": "dev.trec",
+    }
 
 
 def test_metrics_of_rankings_by_hand():

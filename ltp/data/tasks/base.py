@@ -102,6 +102,16 @@ class Task(ABC):
 
         return read_table(path, columns, remedy=remedy, lists=self.list_columns)
 
+    def is_labelled_file(self, path: Path) -> bool:
+        """Whether a file has labels, as a test file may not."""
+        from ltp.data.tables import column_names
+
+        return path.suffix not in TABLE_SUFFIXES or (path.is_file() and self.label_column in column_names(path))
+
+    def files_beside(self, path: Path) -> dict[str, Path]:
+        """Return the files that are read with a file, by what they hold."""
+        return {}
+
     @property
     def is_pair(self) -> bool:
         """Whether the input is a pair of texts."""

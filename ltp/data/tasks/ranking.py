@@ -25,8 +25,8 @@ class RankingTask(Task):
     """A ranking task: each row is a query, a candidate and its relevance, a number from 0 on.
 
     A file may hold triples instead, with the columns `positive` and `negative` beside the query, each a text or a list
-    of texts. Rows with the same query rank against each other. The loss is the binary cross entropy of relevance above
-    0, as in sentence-transformers' `CrossEncoder`.
+    of texts; or BEIR's judgements, see :mod:`ltp.data.beir`. Rows with the same query rank against each other. The loss
+    is the binary cross entropy of relevance above 0, as in sentence-transformers' `CrossEncoder`.
     """
 
     kind: ClassVar[str] = "ranking"
@@ -58,15 +58,19 @@ class RankingTask(Task):
         return 1
 
     def read_file(self, path: Path, columns: Sequence[str], *, remedy: str) -> pa.Table:
-        """Read a table of pairs, or of triples, which become pairs."""
+        """Read a table of pairs, or of triples or judgements, which become pairs."""
         import pyarrow as pa
 
-        from ltp.data.tables import column_names, read_table
+        from ltp.data.beir import is_qrels, read_beir
+        from ltp.data.tables import read_table
 
         query, candidate = self.text_columns
-        triple = ("positive", "negative")
-        if not path.is_file() or self.label_column not in columns or not {*triple} <= {*column_names(path)}:
+        if is_qrels(path):
+            judged = read_beir(path)
+            return pa.table({name: [pair[place] for pair in judged] for place, name in enumerate(self.columns)})
+        if self.label_column not in columns or not _has_triples(path):
             return read_table(path, columns, remedy=remedy)
+        triple = ("positive", "negative")
         table = read_table(path, (query, *triple), remedy=remedy, lists=triple)
         rows = []
         for number, row in enumerate(table.to_pylist(), start=1):
@@ -79,6 +83,18 @@ class RankingTask(Task):
                 raise UserError(f"{path}: row {number} has a query without candidates; remove it or give it some")
             rows += [{query: row[query], candidate: text, self.label_column: relevance} for text, relevance in pairs]
         return pa.Table.from_pylist(rows)
+
+    def is_labelled_file(self, path: Path) -> bool:
+        """Whether a file has relevances, as a test file may not."""
+        from ltp.data.beir import is_qrels
+
+        return super().is_labelled_file(path) or _has_triples(path) or is_qrels(path)
+
+    def files_beside(self, path: Path) -> dict[str, Path]:
+        """Return the texts and the candidates of judgements."""
+        from ltp.data.beir import files_beside, is_qrels
+
+        return files_beside(path) if is_qrels(path) else {}
 
     def infer_labels(self, table: pa.Table, source: object) -> tuple[str, ...]:
         """Return no names: relevance is a number."""
@@ -148,3 +164,10 @@ class RankingTask(Task):
         yield "label", labels[:, 0].numpy()
         yield "query", labels[:, 1].long().numpy()
         yield "prediction", self.predictions(logits).numpy()
+
+
+def _has_triples(path: Path) -> bool:
+    """Whether a file has the columns of triples."""
+    from ltp.data.tables import column_names
+
+    return path.is_file() and {"positive", "negative"} <= {*column_names(path)}
