@@ -61,8 +61,9 @@ def train_run(settings: TrainSettings) -> float | None:
     splits = building.check_sources(run)  # reports mistakes before a parent trains for hours
     if is_main:
         check_identity(run)
+        planned = describe_chain(run, len(splits.train), at_least=splits.task.has_windows)
         if settings.plan is not None:
-            print(describe_chain(run, len(splits.train)))
+            print(planned)
             return None
         if run.missing is not None and settings.trainer.fast_dev_run:
             raise UserError(
@@ -70,7 +71,7 @@ def train_run(settings: TrainSettings) -> float | None:
                 "it first, or name a checkpoint with restore=…"
             )
         if run.missing is not None:
-            log.info("%s", describe_chain(run, len(splits.train)))
+            log.info("%s", planned)
             log.info("parent missing, training it first: %s", run.missing.directory)
             try:
                 start_run([*cli.config_arguments(), *overrides_of(run.missing)])

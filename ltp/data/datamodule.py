@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from ltp.data.batching import TrainBatches, check_batch_size, evaluation_batches
 from ltp.data.sources import Splits
 from ltp.data.tasks import Task
 from ltp.errors import UserError
+
+log = logging.getLogger(__name__)
 
 Batch = dict[str, torch.Tensor]
 
@@ -260,8 +263,13 @@ class GLUEDataModule(pl.LightningDataModule):
         if name in self._encoded:
             return
 
+        truncated = 0
+
         def encode(rows: dict[str, list[Any]], numbers: list[int]) -> dict[str, Any]:
-            return self.task.encode(self.tokenizer, {**rows, "example": numbers}, self.max_length)
+            nonlocal truncated
+            encoded = self.task.encode(self.tokenizer, {**rows, "example": numbers}, self.max_length)
+            truncated += self.task.truncated_rows(rows["label"], encoded, self.max_length)
+            return encoded
 
         with _disabled_progress_bars():
             self._encoded[name] = split.map(
@@ -271,6 +279,11 @@ class GLUEDataModule(pl.LightningDataModule):
                 remove_columns=split.column_names,
                 keep_in_memory=True,
                 new_fingerprint=f"{name}-encoded",  # nothing is cached: avoids hashing the tokenizer
+            )
+        if truncated and self._rank == 0:
+            log.warning(
+                "%s: %d of %d rows have labels beyond task.max_length=%d: these are neither learned nor counted",
+                *(name, truncated, len(split), self.max_length),
             )
 
     def _loader(self, encoded: datasets.Dataset, batches: Any) -> DataLoader[Batch]:

@@ -8,12 +8,13 @@ from ltp.runs.identity import Run
 from ltp.runs.settings import TrainerSettings, TrainSettings
 
 
-def describe_chain(run: Run, rows: int) -> str:
+def describe_chain(run: Run, rows: int, *, at_least: bool = False) -> str:
     """Describe what a command trains: a run and the parents that lead to it, with their lengths and directories.
 
     Args:
         run: the run.
         rows: number of training examples.
+        at_least: whether they may be more rows of the model, windows that are not counted yet.
     """
     from ltp.data.batching import steps_in_epoch
 
@@ -29,8 +30,8 @@ def describe_chain(run: Run, rows: int) -> str:
         parts = settings.trainer.accumulate_grad_batches  # and of one process
         steps = planned_steps(settings, limited(steps_in_epoch(rows, settings.batch_size, parts), settings.trainer))
         values = (
-            f"lr {format_number(settings.lr)}, {format_number(settings.epochs)} epochs, {steps:,} steps of "
-            f"{settings.batch_size} examples"
+            f"lr {format_number(settings.lr)}, {format_number(settings.epochs)} epochs, "
+            f"{'at least ' if at_least else ''}{steps:,} steps of {settings.batch_size} examples"
         )
         lines += [f"  {one.stage:<8}  {_state(one)}: {values}", f"            {one.directory}"]
     return "\n".join(lines)

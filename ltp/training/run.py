@@ -91,7 +91,7 @@ def train(run: Run, splits: Splits) -> dict[str, Any] | None:
             return read_results(run.directory)
         check_unchanged(run)
         if is_main_process():
-            log.info("%s", describe_chain(run, len(splits.train)))
+            log.info("%s", describe_chain(run, datamodule.rows_of("train")))
         saved = start_directory(run)
         for logger in trainer.loggers:
             logger.log_hyperparams(flatten(stored_config(run)))

@@ -112,6 +112,16 @@ def test_the_first_token_of_a_word_is_labelled(tmp_path):
     assert task.encode(demo_tokenizer(), rows, 4)["label"][0] == [IGNORED, 0, 1, IGNORED]  # truncated
 
 
+def test_words_beyond_the_limit_are_told(tmp_path, caplog):
+    splits = load(TOKENS, write(tmp_path / "rows.jsonl", [*WORDS, {"tokens": ["film"] * 7, "tags": ["O"] * 7}]))
+    for length in (7, 8, 9):
+        GLUEDataModule(splits, demo_tokenizer(), batch_size=2, max_length=length).setup("validate")
+    assert caplog.messages == [
+        "validation: 2 of 3 rows have labels beyond task.max_length=7: these are neither learned nor counted",
+        "validation: 1 of 3 rows have labels beyond task.max_length=8: these are neither learned nor counted",
+    ]
+
+
 def test_conll_files(tmp_path):
     path = tmp_path / "rows.conll"
     path.write_text("-DOCSTART- -X- O\n\nthe DT O\nfilm NN B-x\n\n\nbad JJ B-y\n")

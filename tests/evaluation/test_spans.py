@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from helpers import in_process
+from helpers import SMALL, in_process, ltp_train
 from transformers import AutoTokenizer, BertConfig, BertForQuestionAnswering
 
 from ltp import LTPForQuestionAnswering, evaluate, predict
@@ -237,3 +237,18 @@ def test_training_reads_questions_that_are_too_long(tmp_path):
 def test_bad_values(run, words, message):
     done = ltp_predict(f"restore={run}", "text=film", "text_pair=a film", *words)
     assert (done.code, done.err) == (2, f"error: {message}\n")
+
+
+def test_a_plan_knows_the_least_number_of_steps(run, tmp_path, monkeypatch):
+    """Questions are counted, and their windows in the training alone."""
+    monkeypatch.chdir(tmp_path)
+    files = [f"task.{name}_file={run / 'rows.jsonl'}" for name in ("train", "validation")]
+    words = ["task=custom", "task.name=mine", "task.kind=span", "task.text_columns=[question,context]", *files]
+    words += ["task.label_column=answers", f"task.max_length={LENGTH}", "model=tiny", *SMALL]
+    words.remove("task.max_train_samples=96")
+    planned = ltp_train([*words, "plan=only"])
+    assert planned.code == 0, planned.err
+    assert "1 epochs, at least 2 steps of 16 examples" in planned.out
+    trained = ltp_train([*words])
+    assert trained.code == 0, trained.err
+    assert "1 epochs, 5 steps of 16 examples" in trained.err

@@ -279,6 +279,15 @@ class Task(ABC):
         """Return how many labels each row has, over which the loss is a mean; None for one each."""
         return None
 
+    def truncated_rows(self, labels: Sequence[Any], encoded: Mapping[str, list[Any]], max_length: int) -> int:
+        """Return how many rows lose labels to truncation.
+
+        Args:
+            labels: those of the rows, as :meth:`check_labels` returns them.
+            encoded, max_length: see :meth:`encode`.
+        """
+        return 0
+
     # -- outputs ---------------------------------------------------------------------------------------------------
 
     @abstractmethod

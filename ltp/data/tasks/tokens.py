@@ -156,6 +156,12 @@ class TokenTask(Task):
         """Return how many tokens of each row are labelled."""
         return [sum(label != IGNORED for label in row) for row in labels]
 
+    def truncated_rows(self, labels: Sequence[Any], encoded: Mapping[str, list[Any]], max_length: int) -> int:
+        """Return how many rows have words beyond the limit, which have no prediction."""
+        counts = self.label_counts(encoded["label"]) or ()
+        rows = zip(labels, counts, encoded["input_ids"], strict=True)
+        return sum(len(ids) == max_length and count < len(own) for own, count, ids in rows)
+
     def predictions(self, logits: Tensor) -> Tensor:
         """Return the label of each token, (B, N) int64."""
         return logits.argmax(dim=-1)
