@@ -157,8 +157,9 @@ def resolve(settings: PredictSettings) -> tuple[PredictSettings, Checkpoint]:
     expected = _text_columns(stored)
     if settings.columns is None and settings.input is not None:
         settings.columns = list(expected or ("text",))
-    if expected is not None and _texts_per_row(settings) != len(expected):
-        raise UserError(_wrong_text_count_message(settings, len(expected)))
+    least, most = (len(expected),) * 2 if expected is not None else (kind.min_texts, kind.max_texts)
+    if not least <= _texts_per_row(settings) <= most:
+        raise UserError(_wrong_text_count_message(settings, most))
     if settings.max_length is None and stored is not None:
         settings.max_length = stored.task.max_length
     return settings, checkpoint

@@ -199,6 +199,16 @@ def test_a_question_that_is_too_long(run, tmp_path):
     assert (done.code, done.err) == (2, "error: max_length=6 is too small for a question and windows of its context\n")
 
 
+def test_a_checkpoint_without_a_run_reads_pairs_and_always_answers(run, tmp_path):
+    row = long_rows(10)[9]
+    model = run / "model"
+    done = ltp_predict(f"restore={model}", f"text={row['question']}")
+    assert (done.code, done.err) == (2, f"error: restore={model} reads a pair of texts: give text_pair=… too\n")
+    words = [f"text={row['question']}", f"text_pair={row['context']}", f"max_length={LENGTH}"]
+    (found,), _ = predictions(model, tmp_path, *words)
+    assert found["answer"]
+
+
 def test_a_question_is_cut_between_tokens():
     tokenizer = demo_tokenizer()
     encoded, owners, notes = SpanTask.windows(
