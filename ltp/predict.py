@@ -109,7 +109,10 @@ def predict_source(settings: PredictSettings, checkpoint: Checkpoint, source: Te
                 predictions += of_chunk
     notes.print()
     if settings.html is not None:
-        prediction_output.write_page(Path(settings.html), _title(settings, checkpoint), texts, predictions, thresholds)
+        from ltp.runs.summary import describe_checkpoint
+
+        title = describe_checkpoint(checkpoint, settings.budget)
+        prediction_output.write_page(Path(settings.html), title, texts, predictions, thresholds)
     if submitted is not None:
         from ltp.evaluation.submission import submission
         from ltp.runs.directory import write_atomically
@@ -346,15 +349,6 @@ def predict_texts(
                 )
 
     return predicted(), None if model.thresholds is None else model.thresholds.tolist()
-
-
-def _title(settings: PredictSettings, checkpoint: Checkpoint) -> str:
-    from ltp.runs.summary import describe_method
-
-    results = checkpoint.results
-    if results is None or "method" not in results:
-        return checkpoint.name if settings.budget is None else f"{checkpoint.name} · budget {settings.budget:g}"
-    return f"{results['task']} · {results['model']} · {describe_method(results, settings.budget)}"
 
 
 COMMAND = Command("predict", PredictSettings, main, fill, prepare=lambda arguments: list(map(quote_text, arguments)))

@@ -30,16 +30,26 @@ class Example:
     marks: Sequence[str] = ()
 
 
-def render_page(title: str, examples: Sequence[Example], thresholds: Sequence[float] | None) -> str:
+def render_page(
+    title: str,
+    examples: Sequence[Example],
+    thresholds: Sequence[float] | None,
+    *,
+    layers: int | None = None,
+    form: str = "",
+) -> str:
     """Render the page as HTML. It loads no external resources, and texts are escaped.
 
     Args:
         title: plain text.
-        examples: one or more classified texts.
+        examples: the classified texts.
         thresholds: thresholds of layers 1..L; None if the method has none.
+        layers: number of layers L; None: that of the examples, of which there is at least one.
+        form: HTML above the legend that asks for further texts. Its script may call the page's own server, and
+            ``add(example)``.
     """
     data = {
-        "layers": len(examples[0].traces[0].scores),
+        "layers": layers or len(examples[0].traces[0].scores),
         "thresholds": None if thresholds is None else [_short(threshold) for threshold in thresholds],
         "examples": [
             {
@@ -63,6 +73,9 @@ def render_page(title: str, examples: Sequence[Example], thresholds: Sequence[fl
         ],
     }
     template = resources.files("ltp.evaluation").joinpath("page.html").read_text(encoding="utf-8")
+    if form:
+        template = template.replace("default-src 'none';", "default-src 'none'; connect-src 'self';")
+    template = template.replace("{{form}}", form)
     before, _, after = template.partition("{{data}}")  # split first: a text may contain "{{title}}"
     escaped = html.escape(title)
     return before.replace("{{title}}", escaped) + script_json(data) + after.replace("{{title}}", escaped)

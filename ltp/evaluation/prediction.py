@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ltp.data.sequences import make_batches
+from ltp.data.sequences import Batch, make_batches
 from ltp.data.tasks import Task, kind_of
 from ltp.data.tokenising import tokenise
 from ltp.model.pretrained import LTPPreTrainedModel
@@ -50,6 +50,7 @@ def predict(
     advance: Callable[[int], None],
     n_best: int = 1,
     null_threshold: float | None = None,
+    forward: Callable[[Batch], Any] | None = None,
 ) -> list[Prediction]:
     """Predict texts. A text of several windows has one prediction, and the cost of all of them.
 
@@ -62,6 +63,8 @@ def predict(
         trace: record each token's path, of the window that a text's answer is from; this runs the masked form.
         advance: called after each batch with the number of texts that it completes.
         n_best, null_threshold: of spans, see :meth:`ltp.data.tasks.SpanTask.join`.
+        forward: computes a batch in another form of the model, such as an :class:`~ltp.evaluation.scoring.Engine`;
+            None: the model itself. A trace is always the model's.
 
     Returns:
         One prediction per text, in the order of ``texts``.
@@ -96,7 +99,7 @@ def predict(
                 token_types=None if types is None else [types[row] for row in rows],
                 device=model.device,
             )
-            output = model(**batch)
+            output = model(**batch) if forward is None or trace else forward(batch)
             of_rows = [] if encodings is None else [encodings[row] for row in rows]
             readings = kind.read(output.logits.float(), labels, of_rows, [texts[owners[row]] for row in rows])
             costs = [values.tolist() for values in cost.flops_and_dense(output.token_lengths)]

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from ltp.errors import printable
 from ltp.pruning import is_learned, short_names, variants
+from ltp.runs.checkpoints import Checkpoint
 
 #: Keys of ``results.json`` that describe one budget rather than the training.
 _BUDGET_KEYS = (
@@ -102,6 +103,14 @@ def describe_method(run: dict[str, Any], budget: float | None = None) -> str:
     if run.get("calibrated"):
         words.append("calibrated")
     return ", ".join(words)
+
+
+def describe_checkpoint(checkpoint: Checkpoint, budget: float | None = None) -> str:
+    """Describe a checkpoint in a title: task, model and method of a run, else its name."""
+    results = checkpoint.results
+    if results is None or "method" not in results:
+        return checkpoint.name if budget is None else f"{checkpoint.name} · budget {budget:g}"
+    return f"{results['task']} · {results['model']} · {describe_method(results, budget)}"
 
 
 def _short(value: Any) -> str:
