@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loads
 TRAIN := $(BIN)/python -m ltp.train
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-methods leaderboard figures report check test gpu train soft hard manual topk sweep reproduce budgets lint typecheck format docs clean
+.PHONY: help install demo demo-methods leaderboard figures report check test gpu serve train soft hard manual topk sweep reproduce budgets lint typecheck format docs clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -48,6 +48,9 @@ gpu: install  ## on a machine with a GPU: its tests and benchmarks, one report i
 
 test: install  ## every test, offline, on the CPU
 	$(PYTEST)
+
+serve: install  ## an HTTP server: make serve ARGS=restore=RUN
+	$(BIN)/python -m ltp.serve $(ARGS)
 
 train: install  ## the dense parent: make train TASK=mrpc
 	$(TRAIN) stage=finetune task=$(TASK) $(ARGS)

@@ -9,6 +9,7 @@ COMMANDS = {
     "train": "train a run or a sweep: dense, soft and hard stages, and the baselines",
     "evaluate": "metrics, FLOPs and tokens per layer of a run on a split",
     "predict": "labels for new texts, and the tokens pruned in each layer",
+    "serve": "an HTTP server for a run: batches without padding, metrics, a page to try it",
     "calibrate": "calibrate a run to another budget, without training",
     "export": "export a run as a Hugging Face directory or an ONNX graph",
     "bench": "benchmark the speed of pruned and dense inference engines",

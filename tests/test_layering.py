@@ -25,9 +25,9 @@ ROOMS = (
         "benchmark",
         "evaluation",
     ),
-    *("calibration", "sweeps", "training", "exporting", "reporting", "comparison", "command"),
+    *("calibration", "sweeps", "serving", "training", "exporting", "reporting", "comparison", "command"),
 )
-COMMANDS = ("train", "evaluate", "predict", "calibrate", "export", "bench", "report", "list", "leaderboard")
+COMMANDS = ("train", "evaluate", "predict", "serve", "calibrate", "export", "bench", "report", "list", "leaderboard")
 
 
 def module_name(path):

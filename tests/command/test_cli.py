@@ -532,9 +532,9 @@ def test_start_up_needs_no_pytorch(root):
     """Else help and mistakes take seconds: each command's help, a plan and a mistake, in one process."""
     code = """
 import contextlib, io, sys
-from ltp import bench, calibrate, evaluate, export, predict, report, train
+from ltp import bench, calibrate, evaluate, export, predict, report, serve, train
 
-for command in (bench, calibrate, evaluate, export, predict, report, train):
+for command in (bench, calibrate, evaluate, export, predict, report, serve, train):
     for words in (["--help"], ["--cfg", "job", "restore=nowhere/at/all", "text=a", "to=x"], ["xyz=1"]):
         sys.argv = [command.__name__, *words]
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

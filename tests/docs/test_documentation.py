@@ -82,7 +82,7 @@ def test_the_readme_is_a_front_page():
 
 
 def test_every_line_of_a_block_is_a_known_kind_of_command():
-    names = ("train", "calibrate", "report", "list", "evaluate", "predict", "export", "bench", "leaderboard")
+    names = ("train", "calibrate", "report", "list", "evaluate", "predict", "serve", "export", "bench", "leaderboard")
     commands = [f"python -m ltp.{name}" for name in names]
     known = (*commands, "make ", "pip ")
     assert [(page, line) for page, line in ALL_LINES if not line.startswith(known)] == []
@@ -126,7 +126,7 @@ def test_benchmark_commands_compose(line, conf):
     bench.resolve(bench.COMMAND.settings(compose("bench", overrides=overrides)))
 
 
-@lines(r"python -m ltp\.(evaluate|predict|calibrate|export|report|list)")
+@lines(r"python -m ltp\.(evaluate|predict|serve|calibrate|export|report|list)")
 def test_commands_on_runs_compose(line, conf):
     name, *words = shlex.split(line, comments=True)[2:]
     command = importlib.import_module(name).COMMAND  # importing it registers its schema
