@@ -5,6 +5,7 @@ import http.client
 import importlib.util
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -189,6 +190,22 @@ def test_each_kind_of_output_is_predicted_as_by_ltp_predict(runs, tmp_path, task
     assert close(together[0]).items() <= alone.items()
     odd = [tuple("\u200b" for _ in names), tuple("a\x00\u0301🎬" for _ in names)]  # no tokens, or unknown ones
     assert len(predictor(odd)) == 2
+
+
+@pytest.mark.parametrize(
+    ("accepted", "fields"),
+    [
+        (ONE, [("sentence", "text", True)]),
+        (PAIR, [("question", "text", True), ("context", "text_pair", True)]),
+        (EITHER, [("text", "text", True), ("text_pair", "text_pair", False)]),
+    ],
+)
+def test_the_page_asks_for_each_text(accepted, fields):
+    pytest.importorskip("litserve")
+    from ltp.serving.run import form
+
+    found = re.findall(r'<label>(\w+) <textarea name="(\w+)" rows="2"( required)?></textarea></label>', form(accepted))
+    assert [(name, field, bool(required)) for name, field, required in found] == fields
 
 
 # -- a server ---------------------------------------------------------------------------------------------------
