@@ -14,7 +14,7 @@ from ltp.command.imports import fast_imports
 from ltp.command.output import check_writable, progress
 from ltp.command.overrides import quote_text
 from ltp.data.files import CLASSIC_FOLDERS
-from ltp.data.tasks import SpanTask, Task, kind_of
+from ltp.data.tasks import SpanTask
 from ltp.data.tasks.spans import MAX_N_BEST
 from ltp.data.texts import Overview, Texts, TextSource, given_texts, open_texts
 from ltp.errors import UserError, check_choice, check_range, format_value
@@ -23,9 +23,11 @@ from ltp.runs.loading import (
     StoredTask,
     check_budget,
     check_length,
+    kind_of_checkpoint,
     load_model,
     load_tokenizer,
     max_input_tokens,
+    null_threshold,
     read_splits,
     read_test,
     select_device,
@@ -144,10 +146,7 @@ def resolve(settings: PredictSettings) -> tuple[PredictSettings, Checkpoint]:
     check(settings)
     checkpoint = inspect_checkpoint(settings.restore)
     check_budget(checkpoint, settings.budget)
-    try:
-        kind = kind_of_checkpoint(checkpoint)
-    except ValueError:
-        raise UserError(f"restore={settings.restore} is a {checkpoint.model_class}: it predicts nothing") from None
+    kind = kind_of_checkpoint(checkpoint)
     if settings.n_best > 1 and not issubclass(kind, SpanTask):
         raise UserError(f"n_best={settings.n_best} is for answers to questions; restore={settings.restore} gives none")
     stored = stored_task(checkpoint)
@@ -166,23 +165,6 @@ def resolve(settings: PredictSettings) -> tuple[PredictSettings, Checkpoint]:
     if settings.max_length is None and stored is not None:
         settings.max_length = stored.task.max_length
     return settings, checkpoint
-
-
-def kind_of_checkpoint(checkpoint: Checkpoint) -> type[Task]:
-    """Return the kind of a checkpoint's outputs; see :func:`ltp.data.tasks.kind_of`."""
-    return kind_of(checkpoint.model_class, checkpoint.config.get("problem_type"), checkpoint.num_labels)
-
-
-def null_threshold(settings: PredictSettings, checkpoint: Checkpoint) -> float | None:
-    """Return the threshold by which an evaluation of the task predicts no answer.
-
-    Returns:
-        None if every question has one, and for a checkpoint without a run if no task is named.
-    """
-    stored = stored_task(checkpoint)
-    named = settings.task if settings.split is not None else stored.task if stored is not None else None
-    task = task_of(named) if named is not None else None
-    return task.null_threshold if isinstance(task, SpanTask) else None
 
 
 def check_split(settings: PredictSettings, checkpoint: Checkpoint) -> None:
@@ -330,7 +312,9 @@ def predict_texts(
     if settings.max_length is not None:
         check_length("max_length", settings.max_length, model, tokenizer)
     model.to(device)
-    threshold = null_threshold(settings, checkpoint)
+    stored = stored_task(checkpoint)
+    named = settings.task if settings.split is not None else None if stored is None else stored.task
+    threshold = null_threshold(named)
 
     def predicted() -> Iterator[tuple[Texts, list["Prediction"]]]:
         with progress(overview.count) as advance:

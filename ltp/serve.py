@@ -11,11 +11,10 @@ from omegaconf import MISSING
 
 from ltp.command.cli import Command, load_plugins
 from ltp.command.imports import fast_imports
-from ltp.data.tasks import Task, kind_of
 from ltp.data.texts import TEXT_COLUMNS
 from ltp.errors import UserError, check_choice, check_range, install_hint
 from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint
-from ltp.runs.loading import check_budget, set_threads, stored_task
+from ltp.runs.loading import check_budget, kind_of_checkpoint, null_threshold, set_threads, stored_task
 from ltp.runs.plan import task_of
 
 HOSTS = ("127.0.0.1", "0.0.0.0", "::")
@@ -48,6 +47,7 @@ def main(settings: ServeSettings) -> None:
     settings, checkpoint = resolve(settings)
     assert settings.threads is not None  # filled by resolve()
     names, needs_pair = expected_texts(checkpoint)
+    stored = stored_task(checkpoint)
     set_threads(settings.threads)
     with tempfile.TemporaryDirectory(prefix="ltp-metrics-") as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # before prometheus_client is imported, which reads it
@@ -62,6 +62,7 @@ def main(settings: ServeSettings) -> None:
                 *(checkpoint, settings.budget, settings.dtype, settings.device, settings.max_length),
                 batch_size=settings.batch_size,
                 pairs=len(names) == 2,
+                null_threshold=null_threshold(None if stored is None else stored.task),
             ),
             Accepted(names, needs_pair, settings.max_texts, settings.max_request_bytes),
             Address(settings.host, settings.port),
@@ -120,19 +121,6 @@ def check(settings: ServeSettings) -> None:
     check_range(settings.timeout > 0, "timeout", settings.timeout, "more than 0 (seconds)")
     wait = settings.batch_wait_ms
     check_range(0 <= wait < 1000 * settings.timeout, "batch_wait_ms", wait, "0 or more, and less than the timeout")
-
-
-def kind_of_checkpoint(checkpoint: Checkpoint) -> type[Task]:
-    """Return the kind of a checkpoint's outputs.
-
-    Raises:
-        UserError: it has none.
-    """
-    try:
-        return kind_of(checkpoint.model_class, checkpoint.config.get("problem_type"), checkpoint.num_labels)
-    except ValueError:
-        source = f"restore={checkpoint.source}"
-        raise UserError(f"{source} is a {checkpoint.model_class}: it predicts nothing") from None
 
 
 def expected_texts(checkpoint: Checkpoint) -> tuple[tuple[str, ...], bool]:

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,7 +63,7 @@ class DeployedModel:
         RuntimeError: int8 where PyTorch has no products for it.
     """
 
-    def __init__(self, model: Any, *, dtype: str, examples: Sequence[Batch] | None = None) -> None:
+    def __init__(self, model: Any, *, dtype: str, examples: Sequence[Mapping[str, Tensor]] | None = None) -> None:
         family, dense = model.family, model.dense
         self.back_end: Any = linear_type(dtype)
         self.agreement: float | None = None
@@ -99,7 +99,7 @@ class DeployedModel:
             if dtype == "int8":
                 self._quantise(list(prepared.values()), examples)
 
-    def _quantise(self, layers: Sequence["DeployedLayer"], examples: Sequence[Batch] | None) -> None:
+    def _quantise(self, layers: Sequence["DeployedLayer"], examples: Sequence[Mapping[str, Tensor]] | None) -> None:
         """Take the ranges of products' inputs from examples, and replace the products by those in int8."""
         given = [{name: value for name, value in batch.items() if name in _INPUTS} for batch in examples or ()]
         before = [self(**batch) for batch in given or self._random_examples()]

@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME, cached_file
 
-from ltp.data.sequences import Batch
 from ltp.encoders import encoder_family
 from ltp.encoders.base import EncoderFamily
 from ltp.execution.masked import masked_encoder
@@ -376,7 +375,7 @@ class LTPPreTrainedModel(PreTrainedModel):
         }
 
     def deploy(
-        self, dtype: str = "float32", examples: Sequence[Batch] | None = None
+        self, dtype: str = "float32", examples: Sequence[Mapping[str, Tensor]] | None = None
     ) -> "DeployedModel | DeployedOnCUDA":
         """Create a frozen copy for inference on the model's device. Call it like the model.
 

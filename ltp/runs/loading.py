@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import MISSING
 
 from ltp.data.hub import loading_from_hub
+from ltp.data.tasks import SpanTask, kind_of
 from ltp.errors import UserError
 from ltp.model import MODEL_CLASSES, model_class
 from ltp.runs.checkpoints import Checkpoint, has_thresholds, run_config
@@ -42,6 +43,27 @@ class StoredTask:
     def evaluation_dtype(self) -> str:
         """The dtype of evaluation during training; using it reproduces the metrics of the results."""
         return "bfloat16" if self.precision == "bf16-mixed" else "float32"
+
+
+def kind_of_checkpoint(checkpoint: Checkpoint) -> "type[Task]":
+    """Return the kind of a checkpoint's outputs.
+
+    Raises:
+        UserError: it predicts nothing.
+    """
+    try:
+        return kind_of(checkpoint.model_class, checkpoint.config.get("problem_type"), checkpoint.num_labels)
+    except ValueError:
+        source = f"restore={checkpoint.source}"
+        raise UserError(f"{source} is a {checkpoint.model_class}: it predicts nothing") from None
+
+
+def null_threshold(task: TaskSettings | None) -> float | None:
+    """Return the threshold by which an evaluation of a task predicts no answer; None if it always predicts one."""
+    from ltp.runs.plan import task_of
+
+    known = None if task is None else task_of(task)
+    return known.null_threshold if isinstance(known, SpanTask) else None
 
 
 def stored_task(checkpoint: Checkpoint) -> StoredTask | None:

@@ -24,6 +24,7 @@ class Served:
         max_length: truncation length in tokens; None: the most that the model reads.
         batch_size: texts per forward pass.
         pairs: whether it may read pairs of texts.
+        null_threshold: by how much no answer must be ahead of the best span; None: there is always an answer.
     """
 
     checkpoint: Checkpoint
@@ -33,6 +34,7 @@ class Served:
     max_length: int | None
     batch_size: int
     pairs: bool
+    null_threshold: float | None = None
 
 
 class Predictor:
@@ -52,7 +54,7 @@ class Predictor:
         if served.max_length is not None:
             check_length("max_length", served.max_length, self.model, self._tokenizer)
         self.max_length = served.max_length or max_input_tokens(self.model, self._tokenizer)
-        self._batch_size = served.batch_size
+        self._batch_size, self._null_threshold = served.batch_size, served.null_threshold
         if device.type == "cuda" and served.dtype == "int8":
             raise UserError("dtype=int8 goes with device=cpu; on a GPU use float32 or bfloat16")
         execution = "deployed" if device.type == "cpu" else "packed"
@@ -77,6 +79,7 @@ class Predictor:
                 batch_size=self._batch_size,
                 trace=trace,
                 advance=lambda count: None,
+                null_threshold=self._null_threshold,
                 forward=self._engine,
             )
             predictions.update(zip(rows, of_rows, strict=True))
