@@ -1,6 +1,7 @@
 """ONNX export of classifiers and inference with ONNX Runtime. Requires the packages of the extra ``onnx``."""
 
 import logging
+import math
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ltp.data.sequences import Batch
+
+
+#: The version of ONNX's operators: the lowest one that PyTorch writes itself. To older ones it converts with ONNX's
+#: converter, which leaves attributes that they do not have.
+OPSET = 18
 
 
 class _Logits(nn.Module):
@@ -88,17 +94,46 @@ def export_graph(module: nn.Module, path: Path, *, inputs: Sequence[str], output
             input_names=inputs,
             output_names=outputs,
             dynamic_shapes=({0: "batch", 1: "length"},) * len(inputs),
-            custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
+            opset_version=OPSET,
+            custom_translation_table={
+                torch.ops.aten.sort.stable: _stable_sort,
+                torch.ops.aten.index.Tensor: _index,
+                torch.ops.aten.gelu.default: _gelu,
+            },
         )
 
 
 def _stable_sort(values: Any, *, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
     """Translate ``torch.sort(stable=True)``, which the exporter lacks; ONNX's TopK orders equal values by index."""
-    from onnxscript import opset20
+    from onnxscript import opset18
 
-    op: Any = opset20  # its type annotations reject constants
+    op: Any = opset18  # its type annotations reject constants
     count = op.Gather(op.Shape(values), op.Constant(value_ints=[dim]))
     return op.TopK(values, count, axis=dim, largest=int(descending), sorted=1)
+
+
+def _index(values: Any, indices: Sequence[Any]) -> Any:
+    """Translate ``values[index]`` to one Gather; the exporter writes GatherND and reshapes."""
+    import onnx_ir
+    from onnxscript import opset18
+    from onnxscript.function_libs.torch_lib.ops.core import aten_index
+
+    if len(indices) > 1 or indices[0].dtype == onnx_ir.DataType.BOOL:
+        return aten_index(values, indices)
+    op: Any = opset18
+    return op.Gather(values, indices[0], axis=0)
+
+
+def _gelu(values: Any, approximate: str = "none") -> Any:
+    """Translate GELU to the operations in the order in which ONNX Runtime finds them, to compute them as one."""
+    from onnxscript import opset18
+    from onnxscript.function_libs.torch_lib.ops.nn import aten_gelu
+
+    if approximate != "none":
+        return aten_gelu(values, approximate)
+    op: Any = opset18
+    doubled = op.Mul(values, op.Add(op.Erf(op.Div(values, op.Constant(value_float=math.sqrt(2)))), op.Constant(value_float=1.0)))
+    return op.Mul(doubled, op.Constant(value_float=0.5))
 
 
 @contextmanager

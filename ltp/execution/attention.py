@@ -151,10 +151,8 @@ def masked_attention(
     logits = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
     if pairs is not None:
         logits = logits + pairs.part(slice(None), slice(None)).added(query * query.shape[-1] ** -0.5, key)
-    bias = (
-        torch.zeros_like(alive, dtype=logits.dtype) if key_weights is None else key_bias(key_weights).to(logits.dtype)
-    )
-    bias = bias.masked_fill(~alive, torch.finfo(logits.dtype).min)
+    bias = logits.new_zeros(()) if key_weights is None else key_bias(key_weights).to(logits.dtype)
+    bias = torch.where(alive, bias, torch.finfo(logits.dtype).min)
     probs = (logits + bias[:, None, None, :]).softmax(dim=-1)
     weights = functional.dropout(probs, dropout) if dropout else probs
     context = (weights.to(value.dtype) @ value).transpose(1, 2)  # (B, N, H, D/H)

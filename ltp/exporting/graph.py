@@ -1,11 +1,13 @@
 """The packed forward pass as an ONNX graph. Requires the packages of the extra ``onnx``."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ltp.deploy.model import check_plain
 from ltp.deploy.onnx import export_graph
 from ltp.errors import RunError
 from ltp.execution.attention import Pairs, comparable_in_padded, masked_attention
@@ -29,6 +31,7 @@ class GraphForm(nn.Module):
     def __init__(self, model: LTPPreTrainedModel) -> None:
         super().__init__()
         self.model = model
+        self.projections = _projections(model)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
@@ -57,7 +60,7 @@ class GraphForm(nn.Module):
         of_batch = indices
         hidden = family.embed_tokens(model.dense, input_ids, indices, token_type_ids, None)  # (T, D)
         # of each token; not by division, which the exporter refuses for sizes
-        column = torch.arange(length, device=indices.device).expand(alive.shape).flatten().index_select(0, indices)
+        column = torch.arange(length, device=indices.device).expand(alive.shape).flatten()[indices]
         state: dict[str, Tensor] = {}  # what the method needs of each token, each (T,)
         if "positions" in pruner.reads:
             state["positions"] = column
@@ -72,67 +75,76 @@ class GraphForm(nn.Module):
         if reads_tokens:
             owner = state["origin"] = torch.ones_like(indices).cumsum(dim=0) - 1
         layers = family.layers(model.dense)
+        slots, alive = _slots(counts)
         for number, layer in enumerate(layers, start=1):
-            slots, alive = _slots(counts)
             decides = pruner.decides_in(number)
             if decides and pruner.decides_before:
                 tokens = self._tokens(number, alive, lengths, slots, state, {}, hidden, None)
                 if pruner.carries:
-                    state["carried"] = pruner.carry(tokens).flatten().index_select(0, _indices(alive))
+                    state["carried"] = pruner.carry(tokens).flatten()[_indices(alive)]
                 survivors = pruner.survivors(tokens)
-                kept = slots.index_select(0, _indices(survivors))
-                hidden = hidden.index_select(0, kept)
-                state = {name: value.index_select(0, kept) for name, value in state.items()}
+                kept = slots.flatten()[_indices(survivors)]
+                hidden = hidden[kept]
+                state = {name: value[kept] for name, value in state.items()}
                 counts = survivors.sum(dim=1)
                 slots, alive = _slots(counts)
-            query, key, value = family.project(layer, hidden)
-            own_key, pairs = key.index_select(0, slots).unflatten(0, alive.shape), None
+            qkv, pairs = self._project(number, layer, hidden), None  # (T, 3, H, D/H)
+            own_key = qkv[:, 1]
             if family.has_positions:
                 if (rotate := family.rotation(layer)) is not None:
-                    query, key = rotate(query, key, state["places"])
+                    qkv = torch.stack([*rotate(qkv[:, 0], own_key, state["places"]), qkv[:, 2]], dim=1)
                 # tables for the longest input, because the length of this one is no constant
                 reach = family.max_input_tokens(model.dense.config) - 1
-                places = state["places"].index_select(0, slots).unflatten(0, alive.shape)
+                places = state["places"][slots]
                 pairs = Pairs.of_layer(family, layer, places, reach)
-            query, key, value = (part.index_select(0, slots).unflatten(0, alive.shape) for part in (query, key, value))
-            sizes = None if not pruner.merges else state["sizes"].index_select(0, slots).unflatten(0, alive.shape)
+            by_head = qkv[slots].permute(2, 0, 3, 1, 4)  # (3, B, H, N_l, D/H)
+            query, key, value = (by_head[part].transpose(1, 2) for part in range(3))
+            sizes = None if not pruner.merges else state["sizes"][slots]
             context, probs = masked_attention(query, key, value, alive, 0.0, sizes, pairs)  # (B, N_l, D)
-            survivors, starts = alive, counts.cumsum(dim=0) - counts
+            survivors = alive
             if decides and not pruner.decides_before:
                 sums = attention_sums(probs, value.transpose(1, 2), alive, pruner.reads & ATTENTION_READS)
                 sums = comparable_in_padded(sums, pairs, alive)
                 tokens = self._tokens(number, alive, lengths, slots, state, sums, hidden, own_key)
                 if pruner.carries:
-                    state["carried"] = pruner.carry(tokens).flatten().index_select(0, _indices(alive))
+                    state["carried"] = pruner.carry(tokens).flatten()[_indices(alive)]
                 if sizes is not None:
                     survivors, sizes, context, hidden, into = self._merge(tokens, sizes, context, hidden, slots)
                     if reads_tokens:
                         owner = owners(owner, state["origin"], into)
-                    state["sizes"] = sizes.flatten().index_select(0, _indices(alive))
+                    state["sizes"] = sizes.flatten()[_indices(alive)]
                 else:
                     survivors = pruner.survivors(tokens)
                 counts = survivors.sum(dim=1)
             token_lengths.append(counts)
-            if (
-                number == len(layers) and not reads_tokens
-            ):  # after its attention only the classification tokens are needed
-                context, hidden = context[:, 0], hidden.index_select(0, starts)
+            if number == len(layers) and not reads_tokens:
+                # after its attention only the classification tokens are needed: the first of each row
+                survivors, indices = None, torch.arange(counts.shape[0], device=counts.device) * alive.shape[1]
             else:
                 indices = _indices(survivors)
-                kept = slots.index_select(0, indices)
-                context = context.flatten(0, 1).index_select(0, indices)
-                hidden = hidden.index_select(0, kept)
-                state = {name: value.index_select(0, kept) for name, value in state.items()}
+            context = context.flatten(0, 1)[indices]
+            if survivors is not alive:
+                kept = slots.flatten()[indices]
+                hidden = hidden[kept]
+                state = {name: value[kept] for name, value in state.items()}
+                slots, alive = _slots(counts)
             hidden = family.feed_forward(layer, family.attention_output(layer, context, hidden))
             if reads_tokens:
                 restored = restored.index_copy(0, state["origin"], hidden)
-        last = restored.index_select(0, owner) if reads_tokens else hidden
+        last = restored[owner] if reads_tokens else hidden
         results = model.head(family, model.dense, last, Layout(real, of_batch))
         if model.output_class.is_of_tokens:  # back to their places in the input
             places = torch.arange(length, device=input_ids.device) - first
             places = torch.where(places < 0, places + length, places)
             results = {name: _moved(value, places) for name, value in results.items()}
         return *results.values(), torch.stack(token_lengths, dim=1)
+
+    def _project(self, number: int, layer: Any, hidden: Tensor) -> Tensor:
+        """Compute query, key and value of all tokens, (T, 3, H, D/H)."""
+        family = self.model.family
+        if not self.projections:
+            return torch.stack(family.project(layer, hidden), dim=1)
+        return self.projections[number - 1](hidden).unflatten(1, (3, self.model.pruner.shape.num_heads, -1))
 
     def _tokens(
         self,
@@ -149,17 +161,17 @@ class GraphForm(nn.Module):
         reads = self.model.pruner.reads
 
         def pad(packed: Tensor) -> Tensor:
-            return packed.index_select(0, slots).unflatten(0, alive.shape)
+            return packed[slots]
 
         states = {name: pad(state[name]) for name in ("positions",) if name in reads}
         if "hidden" in reads:
             states["hidden"] = pad(hidden)
         if "keys" in reads and key is not None:
-            states["keys"] = key.mean(dim=2)
+            states["keys"] = pad(key.mean(dim=1))
         return Tokens(
             number,
             self.model.pruner.shape.num_layers,
-            1 if key is None else key.shape[2],
+            1 if key is None else key.shape[1],
             alive,
             lengths,
             sizes=pad(state["sizes"]) if "sizes" in state else None,
@@ -182,11 +194,44 @@ class GraphForm(nn.Module):
         shares = (targets[:, None, :] == columns[:, None]) * (sizes * tokens.alive)[:, None, :]  # of j in i, (B, i, j)
         merged = shares.sum(dim=2)
         shares = shares / merged.clamp(min=1)[:, :, None]
-        rows = hidden.index_select(0, slots).unflatten(0, targets.shape)
-        hidden = (shares @ rows).flatten(0, 1).index_select(0, _indices(tokens.alive))
+        rows = hidden[slots]
+        hidden = (shares @ rows).flatten(0, 1)[_indices(tokens.alive)]
         starts = tokens.alive.sum(dim=1).cumsum(dim=0) - tokens.alive.sum(dim=1)
-        into = (starts[:, None] + targets).flatten().index_select(0, _indices(tokens.alive))
+        into = (starts[:, None] + targets).flatten()[_indices(tokens.alive)]
         return tokens.alive & (targets == columns), merged, shares @ context, hidden, into
+
+
+def _projections(model: LTPPreTrainedModel) -> nn.ModuleList:
+    """Return modules that compute query, key and value of each layer in one product, (T, D) → (T, 3D).
+
+    A product of three times the width costs a small batch less than three products. Empty if a layer is not made of plain
+    modules: an adapter computes more than its weights.
+    """
+    fused: dict[nn.Module, nn.Module] = {}  # ALBERT's layers share theirs
+    projections = []
+    for number, layer in enumerate(model.family.layers(model.dense), start=1):
+        try:
+            parts = model.family.parts(layer)
+            check_plain(parts, number)
+        except ValueError:
+            return nn.ModuleList()
+        if parts.query not in fused:
+            product = fuse_linears((parts.query, parts.key, parts.value), (parts.query_scale, 1.0, 1.0))
+            norm = parts.attention_norm if parts.norm_first else None
+            fused[parts.query] = product if norm is None else nn.Sequential(norm, product)
+        projections.append(fused[parts.query])
+    return nn.ModuleList(projections)
+
+
+def fuse_linears(linears: Sequence[nn.Linear], scales: Sequence[float]) -> nn.Linear:
+    """Join linear layers of the same input, each times a factor, to one."""
+    weight = torch.cat([linear.weight.detach() * scale for linear, scale in zip(linears, scales, strict=True)])
+    fused = nn.Linear(weight.shape[1], weight.shape[0], bias=linears[0].bias is not None)
+    fused.weight = nn.Parameter(weight, requires_grad=False)
+    if linears[0].bias is not None:
+        biases = [linear.bias.detach() * scale for linear, scale in zip(linears, scales, strict=True)]
+        fused.bias = nn.Parameter(torch.cat(biases), requires_grad=False)
+    return fused
 
 
 def _moved(values: Tensor, places: Tensor) -> Tensor:
@@ -199,13 +244,13 @@ def _slots(counts: Tensor) -> tuple[Tensor, Tensor]:
     """Return the padded form of sequences of these lengths, (B,).
 
     Returns:
-        The index of the token in each slot, (B·N,) int64, and which slots hold a token, (B, N) bool. Slots after the
-        end of a sequence hold other tokens, which are masked.
+        The index of the token in each slot, (B, N) int64, and which slots hold a token, (B, N) bool. Slots after the
+        end of a sequence hold token 0, which is masked.
     """
     starts = counts.cumsum(dim=0) - counts
     columns = torch.arange(_size(counts.max()), device=counts.device)
-    slots = torch.minimum(starts[:, None] + columns, counts.sum() - 1).flatten()
-    return slots, columns < counts[:, None]
+    alive = columns < counts[:, None]
+    return torch.where(alive, starts[:, None] + columns, 0), alive
 
 
 def _indices(mask: Tensor) -> Tensor:

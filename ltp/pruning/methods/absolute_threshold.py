@@ -48,9 +48,8 @@ def threshold_survivors(scores: Tensor, threshold: Tensor, alive: Tensor) -> Ten
     Returns:
         Tokens kept, (B, N) bool.
     """
-    survivors = alive & (scores >= threshold)
-    survivors[:, 0] = alive[:, 0]
-    return survivors
+    is_class_token = torch.arange(alive.shape[1], device=alive.device) == 0
+    return alive & ((scores >= threshold) | is_class_token)
 
 
 def threshold_gate(scores: Tensor, threshold: Tensor, alive: Tensor, temperature: float) -> Tensor:
