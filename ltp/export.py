@@ -1,6 +1,7 @@
-"""``python -m ltp.export``: export a finished run to Hugging Face or ONNX. The writers are in :mod:`ltp.exporting`."""
+"""``python -m ltp.export``: export a finished run to Hugging Face, ONNX or OpenVINO; see :mod:`ltp.exporting`."""
 
 import itertools
+import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,10 @@ from omegaconf import MISSING
 
 from ltp.command.cli import Command
 from ltp.command.imports import fast_imports
-from ltp.errors import UserError, check_range, install_hint, suggest
+from ltp.deploy.requirements import missing_packages
+from ltp.errors import UserError, check_range, install_hint, suggest, unknown_option
 from ltp.evaluation.samples import Sequences, validation_sequences
+from ltp.exporting.formats import DTYPES, GRAPHS
 from ltp.model import MODEL_CLASSES
 from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint
 from ltp.runs.loading import check_budget, load_model, load_tokenizer, silence_libraries, stored_task
@@ -20,7 +23,9 @@ from ltp.runs.plan import task_of
 if TYPE_CHECKING:  # torch and transformers take seconds to import; report mistakes before that
     from ltp.model.pretrained import LTPPreTrainedModel
 
-FORMATS = ("huggingface", "onnx")
+log = logging.getLogger("ltp")
+
+FORMATS = ("huggingface", *GRAPHS)
 
 
 @dataclass
@@ -34,6 +39,7 @@ class ExportSettings:
     budget: float | None = None
     to: str = MISSING
     format: str = MISSING
+    dtype: str = MISSING
     overwrite: bool = MISSING
     data_dir: str | None = None
     sequences: int = MISSING
@@ -51,8 +57,8 @@ def main(settings: ExportSettings) -> None:
     silence_libraries()
     load_tokenizer(checkpoint)  # which a directory is useless without
     target = Path(settings.to).expanduser()
-    if settings.format == "onnx":
-        to_onnx(settings, checkpoint, target)
+    if settings.format in GRAPHS:
+        to_graph(settings, checkpoint, target)
     else:
         model = None if settings.budget is None else load_model(checkpoint, settings.budget)
         export_huggingface(checkpoint, target, model=model, overwrite=settings.overwrite)
@@ -98,22 +104,29 @@ def check(settings: ExportSettings) -> None:
     if settings.format not in FORMATS:
         hint = suggest(settings.format, FORMATS)
         raise UserError(f"format={settings.format}: no such format.{hint} Formats: {', '.join(FORMATS)}")
+    if settings.dtype not in DTYPES:
+        raise UserError(unknown_option("dtype", settings.dtype, DTYPES))
     sizes = settings.batch_size
     are_valid = all(isinstance(size, int) and size >= 1 for size in sizes)
     check_range(bool(sizes) and are_valid, "batch_size", sizes, "one or more whole numbers from 1 on, as [1,32]")
     check_range(settings.sequences >= 1, "sequences", settings.sequences, "1 or more")
     check_range(settings.rounds >= 0, "rounds", settings.rounds, "0 or more")
-    if settings.format == "onnx":
-        from ltp.deploy.requirements import missing_onnx_packages
+    if settings.format not in GRAPHS:
+        if settings.dtype != "float32":
+            raise UserError(
+                f"dtype={settings.dtype} needs format={' or '.join(GRAPHS)}; a Hugging Face directory keeps float32 "
+                "weights, which deploy() quantises in the process that serves"
+            )
+        return
+    extra = GRAPHS[settings.format].extra
+    if missing := missing_packages(extra):
+        raise UserError(f"format={settings.format} needs {', '.join(missing)}: {install_hint(extra)}")
 
-        if missing := missing_onnx_packages():
-            raise UserError(f"format=onnx needs {', '.join(missing)}: {install_hint('onnx')}")
 
-
-def to_onnx(settings: ExportSettings, checkpoint: Checkpoint, target: Path) -> None:
-    """Write the ONNX graph, check it against the model, and time it against a dense graph."""
+def to_graph(settings: ExportSettings, checkpoint: Checkpoint, target: Path) -> None:
+    """Write the graph, check it against the model, and time it against a dense graph."""
     from ltp.data.sequences import make_batches
-    from ltp.exporting.run import GRAPH_FILE, export_onnx, graph_engine
+    from ltp.exporting.run import export_graph
     from ltp.exporting.speed import compare_speed
 
     model = load_model(checkpoint, settings.budget)
@@ -123,12 +136,14 @@ def to_onnx(settings: ExportSettings, checkpoint: Checkpoint, target: Path) -> N
         size: make_batches(sequences.ids, size, pad_token_id=padding, token_types=sequences.types)
         for size in settings.batch_size
     }
-    check_batches = itertools.chain.from_iterable(batches.values())
-    agreement = export_onnx(checkpoint, target, check_batches, model=model, overwrite=settings.overwrite)
-    tolerated = f"; {agreement.tolerated} sequences pruned differently by rounding" if agreement.tolerated else ""
-    print(f"checked on {sequences.source}: logits differ from the model's by {agreement.difference:.1g}{tolerated}")
+    kind = {"form": settings.format, "dtype": settings.dtype}
+    all_batches = list(itertools.chain.from_iterable(batches.values()))
+    agreement = export_graph(checkpoint, target, all_batches, model=model, overwrite=settings.overwrite, **kind)
+    print(f"checked on {sequences.source}: {agreement}")
     if settings.rounds:
-        for size, speed in compare_speed(model, graph_engine(target / GRAPH_FILE), batches, settings.rounds).items():
+        log.info("timing it beside the dense graph; rounds=0 leaves this out")
+        path = target / GRAPHS[settings.format].file
+        for size, speed in compare_speed(model, path, batches, settings.rounds, **kind).items():
             print(
                 f"batch {size}: {speed.milliseconds.median:.3g} ms a sequence, the dense graph "
                 f"{speed.dense_milliseconds.median:.3g} ms: {speed.speedup.median:.2f} times as fast "

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from ltp.deploy.requirements import missing_onnx_packages
+from ltp.deploy.requirements import missing_packages
 from ltp.errors import install_hint
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _require_cpu(models: Models, subject: str) -> None:
 
 
 def _onnx(models: Models, dtype: str) -> Infer:
-    if missing := missing_onnx_packages():
+    if missing := missing_packages("onnx"):
         raise UnavailableError(f"{', '.join(missing)} not installed: {install_hint('onnx')}")
     _require_cpu(models, "ONNX Runtime, as it is installed here, is")
     from ltp.deploy.onnx import onnx_engine

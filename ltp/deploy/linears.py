@@ -8,13 +8,13 @@ and :class:`PlainLinear` is the fallback.
 import copy
 import platform
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 Activation = Callable[[Tensor], Tensor]
@@ -234,6 +234,24 @@ class Int8FeedForward(FeedForward):
     def __call__(self, rows: Tensor, residual: Tensor) -> Tensor:
         inner = self._inner(rows)
         return self.down.add(inner, residual).addmm_(inner[:, : self._large], self._large_down)
+
+
+def join_linears(linears: Sequence[nn.Linear], scales: Sequence[float] = (1.0,)) -> tuple[Tensor, Tensor]:
+    """Join linear layers of the same input to one product.
+
+    Args:
+        linears: N layers D → out.
+        scales: a factor on the results of each.
+
+    Returns:
+        Copies of the weights, (N · out, D), and of the biases, 0 where there is none, (N · out,); float32.
+    """
+    weights, biases = [], []
+    for linear, scale in zip(linears, scales, strict=True):
+        weights.append(linear.weight.detach().float() * scale)
+        bias = linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias.detach()
+        biases.append(bias.float() * scale)
+    return torch.cat(weights), torch.cat(biases)
 
 
 def linear_type(dtype: str) -> type[PlainLinear]:

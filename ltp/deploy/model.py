@@ -19,6 +19,7 @@ from ltp.deploy.linears import (
     Int8Linear,
     PlainLinear,
     has_bfloat16_instructions,
+    join_linears,
     linear_type,
 )
 from ltp.encoders.base import LayerParts, PairBias, Rotation
@@ -372,13 +373,7 @@ class DeployedLayer:
         self._norm_first = parts.norm_first
 
         def prepare(*modules: nn.Linear, scales: tuple[float, ...] = (1.0,), activation: Any = None) -> Any:
-            weights = [module.weight.float() * scale for module, scale in zip(modules, scales, strict=True)]
-            biases = [
-                module.weight.new_zeros(module.out_features) if module.bias is None else module.bias
-                for module in modules
-            ]
-            bias = torch.cat([bias.float() * scale for bias, scale in zip(biases, scales, strict=True)])
-            return linear(torch.cat(weights), bias, dtype, activation)
+            return linear(*join_linears(modules, scales), dtype, activation)
 
         # the attention scale, 1/√(D/H), is folded into the query weights
         scale = parts.query_scale * (parts.query.out_features // parts.heads) ** -0.5

@@ -1,10 +1,11 @@
-"""ONNX export of classifiers and inference with ONNX Runtime. Requires the packages of the extra ``onnx``."""
+"""ONNX graphs, and inference with ONNX Runtime. Requires the packages of the extra ``onnx``."""
 
 import logging
 import math
+import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,131 +14,165 @@ import torch
 from torch import Tensor, nn
 
 from ltp.data.sequences import Batch
+from ltp.errors import RunError
 
-
-#: The version of ONNX's operators: the lowest one that PyTorch writes itself. To older ones it converts with ONNX's
-#: converter, which leaves attributes that they do not have.
+#: Version of ONNX's operators, the lowest that PyTorch's exporter writes. For an older one it calls ONNX's converter,
+#: which leaves attributes that the older operators do not have (``noop_with_empty_axes`` of ReduceMax).
 OPSET = 18
 
+Infer = Callable[[Batch], list[Tensor]]  #: computes the outputs of a graph, in their order
 
-class _Logits(nn.Module):
-    """A classifier that returns its logits as a tensor."""
 
-    def __init__(self, model: Any) -> None:
+class ResultsOf(nn.Module):
+    """A Hugging Face model that returns some of its results as a tuple of tensors.
+
+    Args:
+        model: the model.
+        names: attributes of its output.
+    """
+
+    def __init__(self, model: Any, names: Sequence[str] = ("logits",)) -> None:
         super().__init__()
         self.model = model
+        self.names = names
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        return self.model(input_ids=input_ids, attention_mask=attention_mask, **types).logits
+        output = self.model(input_ids=input_ids, attention_mask=attention_mask, **types)
+        return tuple(output[name] for name in self.names)
 
 
-def onnx_engine(model: Any, dtype: str, inputs: Sequence[str]) -> Any:
+def onnx_engine(model: Any, dtype: str, inputs: Sequence[str]) -> Callable[[Batch], Tensor]:
     """Export a classifier with dynamic batch size and sequence length, and load it with ONNX Runtime.
 
     Args:
         model: a Hugging Face classifier, float32, in evaluation mode, on the CPU.
-        dtype: ``float32``, or ``int8``: weights quantised per channel, activations dynamically.
-        inputs: see :func:`export_graph`.
+        dtype: ``float32`` or ``int8``; see :func:`convert`.
+        inputs: see :func:`trace_graph`.
 
     Returns:
         A function from a batch to its logits. It uses PyTorch's current number of threads.
     """
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        export_graph(_Logits(model).eval(), path, inputs=inputs, outputs=("logits",))
-        if dtype == "int8":
-            exported, path = path, path.with_name("int8.onnx")
-            with _quiet():
-                quantize_dynamic(exported, path, weight_type=QuantType.QInt8, per_channel=True)
-        session = open_graph(path)
-
-    def run(batch: Batch) -> Tensor:
-        return torch.from_numpy(session.run(["logits"], {name: batch[name].numpy() for name in inputs})[0])
-
-    return run
+        traced, path = Path(folder) / "traced.onnx", Path(folder) / "model.onnx"
+        trace_graph(ResultsOf(model).eval(), traced, inputs=inputs, outputs=("logits",))
+        convert(traced, path, dtype)
+        infer = load(path)
+    return lambda batch: infer(batch)[0]
 
 
-def open_graph(path: Path) -> Any:
-    """Open an ``InferenceSession`` of a graph on the CPU, with PyTorch's current number of threads."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def export_graph(module: nn.Module, path: Path, *, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-    """Write a classifier as an ONNX file with dynamic batch size and sequence length.
+def trace_graph(module: nn.Module, path: Path, *, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Write a model as an ONNX file with dynamic batch size and sequence length.
 
     Args:
-        module: the classifier, in evaluation mode.
+        module: the model, in evaluation mode; returns a tuple of tensors.
         path: the file to write, weights included.
         inputs: names of the arguments, from ``input_ids``, ``attention_mask`` and ``token_type_ids``.
         outputs: names of the results.
+
+    Raises:
+        RunError: the exporter does not support an operation of the model.
     """
     ids = torch.arange(5, 23).reshape(2, 9)
     mask = torch.ones_like(ids)
     mask[1, 5:] = 0  # otherwise the exporter may treat the mask as a constant
     example = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
-    with _quiet():
-        torch.onnx.export(
-            module,
-            tuple(example[name] for name in inputs),
-            path,
-            dynamo=True,
-            verbose=False,
-            external_data=False,
-            input_names=inputs,
-            output_names=outputs,
-            dynamic_shapes=({0: "batch", 1: "length"},) * len(inputs),
-            opset_version=OPSET,
-            custom_translation_table={
-                torch.ops.aten.sort.stable: _stable_sort,
-                torch.ops.aten.index.Tensor: _index,
-                torch.ops.aten.gelu.default: _gelu,
-            },
-        )
+    try:
+        with quiet():
+            torch.onnx.export(
+                module,
+                tuple(example[name] for name in inputs),
+                path,
+                dynamo=True,
+                verbose=False,
+                external_data=False,
+                input_names=inputs,
+                output_names=outputs,
+                dynamic_shapes=({0: "batch", 1: "length"},) * len(inputs),
+                opset_version=OPSET,
+                custom_translation_table={
+                    torch.ops.aten.sort.stable: _stable_sort,
+                    torch.ops.aten.index.Tensor: _index,
+                    torch.ops.aten.gelu.default: _gelu,
+                },
+            )
+    except torch.onnx.OnnxExporterError as error:
+        reason: BaseException = error
+        while reason.__cause__ is not None:
+            reason = reason.__cause__
+        raise RunError(f"this model has no ONNX graph: {str(reason).splitlines()[0]}") from error
+
+
+def convert(traced: Path, target: Path, dtype: str, examples: Sequence[Batch] = ()) -> None:
+    """Write a traced graph in a type.
+
+    Args:
+        traced: the float32 graph; it is moved or read.
+        target: the file to write.
+        dtype: ``float32``, or ``int8``: weights are quantised per output channel, and activations when they are
+            computed, with one range for each tensor.
+        examples: not needed.
+    """
+    if dtype == "float32":
+        shutil.move(traced, target)
+        return
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with quiet():
+        quantize_dynamic(traced, target, weight_type=QuantType.QInt8, per_channel=True)
+
+
+def load(path: Path) -> Infer:
+    """Load a graph on the CPU, with PyTorch's current number of threads."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [item.name for item in session.get_inputs()]
+    return lambda batch: list(map(torch.from_numpy, session.run(None, {name: batch[name].numpy() for name in names})))
 
 
 def _stable_sort(values: Any, *, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
     """Translate ``torch.sort(stable=True)``, which the exporter lacks; ONNX's TopK orders equal values by index."""
-    from onnxscript import opset18
-
-    op: Any = opset18  # its type annotations reject constants
+    op = _operators()
     count = op.Gather(op.Shape(values), op.Constant(value_ints=[dim]))
     return op.TopK(values, count, axis=dim, largest=int(descending), sorted=1)
 
 
 def _index(values: Any, indices: Sequence[Any]) -> Any:
-    """Translate ``values[index]`` to one Gather; the exporter writes GatherND and reshapes."""
+    """Translate ``values[index]`` to one Gather; the exporter writes GatherND between reshapes."""
     import onnx_ir
-    from onnxscript import opset18
     from onnxscript.function_libs.torch_lib.ops.core import aten_index
 
     if len(indices) > 1 or indices[0].dtype == onnx_ir.DataType.BOOL:
         return aten_index(values, indices)
-    op: Any = opset18
-    return op.Gather(values, indices[0], axis=0)
+    return _operators().Gather(values, indices[0], axis=0)
 
 
 def _gelu(values: Any, approximate: str = "none") -> Any:
-    """Translate GELU to the operations in the order in which ONNX Runtime finds them, to compute them as one."""
-    from onnxscript import opset18
+    """Translate GELU to operations in the order in which ONNX Runtime finds them, and computes them as one."""
     from onnxscript.function_libs.torch_lib.ops.nn import aten_gelu
 
     if approximate != "none":
         return aten_gelu(values, approximate)
-    op: Any = opset18
-    doubled = op.Mul(values, op.Add(op.Erf(op.Div(values, op.Constant(value_float=math.sqrt(2)))), op.Constant(value_float=1.0)))
-    return op.Mul(doubled, op.Constant(value_float=0.5))
+    op = _operators()
+    erf = op.Erf(op.Div(values, op.Constant(value_float=math.sqrt(2))))
+    return op.Mul(op.Mul(values, op.Add(erf, op.Constant(value_float=1.0))), op.Constant(value_float=0.5))
+
+
+def _operators() -> Any:
+    """Return the operators of :data:`OPSET`, whose type annotations reject constants."""
+    import onnxscript
+
+    return getattr(onnxscript, f"opset{OPSET}")
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Suppress log messages and warnings of the libraries; errors are still raised as exceptions."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)

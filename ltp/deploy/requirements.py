@@ -2,7 +2,13 @@
 
 import importlib.util
 
+#: The packages of each form, which the extra of its name installs.
+PACKAGES = {
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "openvino": ("onnx", "onnxscript", "openvino", "nncf"),
+}
 
-def missing_onnx_packages() -> list[str]:
-    """Packages that exporting and running an ONNX graph need and that are not installed."""
-    return [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
+
+def missing_packages(extra: str) -> list[str]:
+    """Return the packages of an extra of :data:`PACKAGES` that are not installed."""
+    return [name for name in PACKAGES[extra] if importlib.util.find_spec(name) is None]

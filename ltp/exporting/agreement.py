@@ -1,21 +1,22 @@
 """Comparison of an exported graph with its model."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ltp.data.sequences import Batch
+from ltp.deploy.onnx import Infer
 from ltp.errors import RunError
 from ltp.model.pretrained import LTPPreTrainedModel
 
-#: Maximum difference of logits.
+#: Maximum difference of logits in float32.
 ALLOWED = 1e-4
-#: Share of sequences that may differ: rounding may move a score to the other side of its threshold.
+#: Share of sequences that may differ in float32: rounding may move a score to the other side of its threshold.
 TOLERATED_SHARE = 0.01
-
-Infer = Callable[[Batch], Sequence[Tensor]]  #: results of the head and token lengths of a batch
+#: int8: the least share of answers that must be the model's, and the largest share by which tokens alive may differ.
+LEAST_ANSWERS, MOST_TOKENS = 0.9, 0.1
 
 
 class DisagreementError(RunError):
@@ -28,39 +29,90 @@ class Agreement:
 
     Attributes:
         sequences: number of sequences compared.
-        difference: largest difference of logits, among the sequences that agree.
-        tolerated: number of sequences that do not agree, at most :data:`TOLERATED_SHARE` of them.
+        difference: largest difference of logits; in float32 among the sequences that agree.
+        tolerated: in float32 the number of sequences that do not agree, at most :data:`TOLERATED_SHARE` of them.
+        answers: share of answers (a text's labels, a word's label, the ends of a span) that are the model's; None if
+            the results are numbers.
+        tokens: sum of the differences of tokens alive in all layers, divided by the model's sum.
+        dtype: type of the graph.
     """
 
     sequences: int
     difference: float
     tolerated: int
+    answers: float | None
+    tokens: float
+    dtype: str = "float32"
+
+    def __str__(self) -> str:
+        """Describe it in one line."""
+        if self.dtype == "float32":
+            tolerated = f"; {self.tolerated} sequences pruned differently by rounding" if self.tolerated else ""
+            return f"logits differ from the model's by {self.difference:.1g}{tolerated}"
+        answers = "" if self.answers is None else f"{self.answers:.1%} of the answers are the model's; "
+        return f"{answers}tokens alive differ by {self.tokens:.1%}, logits by up to {self.difference:.2g}"
 
 
-def _difference(results: Sequence[Tensor], expected: Sequence[Tensor]) -> Tensor:
-    """Return the largest difference of each example, (B,)."""
-    return torch.stack([(a - b).abs().flatten(1).amax(dim=1) for a, b in zip(results, expected, strict=True)]).amax(0)
-
-
-def compare_results(model: LTPPreTrainedModel, graph: Infer, batches: Iterable[Batch]) -> Agreement:
+def compare_results(
+    model: LTPPreTrainedModel, graph: Infer, batches: Iterable[Batch], *, dtype: str = "float32"
+) -> Agreement:
     """Run a model and its graph on the same batches and compare the results.
 
+    Args:
+        model: the model, float32.
+        graph: the graph; computes the results of the head, and token lengths.
+        batches: their inputs.
+        dtype: type of the graph, ``float32`` or ``int8``, from which follows what is allowed.
+
     Raises:
-        DisagreementError: logits or token lengths differ.
+        DisagreementError: they differ by more.
     """
-    differences, same_lengths = [], []
+    differences, same_lengths, same_answers = [], [], []
+    token_difference = tokens = 0
     for batch in batches:
         with torch.inference_mode():
-            expected = model(**batch)
+            output = model(**batch)
         *results, lengths = graph(batch)
-        differences.append(_difference(results, [expected[name] for name in model.output_class.results]))
-        same_lengths.append((lengths == expected.token_lengths).all(dim=1))
-    difference = torch.cat(differences)
+        expected = [output[name] for name in model.output_class.results]
+        pairs = list(zip(results, expected, strict=True))
+        differences.append(torch.stack([(a - b).abs().flatten(1).amax(dim=1) for a, b in pairs]).amax(dim=0))
+        same_lengths.append((lengths == output.token_lengths).all(dim=1))
+        same_answers += [_same_answers(model, a, b, batch["attention_mask"].bool()) for a, b in pairs]
+        token_difference += int((lengths - output.token_lengths).abs().sum())
+        tokens += int(output.token_lengths.sum())
+    difference, answers = torch.cat(differences), torch.cat(same_answers).float()
+    share = float(answers.mean()) if len(answers) else None
     agree = torch.cat(same_lengths) & (difference <= ALLOWED)  # False for NaN
     wrong = int((~agree).sum())
-    if wrong > TOLERATED_SHARE * len(agree):
+    if dtype == "float32":
+        if wrong > TOLERATED_SHARE * len(agree):
+            raise DisagreementError(
+                f"the graph is wrong for {wrong} of {len(agree)} sequences: logits differ from the model's by up to "
+                f"{float(difference.max()):.2g} (allowed: {ALLOWED:g}). Nothing was exported; please report this."
+            )
+        return Agreement(len(agree), float(difference[agree].max()), wrong, share, token_difference / tokens)
+    agreement = Agreement(len(agree), float(difference.max()), 0, share, token_difference / tokens, dtype)
+    is_finite = bool(difference.isfinite().all())
+    if not (is_finite and (share is None or share >= LEAST_ANSWERS) and agreement.tokens <= MOST_TOKENS):
         raise DisagreementError(
-            f"the ONNX graph is wrong for {wrong} of {len(agree)} sequences: logits differ from the model's by up to "
-            f"{float(difference.max()):.2g} (allowed: {ALLOWED:g}). Nothing was exported; please report this."
+            f"the {dtype} graph computes something else than the model: {agreement}. Allowed: {LEAST_ANSWERS:.0%} of "
+            f"the answers or more, tokens by {MOST_TOKENS:.0%} or less. Nothing was exported; dtype=float32 gives an "
+            "exact graph."
         )
-    return Agreement(len(agree), float(difference[agree].max()), wrong)
+    return agreement
+
+
+def _same_answers(model: LTPPreTrainedModel, results: Tensor, expected: Tensor, real: Tensor) -> Tensor:
+    """Whether answers are the same, bool of any number; empty if the results are numbers.
+
+    Args:
+        model: gives the kind of the results.
+        results, expected: logits, (B, labels), (B, N, labels) or (B, N).
+        real: real tokens, (B, N) bool.
+    """
+    if model.config.problem_type == "multi_label_classification":
+        return ((results > 0) == (expected > 0)).flatten()
+    if model.config.problem_type == "regression" or results.shape[-1] == 1:
+        return torch.empty(0, dtype=torch.bool)
+    same = results.argmax(dim=-1) == expected.argmax(dim=-1)
+    return same[real] if same.shape == real.shape else same

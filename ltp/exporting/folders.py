@@ -8,8 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ltp.errors import UserError
+from ltp.exporting.formats import GRAPHS
 from ltp.model import MODEL_TYPE
 from ltp.runs.results import DamagedError, read_json
+
+#: Key of ``config.json`` beside a graph: how the model prunes. The rest is the dense model's, which servers read.
+PRUNING_KEY = "token_pruning"
 
 
 @contextmanager
@@ -90,5 +94,6 @@ def _is_export(folder: Path) -> bool:
         config = read_json(folder / "config.json")
     except (OSError, DamagedError):
         return False
-    is_export = (folder / "model.onnx").is_file() or "auto_map" in config
-    return is_export and config.get("model_type") == MODEL_TYPE
+    has_graph = any((folder / graph.file).is_file() for graph in GRAPHS.values())
+    is_pruned = config.get("model_type") == MODEL_TYPE  # graphs of 0.1, too
+    return (has_graph and (is_pruned or PRUNING_KEY in config)) or ("auto_map" in config and is_pruned)

@@ -1,15 +1,14 @@
 """The packed forward pass as an ONNX graph. Requires the packages of the extra ``onnx``."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ltp.deploy.linears import join_linears
 from ltp.deploy.model import check_plain
-from ltp.deploy.onnx import export_graph
-from ltp.errors import RunError
+from ltp.deploy.onnx import ResultsOf, trace_graph
 from ltp.execution.attention import Pairs, comparable_in_padded, masked_attention
 from ltp.execution.packing import Layout, owners
 from ltp.model.pretrained import LTPPreTrainedModel
@@ -75,8 +74,10 @@ class GraphForm(nn.Module):
         if reads_tokens:
             owner = state["origin"] = torch.ones_like(indices).cumsum(dim=0) - 1
         layers = family.layers(model.dense)
-        slots, alive = _slots(counts)
+        have_left = True
         for number, layer in enumerate(layers, start=1):
+            if have_left:
+                slots, alive = _slots(counts)
             decides = pruner.decides_in(number)
             if decides and pruner.decides_before:
                 tokens = self._tokens(number, alive, lengths, slots, state, {}, hidden, None)
@@ -117,17 +118,16 @@ class GraphForm(nn.Module):
                     survivors = pruner.survivors(tokens)
                 counts = survivors.sum(dim=1)
             token_lengths.append(counts)
-            if number == len(layers) and not reads_tokens:
-                # after its attention only the classification tokens are needed: the first of each row
-                survivors, indices = None, torch.arange(counts.shape[0], device=counts.device) * alive.shape[1]
-            else:
-                indices = _indices(survivors)
+            is_last = number == len(layers) and not reads_tokens
+            have_left = is_last or survivors is not alive
+            # after the last attention only the classification tokens are needed, the first of each row
+            first_of_rows = torch.arange(counts.shape[0], device=counts.device) * alive.shape[1]
+            indices = first_of_rows if is_last else _indices(survivors)
             context = context.flatten(0, 1)[indices]
-            if survivors is not alive:
+            if have_left:
                 kept = slots.flatten()[indices]
                 hidden = hidden[kept]
                 state = {name: value[kept] for name, value in state.items()}
-                slots, alive = _slots(counts)
             hidden = family.feed_forward(layer, family.attention_output(layer, context, hidden))
             if reads_tokens:
                 restored = restored.index_copy(0, state["origin"], hidden)
@@ -204,8 +204,7 @@ class GraphForm(nn.Module):
 def _projections(model: LTPPreTrainedModel) -> nn.ModuleList:
     """Return modules that compute query, key and value of each layer in one product, (T, D) → (T, 3D).
 
-    A product of three times the width costs a small batch less than three products. Empty if a layer is not made of plain
-    modules: an adapter computes more than its weights.
+    Empty if the family does not take its layers apart, or a layer has adapters: those compute more than their weights.
     """
     fused: dict[nn.Module, nn.Module] = {}  # ALBERT's layers share theirs
     projections = []
@@ -216,22 +215,13 @@ def _projections(model: LTPPreTrainedModel) -> nn.ModuleList:
         except ValueError:
             return nn.ModuleList()
         if parts.query not in fused:
-            product = fuse_linears((parts.query, parts.key, parts.value), (parts.query_scale, 1.0, 1.0))
+            weight, bias = join_linears((parts.query, parts.key, parts.value), (parts.query_scale, 1.0, 1.0))
+            product = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+            product.weight, product.bias = nn.Parameter(weight), nn.Parameter(bias)
             norm = parts.attention_norm if parts.norm_first else None
             fused[parts.query] = product if norm is None else nn.Sequential(norm, product)
         projections.append(fused[parts.query])
     return nn.ModuleList(projections)
-
-
-def fuse_linears(linears: Sequence[nn.Linear], scales: Sequence[float]) -> nn.Linear:
-    """Join linear layers of the same input, each times a factor, to one."""
-    weight = torch.cat([linear.weight.detach() * scale for linear, scale in zip(linears, scales, strict=True)])
-    fused = nn.Linear(weight.shape[1], weight.shape[0], bias=linears[0].bias is not None)
-    fused.weight = nn.Parameter(weight, requires_grad=False)
-    if linears[0].bias is not None:
-        biases = [linear.bias.detach() * scale for linear, scale in zip(linears, scales, strict=True)]
-        fused.bias = nn.Parameter(torch.cat(biases), requires_grad=False)
-    return fused
 
 
 def _moved(values: Tensor, places: Tensor) -> Tensor:
@@ -286,10 +276,14 @@ def write_onnx(model: LTPPreTrainedModel, path: Path) -> None:
     Raises:
         RunError: the exporter does not support an operation of the model.
     """
-    try:
-        export_graph(GraphForm(model).eval(), path, inputs=input_names(model), outputs=output_names(model))
-    except torch.onnx.OnnxExporterError as error:
-        reason: BaseException = error
-        while reason.__cause__ is not None:
-            reason = reason.__cause__
-        raise RunError(f"this model has no ONNX graph: {str(reason).splitlines()[0]}") from error
+    trace_graph(GraphForm(model).eval(), path, inputs=input_names(model), outputs=output_names(model))
+
+
+def write_dense_onnx(model: LTPPreTrainedModel, path: Path) -> None:
+    """Write the dense Hugging Face model of a classifier as an ONNX graph, with the results of its head.
+
+    Args:
+        model, path: as of :func:`write_onnx`.
+    """
+    names = model.output_class.results
+    trace_graph(ResultsOf(model.dense, names).eval(), path, inputs=input_names(model), outputs=names)

@@ -1,22 +1,21 @@
-"""Export of a run to a Hugging Face directory or an ONNX graph."""
+"""Export of a run to a Hugging Face directory or a graph."""
 
 import json
+import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ltp.data.hub import loading_from_hub
 from ltp.data.sequences import Batch
-from ltp.deploy.onnx import open_graph
 from ltp.encoders import encoder_family
-from ltp.exporting.agreement import Agreement, Infer, compare_results
+from ltp.exporting.agreement import Agreement, compare_results
 from ltp.exporting.card import model_card
 from ltp.exporting.exported_run import ExportedRun, check_weights
 from ltp.exporting.flat import auto_map, flat_sources
-from ltp.exporting.folders import new_folder
+from ltp.exporting.folders import PRUNING_KEY, new_folder
+from ltp.exporting.formats import GRAPHS
 from ltp.exporting.graph import write_onnx
 from ltp.model import model_class
 from ltp.model.configuration import LTPConfig
@@ -25,7 +24,8 @@ from ltp.pruning import method_class
 from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint
 from ltp.runs.summary import at_budget
 
-GRAPH_FILE = "model.onnx"
+log = logging.getLogger("ltp")
+
 CARD_FILE = "README.md"
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
 
@@ -61,28 +61,36 @@ def export_huggingface(
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         (architecture,) = config["architectures"]
         config["auto_map"] = auto_map(architecture)
-        _write(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+        _write_json(folder / "config.json", config)
         family = encoder_family(config["dense_config"]["model_type"])
         for name, source in flat_sources(architecture, method_class(config["prune_mode"]), family).items():
-            _write(folder / name, source)
-        _write(folder / CARD_FILE, _card(exported, config, "huggingface", model))
+            (folder / name).write_text(source, encoding="utf-8")
+        card = _card(exported, config, "huggingface", model)
+        (folder / CARD_FILE).write_text(card, encoding="utf-8")
     return target
 
 
-def export_onnx(
+def export_graph(
     run: str | Path | Checkpoint,
     target: str | Path,
-    batches: Iterable[Batch],
+    batches: Sequence[Batch],
     *,
+    form: str = "onnx",
+    dtype: str = "float32",
     model: LTPPreTrainedModel | None = None,
     overwrite: bool = False,
 ) -> Agreement:
-    """Write a run as an ONNX graph that removes pruned tokens, with its tokenizer.
+    """Write a run as a graph that removes pruned tokens, with its tokenizer, after a comparison with the model.
+
+    ``config.json`` is the dense model's, as servers of such graphs read it, with the labels and, under
+    ``token_pruning``, the settings of the method.
 
     Args:
         run: directory or checkpoint of a finished run.
         target: the directory to write; it is written completely or not at all.
-        batches: inputs on which the graph is compared with the model.
+        batches: inputs on which the graph is compared with the model. OpenVINO's int8 is calibrated on them, too.
+        form: a key of :data:`~ltp.exporting.formats.GRAPHS`: ``onnx`` or ``openvino``.
+        dtype: ``float32``, or ``int8``: products of matrices in 8 bits.
         model: the classifier of the run, if it is already loaded: float32, on the CPU, in evaluation mode. The graph
             uses the thresholds of its current budget.
         overwrite: whether to replace an earlier export.
@@ -92,30 +100,39 @@ def export_onnx(
 
     Raises:
         UserError: the run is missing or not finished, or ``target`` may not be replaced.
-        DisagreementError: the results of the graph differ from those of the model.
-        RunError: the exporter does not support an operation of the model.
+        DisagreementError: the results of the graph differ from those of the model by more than its type allows.
+        RunError: the exporter or the format does not support an operation of the model.
     """
     exported, target = _open(run), Path(target)
+    graph = GRAPHS[form]
     if model is None:
         config = json.loads((exported.model / "config.json").read_text(encoding="utf-8"))
         model = model_class(*config["architectures"]).from_pretrained(exported.model)
     with new_folder(target, overwrite=overwrite) as folder:
         shutil.copytree(exported.model, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_WEIGHTS))
-        write_onnx(model, folder / GRAPH_FILE)
-        agreement = compare_results(model, graph_engine(folder / GRAPH_FILE), batches)
-        _write(folder / CARD_FILE, _card(exported, model.config.to_dict(), "onnx", model))
+        _write_json(folder / "config.json", _served_config(model))
+        traced, path = folder / "traced.onnx", folder / graph.file
+        log.info("tracing %d layers, some seconds each", model.config.num_hidden_layers)
+        write_onnx(model, traced)
+        if (form, dtype) != ("onnx", "float32"):
+            log.info("writing the graph in %s, %s", graph.title, dtype)
+        graph.runtime.convert(traced, path, dtype, batches)
+        traced.unlink(missing_ok=True)
+        log.info("comparing it with the model")
+        agreement = compare_results(model, graph.runtime.load(path), batches, dtype=dtype)
+        card = _card(exported, model.config.to_dict(), form, model)
+        (folder / CARD_FILE).write_text(card, encoding="utf-8")
     return agreement
 
 
-def graph_engine(path: Path) -> Infer:
-    """Load an exported graph as a function of a batch, with PyTorch's current number of threads."""
-    session = open_graph(path)
-    names = [item.name for item in session.get_inputs()]
-
-    def run(batch: Batch) -> list[torch.Tensor]:
-        return list(map(torch.from_numpy, session.run(None, {name: batch[name].numpy() for name in names})))
-
-    return run
+def _served_config(model: LTPPreTrainedModel) -> dict[str, Any]:
+    """Return the configuration of the dense model with the labels, and the settings of the method."""
+    pruned, dense = model.config.to_dict(), model.dense.config.to_dict()
+    own = {"prune_mode", "budget"} | set(method_class(model.config.prune_mode).defaults())
+    settings = {key: pruned[key] for key in sorted(own) if key in pruned}
+    labels = {key: pruned[key] for key in ("id2label", "label2id", "problem_type") if pruned.get(key) is not None}
+    config = dense | labels | {"architectures": [type(model.dense).__name__], PRUNING_KEY: settings}
+    return {key: value for key, value in config.items() if key != "_name_or_path"}
 
 
 def _open(run: str | Path | Checkpoint) -> ExportedRun:
@@ -132,5 +149,5 @@ def _card(run: ExportedRun, config: dict[str, Any], form: str, model: LTPPreTrai
     return model_card(results, run.settings, config, base_model=run.base_model, form=form)
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

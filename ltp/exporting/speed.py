@@ -1,16 +1,17 @@
 """Speed of an exported graph compared with the dense graph of the same weights."""
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ltp.benchmark.timing import Spread, interleaved, ratio
 from ltp.data.sequences import Batch
-from ltp.deploy.onnx import onnx_engine
-from ltp.exporting.agreement import Infer
-from ltp.exporting.graph import input_names
+from ltp.exporting.formats import GRAPHS
+from ltp.exporting.graph import write_dense_onnx
 from ltp.model.pretrained import LTPPreTrainedModel
 
 #: Maximum number of sequences in a timed pass: the first ones, so that all batch sizes use the same sequences.
@@ -32,20 +33,32 @@ class Speed:
 
 
 def compare_speed(
-    model: LTPPreTrainedModel, graph: Infer, batches: dict[int, list[Batch]], rounds: int
+    model: LTPPreTrainedModel,
+    path: Path,
+    batches: dict[int, list[Batch]],
+    rounds: int,
+    *,
+    form: str = "onnx",
+    dtype: str = "float32",
 ) -> dict[int, Speed]:
-    """Time a graph and the dense Hugging Face classifier's graph in interleaved rounds, on ONNX Runtime.
+    """Time a graph and the dense Hugging Face model's graph of the same format and type in interleaved rounds.
 
     Args:
         model: the classifier.
-        graph: its exported graph.
+        path: its exported graph.
         batches: input batches by batch size.
+        form, dtype: see :func:`~ltp.exporting.run.export_graph`.
         rounds: number of timed passes of each graph.
 
     Returns:
         Speed by batch size.
     """
-    dense = onnx_engine(model.dense, "float32", input_names(model))
+    runtime = GRAPHS[form].runtime
+    with tempfile.TemporaryDirectory() as folder:
+        traced, target = Path(folder) / "traced.onnx", Path(folder) / GRAPHS[form].file
+        write_dense_onnx(model, traced)
+        runtime.convert(traced, target, dtype, batches[min(batches)])
+        dense, graph = runtime.load(target), runtime.load(path)
     speeds = {}
     for size, all_batches in batches.items():
         timed = all_batches[: max(1, TIMED_SEQUENCES // size)]
