@@ -33,27 +33,44 @@ DIR is this directory or its id on the hub. The directory contains the model's c
 package ltp is not needed, but {requirements}. Pruned tokens are removed, at any batch size.{more}"""
 
 _DEPLOYED = "\n`model.deploy()` gives a faster frozen copy for CPUs."
-#: By the model's class: the hub's name of the task, and what the model is.
+#: By the model's class: the hub's name of the task, what the model is, and the results of a graph.
 _KINDS = {
-    "LTPForSequenceClassification": ("text-classification", "A text classifier"),
-    "LTPForTokenClassification": ("token-classification", "A token classifier"),
-    "LTPForQuestionAnswering": ("question-answering", "A question answering model"),
+    "LTPForSequenceClassification": ("text-classification", "A text classifier", ("logits",)),
+    "LTPForTokenClassification": ("token-classification", "A token classifier", ("logits",)),
+    "LTPForQuestionAnswering": ("question-answering", "A question answering model", ("start_logits", "end_logits")),
 }
 
 _ONNX = """\
-```python
 import onnxruntime
 from transformers import AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained(DIR)
-session = onnxruntime.InferenceSession(f"{DIR}/model.onnx")
+session = onnxruntime.InferenceSession(f"{{DIR}}/model.onnx")
 names = [item.name for item in session.get_inputs()]
 inputs = tokenizer(["a sentence", "another one"], padding=True, return_tensors="np")
-logits, token_lengths = session.run(["logits", "token_lengths"], {name: inputs[name] for name in names})
+{names} = session.run(None, {{name: inputs[name] for name in names}})"""
+
+_OPENVINO = """\
+import openvino
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(DIR)
+exact = {{"INFERENCE_PRECISION_HINT": "f32"}}  # by default OpenVINO computes in bfloat16 where the CPU can
+model = openvino.compile_model(f"{{DIR}}/openvino_model.xml", "CPU", exact)
+names = [item.any_name for item in model.inputs]
+inputs = tokenizer(["a sentence", "another one"], padding=True, return_tensors="np")
+{names} = model({{name: inputs[name] for name in names}}).values()"""
+
+_GRAPH = """\
+```python
+{code}
 ```
 
 Inputs are int64, (batch, length), any batch size and length, padded on the right. `token_lengths` are the tokens alive
-entering each layer and after the last. The graph removes pruned tokens. `config.json` contains the labels."""
+entering each layer and after the last. The graph removes pruned tokens. `config.json` contains the labels.
+
+Compared with the model in float32, on {compared}. The results below are that model's."""
+_CODE = {"onnx": _ONNX, "openvino": _OPENVINO}
 
 
 def model_card(
@@ -63,6 +80,7 @@ def model_card(
     *,
     base_model: str | None,
     form: str,
+    compared: str = "",
 ) -> str:
     """Write the model card of a run in Markdown, with metadata for the hub. Missing facts are omitted.
 
@@ -71,16 +89,19 @@ def model_card(
         settings: ``config.yaml`` of the run; may be empty.
         config: ``config.json`` of the model.
         base_model: hub id of the pretrained model, if known.
-        form: ``huggingface`` or ``onnx``.
+        form: ``huggingface``, ``onnx`` or ``openvino``.
+        compared: how a graph compares with the model.
     """
     task, model = results["task"], results["model"]
     architecture = (config.get("architectures") or [next(iter(_KINDS))])[0]
-    pipeline, kind = _KINDS[architecture]
+    pipeline, kind, graph_results = _KINDS[architecture]
     more = _DEPLOYED if pipeline == "text-classification" else ""
-    auto_class = MODEL_CLASSES[architecture][1]
-    loading = _HUGGINGFACE.format(auto_class=auto_class, requirements=_requirements(), more=more)
-    if form == "onnx":
-        loading = _ONNX
+    if form == "huggingface":
+        auto_class = MODEL_CLASSES[architecture][1]
+        loading = _HUGGINGFACE.format(auto_class=auto_class, requirements=_requirements(), more=more)
+    else:
+        code = _CODE[form].format(names=", ".join([*graph_results, "token_lengths"]))
+        loading = _GRAPH.format(code=code, compared=compared)
     sections = {
         "Use": loading,
         "Results": _results(results, settings, config, form),
@@ -129,7 +150,7 @@ def _metadata(
         base_model=base_model,
         datasets=[HUB_DATASET] if is_glue else None,
         eval_results=evaluations,
-        library_name="onnx" if form == "onnx" else "transformers",
+        library_name="transformers" if form == "huggingface" else form,
         metrics=sorted(map(_hub_metric, names)) or None,
         model_name=f"{results['model']}-{task}-{results.get('method', 'pruned')}",
         pipeline_tag=pipeline,

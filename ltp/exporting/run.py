@@ -111,6 +111,7 @@ def export_graph(
     with new_folder(target, overwrite=overwrite) as folder:
         shutil.copytree(exported.model, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_WEIGHTS))
         _write_json(folder / "config.json", _served_config(model))
+        _name_known_tokenizer(folder / "tokenizer_config.json")
         traced, path = folder / "traced.onnx", folder / graph.file
         log.info("tracing %d layers, some seconds each", model.config.num_hidden_layers)
         write_onnx(model, traced)
@@ -120,7 +121,8 @@ def export_graph(
         traced.unlink(missing_ok=True)
         log.info("comparing it with the model")
         agreement = compare_results(model, graph.runtime.load(path), batches, dtype=dtype)
-        card = _card(exported, model.config.to_dict(), form, model)
+        compared = f"{agreement.sequences} sequences: {agreement} ({dtype})"
+        card = _card(exported, model.config.to_dict(), form, model, compared)
         (folder / CARD_FILE).write_text(card, encoding="utf-8")
     return agreement
 
@@ -142,11 +144,21 @@ def _open(run: str | Path | Checkpoint) -> ExportedRun:
     return ExportedRun.from_checkpoint(checkpoint)
 
 
-def _card(run: ExportedRun, config: dict[str, Any], form: str, model: LTPPreTrainedModel | None) -> str:
+def _card(
+    run: ExportedRun, config: dict[str, Any], form: str, model: LTPPreTrainedModel | None, compared: str = ""
+) -> str:
     results = run.results
     if model is not None and model.budget is not None:
         results = at_budget(results, model.budget)
-    return model_card(results, run.settings, config, base_model=run.base_model, form=form)
+    return model_card(results, run.settings, config, base_model=run.base_model, form=form, compared=compared)
+
+
+def _name_known_tokenizer(path: Path) -> None:
+    """Replace transformers 5's name of any fast tokenizer by that which transformers 4 knows, too."""
+    if path.is_file():
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if config.get("tokenizer_class") == "TokenizersBackend":
+            _write_json(path, config | {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

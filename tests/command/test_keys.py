@@ -154,6 +154,7 @@ TRIALS = {
         "budget": "restore=RUN to=HERE/exported budget=0.4",
         "to": "restore=RUN to=HERE/exported",
         "format": "restore=RUN to=HERE/exported format=huggingface",
+        "dtype": "restore=RUN to=HERE/exported dtype=float32",
         "overwrite": "restore=RUN to=HERE/exported overwrite=true",
         "data_dir": "restore=RUN to=HERE/exported data_dir=null",
         # a graph takes ten seconds: tests/exporting has its keys

@@ -312,18 +312,18 @@ def test_inner_layers_of_a_group(make_dense, inputs):
 )
 def test_an_onnx_graph_of_positions(make_dense, inputs, tmp_path, family, config, method):
     pytest.importorskip("onnxruntime", reason="needs the extra onnx")
-    from ltp.deploy.onnx import open_graph
+    from ltp.deploy.onnx import load
     from ltp.exporting.graph import write_onnx
 
     dense = make_dense(family, **config)
     model = pruned(dense, method).eval()
     write_onnx(model, tmp_path / "model.onnx")
-    session = open_graph(tmp_path / "model.onnx")
+    infer = load(tmp_path / "model.onnx")
     batch = inputs(dense)
     for rows in (slice(0, 7), slice(4, 5)):
         part = {name: value[rows, : 30 if rows.start == 0 else 14] for name, value in batch.items()}
-        logits, lengths = session.run(["logits", "token_lengths"], {name: part[name].numpy() for name in part})
+        logits, lengths = infer(part)
         with torch.no_grad():
             expected = model(**part)
-        close(torch.from_numpy(logits), expected.logits)
-        assert torch.equal(torch.from_numpy(lengths), expected.token_lengths)
+        close(logits, expected.logits)
+        assert torch.equal(lengths, expected.token_lengths)

@@ -61,14 +61,14 @@ def test_a_graph_equals_the_model(trained, task, tmp_path):
         "ltp.export", f"restore={run} format=onnx to={tmp_path / 'graph'} rounds=0 sequences=20", export.COMMAND
     )
     assert done.code == 0, done.err
-    from ltp.exporting.run import graph_engine
+    from ltp.deploy.onnx import load
 
     model = model_class(json.loads((run / "model/config.json").read_text())["architectures"][0]).from_pretrained(run)
     ids = torch.randint(5, 100, (2, 12), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     mask[1, :5] = 0  # padding on the left, which a graph moves
     batch = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
-    *results, lengths = graph_engine(tmp_path / "graph/model.onnx")(batch)
+    *results, lengths = load(tmp_path / "graph/model.onnx")(batch)
     with torch.no_grad():
         alone = model(input_ids=ids[1:, 5:])
     assert torch.equal(lengths[1:], alone.token_lengths)
