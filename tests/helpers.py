@@ -168,6 +168,8 @@ def in_process(program, command, run, *, stdin=b"", **environment):
     out, err = io.StringIO(), io.StringIO()
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    # absl's handler (NNCF imports it) closes another stderr than the one of the process when Hydra sets up logging
+    logging._handlerList[:] = [ref for ref in logging._handlerList if type(ref()).__module__ != "absl.logging"]
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.setattr(sys, "argv", [program, *words(command)])
         patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
