@@ -72,6 +72,12 @@ def share(rate: float | Tensor, lengths: Tensor) -> Tensor:
     return rate * lengths.double()
 
 
+def running_min(values: Tensor) -> Tensor:
+    """Compute the minimum of each value and those before it, (L,); an ONNX graph cannot hold ``cummin``."""
+    numbers = torch.arange(len(values), device=values.device)
+    return torch.where(numbers <= numbers[:, None], values, values[:, None]).amin(dim=1)
+
+
 def ranks(scores: Tensor, alive: Tensor) -> Tensor:
     """Rank the tokens of each input: 0 for the classification token, then by descending score, ties in order.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ltp.pruning.lazy import torch
 from ltp.pruning.method import Variant, setting
-from ltp.pruning.ranking import keep_highest, ranks
+from ltp.pruning.ranking import keep_highest, ranks, running_min
 from ltp.pruning.scored import ScoredMethod, scoring_mode_setting
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def retained_counts(retention: Tensor, scale: float = 1.0) -> Tensor:
     mass = retention.clamp(0, 1).double().sum(dim=1) * scale
     if scale != 1:
         mass = mass - torch.arange(len(mass), device=mass.device) / len(mass)
-    return (mass - 1e-6).ceil().long().clamp(min=1).cummin(dim=0).values  # 1e-6: a sum of float32 that is whole
+    return running_min((mass - 1e-6).ceil().long().clamp(min=1))  # 1e-6: a sum of float32 that is whole
 
 
 @dataclass
@@ -91,7 +91,7 @@ class PowerBert(ScoredMethod):
 
     def survivors(self, tokens: Tokens, weights: Any) -> Tensor:
         counts = retained_counts(weights.retention, self.retention_scale)[tokens.layer - 1]
-        return keep_highest(self.scores(tokens), counts.expand(len(tokens.lengths)), tokens.alive)
+        return keep_highest(self.scores(tokens), counts.expand_as(tokens.lengths), tokens.alive)
 
     def gate(self, tokens: Tokens, weights: Any) -> Tensor:
         retention = weights.retention[tokens.layer - 1].clamp(0, 1)

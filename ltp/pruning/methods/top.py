@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ltp.pruning.lazy import torch
 from ltp.pruning.method import Variant, setting
-from ltp.pruning.ranking import keep_counts, keep_highest, ranks
+from ltp.pruning.ranking import keep_counts, keep_highest, ranks, running_min
 from ltp.pruning.scored import ScoredMethod
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class ToP(ScoredMethod):
     def survivors(self, tokens: Tokens, weights: Any) -> Tensor:
         shares = self._gates(weights, noise=False).mean(dim=1)
         layers = torch.arange(1, len(shares) + 1, device=shares.device)
-        shares = shares.minimum(1 - MARGIN * layers / len(shares)).cummin(dim=0).values ** self.keep_power
+        shares = running_min(shares.minimum(1 - MARGIN * layers / len(shares))) ** self.keep_power
         return keep_highest(self.scores(tokens), keep_counts(shares[tokens.layer - 1], tokens.lengths), tokens.alive)
 
     def gate(self, tokens: Tokens, weights: Any) -> Tensor:
