@@ -140,6 +140,8 @@ def to_graph(settings: ExportSettings, checkpoint: Checkpoint, target: Path) -> 
     all_batches = list(itertools.chain.from_iterable(batches.values()))
     agreement = export_graph(checkpoint, target, all_batches, model=model, overwrite=settings.overwrite, **kind)
     print(f"checked on {sequences.source}: {agreement}")
+    if agreement.has_few_answers:
+        log.warning("1 answer in %.0f changes: score the graph before you serve it", 1 / (1 - (agreement.answers or 0)))
     if settings.rounds:
         log.info("timing it beside the dense graph; rounds=0 leaves this out")
         path = target / GRAPHS[settings.format].file
