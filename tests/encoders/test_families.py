@@ -308,8 +308,8 @@ def test_inner_layers_of_a_group(make_dense, inputs):
         ("modernbert", {"classifier_pooling": "mean"}, "every"),
         ("deberta-v2", {}, "absolute_threshold"),
         ("mpnet", {}, "tome"),
-        ("bert", {"num_hidden_layers": 2}, "power_bert"),
-        ("bert", {"num_hidden_layers": 2}, "top"),
+        ("distilbert", {"num_hidden_layers": 2}, "power_bert"),
+        ("distilbert", {"num_hidden_layers": 2}, "top"),
     ],
 )
 def test_an_onnx_graph(make_dense, inputs, tmp_path, family, config, method):
