@@ -11,10 +11,10 @@ from omegaconf import MISSING
 
 from ltp.command.cli import Command
 from ltp.command.imports import fast_imports
+from ltp.deploy.formats import DTYPES, GRAPHS
 from ltp.deploy.requirements import missing_packages
 from ltp.errors import UserError, check_range, install_hint, suggest, unknown_option
 from ltp.evaluation.samples import Sequences, validation_sequences
-from ltp.exporting.formats import DTYPES, GRAPHS
 from ltp.model import MODEL_CLASSES
 from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint
 from ltp.runs.loading import check_budget, load_model, load_tokenizer, silence_libraries, stored_task

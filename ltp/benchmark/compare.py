@@ -22,9 +22,9 @@ from ltp.benchmark.report import (
     limit_of,
     training_rows,
 )
-from ltp.benchmark.timing import CLOCKS, Pass, Spread, interleaved, peak_memory, ratio
 from ltp.benchmark.training import TRAINING, TRAINING_TYPES, training_passes
 from ltp.data.sequences import Batch
+from ltp.deploy.timing import CLOCKS, Pass, Spread, interleaved, peak_memory, ratio
 from ltp.model.pretrained import LTPPreTrainedModel
 from ltp.runs.provenance import hardware, versions
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ltp.benchmark.timing import Pass
 from ltp.deploy.linears import DTYPES, Int8Linear, PlainLinear, Scale, linear_type
+from ltp.deploy.timing import Pass
 
 DEFINITION = (
     "per layer the fused query-key-value product on the tokens that enter the layer, and the output projection and the "

@@ -6,8 +6,8 @@ from typing import Any
 
 from ltp.benchmark import products
 from ltp.benchmark.engines import ALLOWED, ENGINES
-from ltp.benchmark.timing import Spread, ratio
 from ltp.benchmark.training import TRAINING
+from ltp.deploy.timing import Spread, ratio
 from ltp.pruning import flops
 
 DEFINITIONS = {

@@ -6,8 +6,8 @@ import torch
 
 from ltp.benchmark.checks import WrongResultsError
 from ltp.benchmark.models import Models
-from ltp.benchmark.timing import Pass
 from ltp.data.sequences import Batch
+from ltp.deploy.timing import Pass
 from ltp.model.pretrained import LTPPreTrainedModel
 
 #: Titles of the training engines by name.

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from ltp.benchmark.timing import interleaved, ratio
 from ltp.data.datamodule import GLUEDataModule
 from ltp.data.sequences import Batch
+from ltp.deploy.timing import interleaved, ratio
 from ltp.evaluation.request import EvaluateSettings, Request
 from ltp.evaluation.run import read_data
 from ltp.evaluation.scoring import Engine, Outcome, evaluate

@@ -31,9 +31,20 @@ from ltp.pruning.tokens import Tokens
 
 log = logging.getLogger("ltp")
 
-#: Share of the examples whose class int8 must keep; below it there is a warning.
-AGREED = 0.95
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+
+
+def random_examples(model: Any, count: int = 144) -> list[Batch]:
+    """Return sorted batches of random tokens, which give nearly the ranges of values that real ones give.
+
+    Args:
+        model: the pruned model.
+        count: number of sequences; their lengths halve from 64 to 2, because values are larger in short sequences.
+    """
+    config = model.dense.config
+    longest = min(64, model.family.max_input_tokens(config))
+    lengths = [max(1, longest >> number % 6) for number in range(count)]
+    return make_batches(random_sequences(lengths, config.vocab_size), 24, order="sorted")
 
 
 class DeployedModel:
@@ -56,7 +67,6 @@ class DeployedModel:
 
     Attributes:
         dtype: as given.
-        agreement: share of the given examples that int8 gives the same class; None for other types and models.
         back_end: class of the linear layers, see :mod:`ltp.deploy.linears`.
 
     Raises:
@@ -67,7 +77,6 @@ class DeployedModel:
     def __init__(self, model: Any, *, dtype: str, examples: Sequence[Mapping[str, Tensor]] | None = None) -> None:
         family, dense = model.family, model.dense
         self.back_end: Any = linear_type(dtype)
-        self.agreement: float | None = None
         if (device := next(dense.parameters()).device).type != "cpu":
             raise ValueError(f"the model is on {device}; deploy is for CPUs: move the model there first")
         if dtype == "bfloat16" and not has_bfloat16_instructions():
@@ -98,32 +107,20 @@ class DeployedModel:
                     )
                 self._layers.append(prepared[id(layer)])
             if dtype == "int8":
-                self._quantise(list(prepared.values()), examples)
+                self._quantise(list(prepared.values()), examples or random_examples(model))
 
-    def _quantise(self, layers: Sequence["DeployedLayer"], examples: Sequence[Mapping[str, Tensor]] | None) -> None:
+    def _quantise(self, layers: Sequence["DeployedLayer"], examples: Sequence[Mapping[str, Tensor]]) -> None:
         """Take the ranges of products' inputs from examples, and replace the products by those in int8."""
-        given = [{name: value for name, value in batch.items() if name in _INPUTS} for batch in examples or ()]
-        before = [self(**batch) for batch in given or self._random_examples()]
+        for batch in examples:
+            self(**{name: value for name, value in batch.items() if name in _INPUTS})
         for layer in layers:
             layer.quantise()
         self.back_end = Int8Linear
-        if not given or self._model_class.output_class.is_of_tokens or before[0].logits.shape[1] < 2:
-            return
-        labels = [torch.cat([output.logits.argmax(dim=1) for output in before])]
-        labels.append(torch.cat([self(**batch).logits.argmax(dim=1) for batch in given]))
-        self.agreement = (labels[0] == labels[1]).double().mean().item()
-        if self.agreement < AGREED:
-            log.warning(
-                "int8 changes the class of %.1f %% of the %d examples; float32 and bfloat16 keep nearly all",
-                *(100 * (1 - self.agreement), len(labels[0])),
-            )
 
-    def _random_examples(self) -> list[Batch]:
-        """Return batches of random tokens, which give nearly the ranges of real ones."""
-        config = self._dense.config
-        longest = min(64, self._family.max_input_tokens(config))
-        lengths = [max(1, longest >> halvings) for halvings in range(6)]  # values are larger in short sequences
-        return make_batches(random_sequences(lengths * 24, config.vocab_size), 24, order="sorted")
+    def results(self, batch: Mapping[str, Tensor]) -> list[Tensor]:
+        """Compute the results of the head, and the token lengths, as a graph does."""
+        output = self(**{name: value for name, value in batch.items() if name in _INPUTS})
+        return [*(output[name] for name in output.results), output.token_lengths]
 
     def set_pruner(self, pruner: Pruner) -> None:
         """Replace the pruner by a copy of another one, without preparing the weights again."""

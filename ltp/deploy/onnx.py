@@ -109,14 +109,14 @@ def convert(traced: Path, target: Path, dtype: str, examples: Sequence[Batch] = 
     """Write a traced graph in a type.
 
     Args:
-        traced: the float32 graph; it is moved or read.
+        traced: the float32 graph.
         target: the file to write.
         dtype: ``float32``, or ``int8``: weights are quantised per output channel, and activations when they are
             computed, with one range for each tensor.
         examples: not needed.
     """
     if dtype == "float32":
-        shutil.move(traced, target)
+        shutil.copyfile(traced, target)
         return
     from onnxruntime.quantization import QuantType, quantize_dynamic
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ltp.deploy.formats import GRAPHS
 from ltp.errors import UserError
-from ltp.exporting.formats import GRAPHS
 from ltp.model import MODEL_TYPE
 from ltp.runs.results import DamagedError, read_json
 

@@ -9,14 +9,14 @@ from typing import Any
 
 from ltp.data.hub import loading_from_hub
 from ltp.data.sequences import Batch
+from ltp.deploy.agreement import Agreement, compare_results
+from ltp.deploy.formats import GRAPHS
+from ltp.deploy.graph import write_onnx
 from ltp.encoders import encoder_family
-from ltp.exporting.agreement import Agreement, compare_results
 from ltp.exporting.card import model_card
 from ltp.exporting.exported_run import ExportedRun, check_weights
 from ltp.exporting.flat import auto_map, flat_sources
 from ltp.exporting.folders import PRUNING_KEY, new_folder
-from ltp.exporting.formats import GRAPHS
-from ltp.exporting.graph import write_onnx
 from ltp.model import model_class
 from ltp.model.configuration import LTPConfig
 from ltp.model.pretrained import LTPPreTrainedModel
@@ -89,7 +89,7 @@ def export_graph(
         run: directory or checkpoint of a finished run.
         target: the directory to write; it is written completely or not at all.
         batches: inputs on which the graph is compared with the model. OpenVINO's int8 is calibrated on them, too.
-        form: a key of :data:`~ltp.exporting.formats.GRAPHS`: ``onnx`` or ``openvino``.
+        form: a key of :data:`~ltp.deploy.formats.GRAPHS`: ``onnx`` or ``openvino``.
         dtype: ``float32``, or ``int8``: products of matrices in 8 bits.
         model: the classifier of the run, if it is already loaded: float32, on the CPU, in evaluation mode. The graph
             uses the thresholds of its current budget.
@@ -118,7 +118,7 @@ def export_graph(
         if (form, dtype) != ("onnx", "float32"):
             log.info("writing the graph in %s, %s", graph.title, dtype)
         graph.runtime.convert(traced, path, dtype, batches)
-        traced.unlink(missing_ok=True)
+        traced.unlink()
         log.info("comparing it with the model")
         agreement = compare_results(model, graph.runtime.load(path), batches, dtype=dtype)
         compared = f"{agreement.sequences} sequences: {agreement} ({dtype})"

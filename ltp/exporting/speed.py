@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from ltp.benchmark.timing import Spread, interleaved, ratio
 from ltp.data.sequences import Batch
-from ltp.exporting.formats import GRAPHS
-from ltp.exporting.graph import write_dense_onnx
+from ltp.deploy.formats import GRAPHS
+from ltp.deploy.graph import write_dense_onnx
+from ltp.deploy.timing import Spread, interleaved, ratio
 from ltp.model.pretrained import LTPPreTrainedModel
 
 #: Maximum number of sequences in a timed pass: the first ones, so that all batch sizes use the same sequences.

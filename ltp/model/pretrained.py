@@ -27,6 +27,7 @@ from ltp.pruning.tokens import SoftPass
 
 if TYPE_CHECKING:
     from ltp.deploy.cuda import DeployedOnCUDA
+    from ltp.deploy.fastest import FastestModel
     from ltp.deploy.model import DeployedModel
 
 log = logging.getLogger(__name__)
@@ -375,15 +376,17 @@ class LTPPreTrainedModel(PreTrainedModel):
         }
 
     def deploy(
-        self, dtype: str = "float32", examples: Sequence[Mapping[str, Tensor]] | None = None
-    ) -> "DeployedModel | DeployedOnCUDA":
+        self, dtype: str = "float32", examples: Sequence[Mapping[str, Tensor]] | None = None, **settings: Any
+    ) -> "DeployedModel | DeployedOnCUDA | FastestModel":
         """Create a frozen copy for inference on the model's device. Call it like the model.
 
         Args:
-            dtype: on a CPU ``float32``, ``bfloat16`` or ``int8``, with prepacked or quantised weights; on a GPU
+            dtype: on a CPU ``float32``, ``bfloat16`` or ``int8``, with prepacked or quantised weights; or ``auto``: the
+                fastest here of these and of graphs, see :class:`~ltp.deploy.fastest.FastestModel`. On a GPU
                 ``float32``, ``bfloat16`` or ``float16``.
-            examples: for ``int8``, batches of inputs such as the model will see, a hundred sequences or so; from them
-                come the ranges of the values that are quantised. Without them, random tokens are taken.
+            examples: for ``int8`` and ``auto``, batches of inputs such as the model will see, a hundred sequences or
+                so; from them come the ranges of the values that are quantised. Without them, random tokens are taken.
+            settings: for ``auto``, ``batch_sizes`` and ``least_answers``.
 
         Raises:
             ValueError: an unknown dtype, a model on another kind of device, or on a GPU one whose head reads tokens.
@@ -395,9 +398,13 @@ class LTPPreTrainedModel(PreTrainedModel):
             from ltp.deploy.cuda import DeployedOnCUDA  # needs Triton
 
             return DeployedOnCUDA(self.family, self.dense, self.pruner, dtype=dtype)
+        if dtype == "auto":
+            from ltp.deploy.fastest import FastestModel
+
+            return FastestModel(self, examples, **settings)
         from ltp.deploy.model import DeployedModel  # not needed for training
 
-        return DeployedModel(self, dtype=dtype, examples=examples)
+        return DeployedModel(self, dtype=dtype, examples=examples, **settings)
 
     def with_penalty(self, loss: Tensor, encoded: EncoderOutput) -> Tensor:
         """Return the objective: the task loss, plus the method's penalty under a soft rule; scalar float32."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltp import __version__
+from ltp.deploy.machine import cpu_name
 
 if TYPE_CHECKING:
     import torch
@@ -29,12 +30,12 @@ def hardware(device: "torch.device") -> dict[str, Any]:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     facts: dict[str, Any] = {
-        "processor": _processor(),
+        "processor": cpu_name(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": cores,
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
-        "device": _processor(),
+        "device": cpu_name(),
     }
     if device.type == "cuda":
         facts["device"] = torch.cuda.get_device_name(device)
@@ -46,14 +47,6 @@ def device_name(device: "torch.device") -> str:
     """Return the device name for results: the GPU's name, or the processor's name and thread count."""
     facts = hardware(device)
     return str(facts["device"]) if device.type == "cuda" else f"{facts['processor']}, {facts['threads']} threads"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def git_state(file: Path) -> dict[str, Any] | None:

@@ -18,10 +18,10 @@ from ltp.benchmark.profiles import lowest_reachable_flops, set_profile_threshold
 from ltp.benchmark.report import Check, Facts, Key, Limit, inference_rows, training_rows
 from ltp.benchmark.shapes import SHAPES
 from ltp.benchmark.table import left_out
-from ltp.benchmark.timing import Spread, interleaved, peak_memory, ratio
 from ltp.command import cli
 from ltp.data.lengths import LENGTHS, synthetic_lengths
 from ltp.data.sequences import make_batches, random_sequences
+from ltp.deploy.timing import Spread, interleaved, peak_memory, ratio
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*quantized tensor creation functions.*:UserWarning")
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ltp import LTPForSequenceClassification
+from ltp.deploy.graph import GraphForm
 from ltp.encoders import encoder_family, known_families
-from ltp.exporting.graph import GraphForm
 from ltp.pruning.flops import CostModel
 
 FAMILIES = known_families()
@@ -314,8 +314,8 @@ def test_inner_layers_of_a_group(make_dense, inputs):
 )
 def test_an_onnx_graph(make_dense, inputs, tmp_path, family, config, method):
     pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    from ltp.deploy.graph import write_onnx
     from ltp.deploy.onnx import load
-    from ltp.exporting.graph import write_onnx
 
     dense = make_dense(family, **config)
     model = pruned(dense, method).eval()

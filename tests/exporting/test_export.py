@@ -16,15 +16,15 @@ from patience import limit
 from ltp import LTPForSequenceClassification, export
 from ltp.data.demo import demo_rows, demo_tokenizer
 from ltp.data.sequences import make_batches
+from ltp.deploy.agreement import DisagreementError, compare_results
+from ltp.deploy.formats import GRAPHS
+from ltp.deploy.graph import GraphForm
 from ltp.deploy.requirements import missing_packages
 from ltp.encoders import encoder_family
 from ltp.errors import RunError, UserError
-from ltp.exporting.agreement import DisagreementError, compare_results
 from ltp.exporting.card import model_card
 from ltp.exporting.flat import flat_sources
 from ltp.exporting.folders import new_folder
-from ltp.exporting.formats import GRAPHS
-from ltp.exporting.graph import GraphForm
 from ltp.exporting.run import ExportedRun, export_graph, export_huggingface
 from ltp.pruning import method_class
 from ltp.runs.checkpoints import inspect_checkpoint
@@ -432,7 +432,7 @@ def test_what_a_killed_export_left_is_removed_and_a_live_ones_is_not(make_run, t
 import os, sys, time
 from pathlib import Path
 from ltp.exporting.folders import new_folder
-from ltp.exporting.formats import GRAPHS
+from ltp.deploy.formats import GRAPHS
 with new_folder(Path(sys.argv[1]), overwrite=True) as folder:
     (folder / "half").write_text("")
     os.replace(sys.argv[1], folder.with_name(".exported.former"))

@@ -11,7 +11,7 @@ import torch
 from helpers import new_pruner, tokens_of
 
 import ltp
-from ltp.exporting.graph import GraphForm
+from ltp.deploy.graph import GraphForm
 from ltp.model.classifier import LTPForSequenceClassification
 from ltp.model.tracing import recording
 from ltp.pruning import RankedMethod, all_methods, variants

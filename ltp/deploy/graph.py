@@ -11,7 +11,6 @@ from ltp.deploy.model import check_plain
 from ltp.deploy.onnx import ResultsOf, trace_graph
 from ltp.execution.attention import Pairs, comparable_in_padded, masked_attention
 from ltp.execution.packing import Layout, owners
-from ltp.model.pretrained import LTPPreTrainedModel
 from ltp.pruning.importance import ATTENTION_READS, attention_sums
 from ltp.pruning.tokens import Tokens
 
@@ -27,7 +26,7 @@ class GraphForm(nn.Module):
         model: the classifier, in evaluation mode.
     """
 
-    def __init__(self, model: LTPPreTrainedModel) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
         self.projections = _projections(model)
@@ -201,7 +200,7 @@ class GraphForm(nn.Module):
         return tokens.alive & (targets == columns), merged, shares @ context, hidden, into
 
 
-def _projections(model: LTPPreTrainedModel) -> nn.ModuleList:
+def _projections(model: Any) -> nn.ModuleList:
     """Return modules that compute query, key and value of each layer in one product, (T, D) → (T, 3D).
 
     Empty if the family does not take its layers apart, or a layer has adapters: those compute more than their weights.
@@ -255,18 +254,18 @@ def _size(number: Tensor) -> Any:
     return size
 
 
-def input_names(model: LTPPreTrainedModel) -> tuple[str, ...]:
+def input_names(model: Any) -> tuple[str, ...]:
     """Return the names of the graph's inputs; ``token_type_ids`` only if the encoder has several token types."""
     has_token_types = getattr(model.dense.config, "type_vocab_size", 0) > 1
     return ("input_ids", "attention_mask", *(("token_type_ids",) if has_token_types else ()))
 
 
-def output_names(model: LTPPreTrainedModel) -> tuple[str, ...]:
+def output_names(model: Any) -> tuple[str, ...]:
     """Return the names of the graph's outputs: the results of the head, and ``token_lengths``."""
     return (*model.output_class.results, "token_lengths")
 
 
-def write_onnx(model: LTPPreTrainedModel, path: Path) -> None:
+def write_onnx(model: Any, path: Path) -> None:
     """Write a classifier as an ONNX graph that removes pruned tokens, for any batch size and sequence length.
 
     Args:
@@ -279,7 +278,7 @@ def write_onnx(model: LTPPreTrainedModel, path: Path) -> None:
     trace_graph(GraphForm(model).eval(), path, inputs=input_names(model), outputs=output_names(model))
 
 
-def write_dense_onnx(model: LTPPreTrainedModel, path: Path) -> None:
+def write_dense_onnx(model: Any, path: Path) -> None:
     """Write the dense Hugging Face model of a classifier as an ONNX graph, with the results of its head.
 
     Args:
