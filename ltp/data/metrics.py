@@ -223,11 +223,10 @@ def ranked_spans(logits: torch.Tensor, labels: torch.Tensor, count: int) -> list
         start, end = scores[first : last + 1].unbind(dim=1)
         ends = torch.nn.functional.pad(end, (0, MAX_ANSWER - 1), value=-math.inf).unfold(0, MAX_ANSWER, 1)
         sums = (start[:, None] + ends).flatten()
-        # max, because topk takes any of equal ones
-        top = sums.max(dim=0, keepdim=True) if count == 1 else sums.topk(min(count, len(sums)))
-        places = sorted(zip(top[0].tolist(), top[1].tolist(), strict=True), key=lambda item: (-item[0], item[1]))
+        # the first of equal ones
+        top = sums.max(dim=0, keepdim=True) if count == 1 else sums.sort(descending=True, stable=True)
         spans = []
-        for score, place in places:
+        for score, place in zip(top[0][:count].tolist(), top[1][:count].tolist(), strict=True):
             if score > -math.inf:
                 begin, length = divmod(place, MAX_ANSWER)
                 spans.append((characters[2 * begin], characters[2 * (begin + length) + 1], score))

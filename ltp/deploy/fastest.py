@@ -90,8 +90,8 @@ class Trial:
 class FastestModel:
     """A pruned model in the forms that are the fastest on this CPU, one for each size of batches.
 
-    Call it like the model. The choice is written to ``deployment.json`` in the model's directory, and is read from there
-    on the same CPU, with the same number of threads, for the same weights and thresholds.
+    Call it like the model. The choice is written to ``deployment.json`` in the model's directory. On the same CPU, with
+    the same number of threads, for the same weights and thresholds, it is read from there.
 
     Args:
         model: the pruned model, on the CPU; see :class:`~ltp.deploy.model.DeployedModel`.
