@@ -231,7 +231,7 @@ def measure(settings: BenchSettings, checkpoint: Checkpoint | None) -> dict[str,
         import torch
 
         from ltp.benchmark.compare import Plan, run_benchmark
-        from ltp.benchmark.engines import ENGINES
+        from ltp.benchmark.engines import DEFAULT_ENGINES
 
     silence_libraries()
     options = settings.bench
@@ -248,7 +248,7 @@ def measure(settings: BenchSettings, checkpoint: Checkpoint | None) -> dict[str,
             baseline = "hf_eager"
             log.info("%s has no sdpa attention: speed-ups are over hf_eager", type(model.dense).__name__)
         plan = Plan(
-            engines=options.engines or tuple(ENGINES),
+            engines=options.engines or DEFAULT_ENGINES,
             dtypes=options.dtype,
             batch_sizes=options.batch_size,
             rounds=options.rounds,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ltp.benchmark.checks import check_logits
-from ltp.benchmark.engines import ENGINES, Infer, UnavailableError
+from ltp.benchmark.engines import DEFAULT_ENGINES, ENGINES, Infer, UnavailableError
 from ltp.benchmark.models import Models, without_pruning
 from ltp.benchmark.products import bare_products
 from ltp.benchmark.report import (
@@ -45,7 +45,7 @@ class Plan:
         clock: ``wall``, or ``processor`` (process time, for one thread on a busy machine).
     """
 
-    engines: Sequence[str] = tuple(ENGINES)
+    engines: Sequence[str] = DEFAULT_ENGINES
     dtypes: Sequence[str] = ("float32",)
     batch_sizes: Sequence[int] = (1, 32)
     rounds: int = 5

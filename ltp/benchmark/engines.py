@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from ltp.deploy.formats import GRAPHS
 from ltp.deploy.requirements import missing_packages
-from ltp.errors import install_hint
+from ltp.errors import RunError, install_hint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +38,7 @@ class Engine:
         dense: name of the same engine without pruning, to compute the efficiency; None if there is none.
         backend: the linear layers whose bare matrix products are its limit: ``plain``, ``deployed``, or
             None for no limit.
+        is_default: whether it is measured if none are named; tracing a graph takes half a minute.
     """
 
     title: str
@@ -43,6 +47,7 @@ class Engine:
     build: Callable[[Models, str], Infer]
     dense: str | None = None
     backend: str | None = "plain"
+    is_default: bool = True
 
 
 def _hugging_face(attention: str) -> Callable[[Models, str], Infer]:
@@ -89,13 +94,27 @@ def _require_cpu(models: Models, subject: str) -> None:
         raise UnavailableError(f"{subject} for CPUs")
 
 
-def _onnx(models: Models, dtype: str) -> Infer:
-    if missing := missing_packages("onnx"):
-        raise UnavailableError(f"{', '.join(missing)} not installed: {install_hint('onnx')}")
-    _require_cpu(models, "ONNX Runtime, as it is installed here, is")
-    from ltp.deploy.onnx import onnx_engine
+def _graph(form: str, *, pruned: bool) -> Callable[[Models, str], Infer]:
+    def build(models: Models, dtype: str) -> Infer:
+        extra = GRAPHS[form].extra
+        if missing := missing_packages(extra):
+            raise UnavailableError(f"{', '.join(missing)} not installed: {install_hint(extra)}")
+        _require_cpu(models, "graphs are, as they are run here,")
+        from ltp.deploy.graph import write_dense_onnx, write_onnx
+        from ltp.deploy.model import random_examples
 
-    return onnx_engine(models.hugging_face("float32", models.attention), dtype, models.input_names)
+        model, runtime = models.ltp("float32", pruned=pruned), GRAPHS[form].runtime
+        with tempfile.TemporaryDirectory() as folder:
+            traced, path = Path(folder) / "traced.onnx", Path(folder) / GRAPHS[form].file
+            try:
+                (write_onnx if pruned else write_dense_onnx)(model, traced)
+                runtime.convert(traced, path, dtype, random_examples(model))
+            except (RunError, ValueError) as error:  # an operation that the format lacks
+                raise UnavailableError(str(error)) from error
+            infer = runtime.load(path)
+        return lambda batch: infer(batch)[0]
+
+    return build
 
 
 #: All engines by their names in ``bench.engines``, in the order of the report's table.
@@ -109,7 +128,7 @@ ENGINES: dict[str, Engine] = {
         _hugging_face_prepacked,
         backend="deployed",
     ),
-    "onnx": Engine("ONNX Runtime, dense", False, ("float32", "int8"), _onnx, backend=None),
+    "onnx": Engine("ONNX Runtime, dense", False, ("float32", "int8"), _graph("onnx", pruned=False), backend=None),
     "masked": Engine("ltp masked, pruned", True, ("float32", "bfloat16"), _ltp(pruned=True, execution="masked")),
     "packed_dense": Engine("ltp packed, dense", False, ("float32", "bfloat16"), _ltp(pruned=False, execution="packed")),
     "packed_pruned": Engine(
@@ -123,9 +142,38 @@ ENGINES: dict[str, Engine] = {
     "deployed_pruned": Engine(
         "ltp deployed, pruned", True, DTYPES, _deployed(pruned=True), dense="deployed_dense", backend="deployed"
     ),
+    "onnx_pruned": Engine(
+        "ltp's graph in ONNX Runtime, pruned",
+        True,
+        ("float32", "int8"),
+        _graph("onnx", pruned=True),
+        dense="onnx",
+        backend=None,
+        is_default=False,
+    ),
+    "openvino": Engine(
+        "OpenVINO, dense",
+        False,
+        ("float32", "int8"),
+        _graph("openvino", pruned=False),
+        backend=None,
+        is_default=False,
+    ),
+    "openvino_pruned": Engine(
+        "ltp's graph in OpenVINO, pruned",
+        True,
+        ("float32", "int8"),
+        _graph("openvino", pruned=True),
+        dense="openvino",
+        backend=None,
+        is_default=False,
+    ),
 }
 
 #: Largest allowed difference from the float32 reference logits. float32: the largest difference of a sequence, divided
 #: by the reference's largest logit or 1, whichever is larger. Other types: root mean square of the differences over
 #: that of the reference, because rounding can move a token's score across the threshold.
 ALLOWED = {"float32": 1e-4, "bfloat16": 0.15, "int8": 0.3}
+
+#: The engines that are measured if none are named.
+DEFAULT_ENGINES = tuple(name for name, engine in ENGINES.items() if engine.is_default)

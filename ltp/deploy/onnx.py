@@ -3,7 +3,6 @@
 import logging
 import math
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -42,25 +41,6 @@ class ResultsOf(nn.Module):
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         output = self.model(input_ids=input_ids, attention_mask=attention_mask, **types)
         return tuple(output[name] for name in self.names)
-
-
-def onnx_engine(model: Any, dtype: str, inputs: Sequence[str]) -> Callable[[Batch], Tensor]:
-    """Export a classifier with dynamic batch size and sequence length, and load it with ONNX Runtime.
-
-    Args:
-        model: a Hugging Face classifier, float32, in evaluation mode, on the CPU.
-        dtype: ``float32`` or ``int8``; see :func:`convert`.
-        inputs: see :func:`trace_graph`.
-
-    Returns:
-        A function from a batch to its logits. It uses PyTorch's current number of threads.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        traced, path = Path(folder) / "traced.onnx", Path(folder) / "model.onnx"
-        trace_graph(ResultsOf(model).eval(), traced, inputs=inputs, outputs=("logits",))
-        convert(traced, path, dtype)
-        infer = load(path)
-    return lambda batch: infer(batch)[0]
 
 
 def trace_graph(module: nn.Module, path: Path, *, inputs: Sequence[str], outputs: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from helpers import composed, in_process, total_relative_flops
 from ltp import LTPForSequenceClassification, bench
 from ltp.benchmark.checks import WrongResultsError, check_logits
 from ltp.benchmark.compare import Plan, measured_speedup, run_benchmark
-from ltp.benchmark.engines import ENGINES, Engine, UnavailableError
+from ltp.benchmark.engines import DEFAULT_ENGINES, ENGINES, Engine, UnavailableError
 from ltp.benchmark.models import random_classifier
 from ltp.benchmark.products import bare_products, linear_tokens
 from ltp.benchmark.profiles import lowest_reachable_flops, set_profile_thresholds, split_point
@@ -265,7 +265,7 @@ def test_every_engine_runs_and_the_model_stays_as_it_was(model, sequences, monke
     ]
     timed = {(row["engine"], row["dtype"], row["batch_size"]) for row in report["results"]}
     for size in (1, 12):
-        expected = {(name, dtype, size) for name in ENGINES for dtype in ENGINES[name].dtypes if name != "onnx"}
+        expected = {(name, dtype, size) for name in DEFAULT_ENGINES for dtype in ENGINES[name].dtypes if name != "onnx"}
         assert {entry for entry in timed if entry[2] == size and entry[0] in ENGINES} == expected
         assert ("train_packed", "bfloat16", size) in timed
     for row in report["results"]:
@@ -303,10 +303,12 @@ def test_onnx_says_how_to_install_it(model, monkeypatch):
     any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxruntime", "onnxscript")),
     reason="needs the extra onnx",
 )
-def test_onnx_computes_the_dense_logits(model, sequences):
-    plan = Plan(engines=("onnx",), dtypes=("float32", "int8"), batch_sizes=(5,), rounds=1)
+def test_graphs_compute_the_logits(model, sequences):
+    engines = ("onnx", "onnx_pruned")
+    plan = Plan(engines=engines, dtypes=("float32", "int8"), batch_sizes=(5,), rounds=1)
     report = run_benchmark(model, lambda size: make_batches(sequences, size), plan)
-    assert [(row["engine"], row["dtype"]) for row in report["results"]] == [("onnx", "float32"), ("onnx", "int8")]
+    rows = {(row["engine"], row["dtype"]) for row in report["results"]}
+    assert rows == {(engine, dtype) for engine in engines for dtype in ("float32", "int8")}
 
 
 @pytest.mark.parametrize("with_dense", [False, True])

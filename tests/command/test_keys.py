@@ -68,6 +68,7 @@ TRIALS = {
         "output": "restore=RUN text=good output=HERE/labels.csv",
         "show": "restore=RUN text=good show=true",
         "html": "restore=RUN text=good html=HERE/page.html",
+        "n_best": "restore=RUN text=good n_best=1",  # more are for answers: tests/evaluation/test_spans.py
         "max_length": "restore=RUN text=good max_length=8",
         "batch_size": "restore=RUN text=good batch_size=2",
         "threads": "restore=RUN text=good threads=1",
@@ -209,11 +210,13 @@ TRIALS = {
                 "task.label_column",
                 "task.metric",
                 "task.kind",
+                "task.size",
             ),
             "task=custom model=tiny recipe=demo task.train_file=HERE/texts.jsonl task.validation_file=HERE/texts.jsonl "
             "task.test_file=HERE/texts.jsonl "
-            "task.text_columns=[body] task.label_column=sentiment task.metric=f1 task.kind=single",
+            "task.text_columns=[body] task.label_column=sentiment task.metric=f1 task.kind=single task.size=small",
         ),
+        "task.null_threshold": "--cfg job task=squad_v2 data_dir=GLUE task.null_threshold=0.5",
         "callbacks": "callbacks=[early_stopping]",
         "trainer.devices": "trainer.devices=2",
         "trainer.strategy": "trainer.devices=2 trainer.strategy=ddp",
