@@ -86,7 +86,10 @@ def compare_results(model: Any, graph: Infer, batches: Iterable[Batch], *, dtype
         pairs = list(zip(results, expected, strict=True))
         differences.append(torch.stack([(a - b).abs().flatten(1).amax(dim=1) for a, b in pairs]).amax(dim=0))
         same_lengths.append((lengths == output.token_lengths).all(dim=1))
-        same_answers += [_same_answers(model, a, b, batch["attention_mask"].bool()) for a, b in pairs]
+        same_answers += [
+            _same_answers(model, a, b, batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool())
+            for a, b in pairs
+        ]
         squared_difference += sum(float((a - b).square().sum()) for a, b in pairs)
         squares += sum(float(b.square().sum()) for b in expected)
         token_difference += int((lengths - output.token_lengths).abs().sum())

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ltp.data.sequences import Batch, make_batches, random_sequences
+from ltp.deploy.agreement import Agreement, compare_results
 from ltp.deploy.attention import deployed_attention
 from ltp.deploy.linears import (
     DTYPES,
@@ -67,16 +68,20 @@ class DeployedModel:
 
     Attributes:
         dtype: as given.
+        agreement: in int8, how the given examples come out, beside the model's results; None without examples. Below
+            95 % of the model's answers there is a warning.
         back_end: class of the linear layers, see :mod:`ltp.deploy.linears`.
 
     Raises:
         ValueError: an unknown dtype, or a model that is not on the CPU.
         RuntimeError: int8 where PyTorch has no products for it.
+        DisagreementError: int8 computes something else on the examples.
     """
 
     def __init__(self, model: Any, *, dtype: str, examples: Sequence[Mapping[str, Tensor]] | None = None) -> None:
         family, dense = model.family, model.dense
         self.back_end: Any = linear_type(dtype)
+        self.agreement: Agreement | None = None
         if (device := next(dense.parameters()).device).type != "cpu":
             raise ValueError(f"the model is on {device}; deploy is for CPUs: move the model there first")
         if dtype == "bfloat16" and not has_bfloat16_instructions():
@@ -107,19 +112,32 @@ class DeployedModel:
                     )
                 self._layers.append(prepared[id(layer)])
             if dtype == "int8":
-                self._quantise(list(prepared.values()), examples or random_examples(model))
+                given = [{name: batch[name] for name in _INPUTS if name in batch} for batch in examples or ()]
+                self._quantise(list(prepared.values()), given or random_examples(model))
+                if given:
+                    self.agreement = self._compare(model, given)
 
     def _quantise(self, layers: Sequence["DeployedLayer"], examples: Sequence[Mapping[str, Tensor]]) -> None:
         """Take the ranges of products' inputs from examples, and replace the products by those in int8."""
         for batch in examples:
-            self(**{name: value for name, value in batch.items() if name in _INPUTS})
+            self(**batch)
         for layer in layers:
             layer.quantise()
         self.back_end = Int8Linear
 
-    def results(self, batch: Mapping[str, Tensor]) -> list[Tensor]:
+    def _compare(self, model: Any, examples: Sequence[Batch]) -> Agreement:
+        training = model.training
+        try:
+            agreement = compare_results(model.eval(), self.results, examples, dtype=self.dtype)
+        finally:
+            model.train(training)
+        if agreement.has_few_answers:
+            log.warning("%s, on %d examples: %s", self.dtype, agreement.sequences, agreement)
+        return agreement
+
+    def results(self, batch: Batch) -> list[Tensor]:
         """Compute the results of the head, and the token lengths, as a graph does."""
-        output = self(**{name: value for name, value in batch.items() if name in _INPUTS})
+        output = self(**batch)
         return [*(output[name] for name in output.results), output.token_lengths]
 
     def set_pruner(self, pruner: Pruner) -> None:

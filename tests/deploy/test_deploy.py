@@ -225,6 +225,22 @@ def test_the_largest_inner_channels_stay_in_float32():
 
 
 @needs_int8
+def test_int8_tells_how_the_examples_come_out(make_dense, caplog, monkeypatch):
+    model = LTPForSequenceClassification.from_dense(make_dense("bert")).train()
+    inputs = batch(list(range(2, 40)))
+    assert model.deploy("int8").agreement is None
+    deployed = model.deploy("int8", examples=[{**inputs, "labels": torch.zeros(38)}])
+    same = deployed(**inputs).logits.argmax(dim=1) == model.deploy()(**inputs).logits.argmax(dim=1)
+    assert model.training
+    assert deployed.agreement.sequences == 38
+    assert deployed.agreement.answers == pytest.approx(same.double().mean().item())
+    assert not caplog.records
+    monkeypatch.setattr("ltp.deploy.agreement.FEW_ANSWERS", 1.01)
+    model.deploy("int8", examples=[inputs])
+    assert "of the answers are the model's" in caplog.text and "on 38 examples" in caplog.text
+
+
+@needs_int8
 def test_examples_give_the_ranges_of_int8(make_dense):
     model = LTPForSequenceClassification.from_dense(make_dense("bert"))
     inputs = batch(list(range(2, 40)))
