@@ -1,14 +1,17 @@
 """``python -m ltp.predict``: classify new texts, and show which tokens were pruned in each layer."""
 
 import contextlib
+import logging
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
+from ltp import __version__
 from ltp.command.cli import Command
 from ltp.command.imports import fast_imports
 from ltp.command.output import check_writable, progress
@@ -16,9 +19,10 @@ from ltp.command.overrides import quote_text
 from ltp.data.files import CLASSIC_FOLDERS
 from ltp.data.tasks import SpanTask
 from ltp.data.tasks.spans import MAX_N_BEST
-from ltp.data.texts import Overview, Texts, TextSource, given_texts, open_texts
+from ltp.data.texts import CHUNK_ROWS, STANDARD_INPUT, Texts, TextSource, given_texts, open_texts
 from ltp.errors import UserError, check_choice, check_range, format_value
 from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint
+from ltp.runs.fingerprints import checkpoint_fingerprint
 from ltp.runs.loading import (
     StoredTask,
     check_budget,
@@ -40,9 +44,27 @@ from ltp.runs.plan import check_labels, task_of
 from ltp.runs.settings import TaskSettings, is_unset, unset_task
 
 if TYPE_CHECKING:  # transformers takes seconds to import; report mistakes before that
+    from ltp.evaluation.parts import Parts
     from ltp.evaluation.prediction import Prediction
+    from ltp.evaluation.prediction_output import OutputColumns
+
+log = logging.getLogger("ltp")
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
+
+_POLL_SECONDS = 0.5
+
+#: Predicts the texts of a chunk, and calls a function with the number of texts that are done.
+Predict = Callable[[Texts, Callable[[int], None]], list["Prediction"]]
+
+
+@dataclass
+class ProcessSettings:
+    """The processes of a prediction (group ``trainer``), with the names of Lightning's Trainer."""
+
+    devices: Any = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
 
 
 @dataclass
@@ -67,13 +89,25 @@ class PredictSettings:
     batch_size: int = MISSING
     threads: int | None = None
     device: str = MISSING
+    trainer: ProcessSettings = field(default_factory=ProcessSettings)
+    resume: bool = MISSING
+
+    @property
+    def in_parts(self) -> str | None:
+        """The key and value for which the output is written in parts; None if it is written at once."""
+        processes = self.trainer
+        for key in ("devices", "num_nodes"):
+            if (value := getattr(processes, key)) != 1:
+                return f"trainer.{key}={format_value(value)}"
+        return "resume=true" if self.resume else None
 
 
 def main(settings: PredictSettings) -> None:
     """Classify the texts that the settings name; print or write the predictions."""
     settings, checkpoint = resolve(settings)
+    predict = predict_source if settings.in_parts is None else predict_in_parts
     with open_source(settings) as source:
-        predict_source(settings, checkpoint, source)
+        predict(settings, checkpoint, source)
 
 
 def predict_source(settings: PredictSettings, checkpoint: Checkpoint, source: TextSource) -> None:
@@ -87,11 +121,8 @@ def predict_source(settings: PredictSettings, checkpoint: Checkpoint, source: Te
     with fast_imports():
         from ltp.evaluation import prediction_output
 
-    own = ("row", *kind_of_checkpoint(checkpoint).prediction_columns(checkpoint.num_labels))
-    if settings.n_best > 1:
-        own = (*own, "n_best")
     output = Path(settings.output) if settings.output is not None else None
-    columns = prediction_output.OutputColumns(own, typed=output is not None and output.suffix == ".parquet")
+    columns = output_columns(settings, checkpoint)
     overview = source.check(columns.look)
     texts, predictions = Texts(), list["Prediction"]()  # what is shown is kept; what is only written is not
     notes = prediction_output.Notes(overview.skipped)
@@ -100,15 +131,19 @@ def predict_source(settings: PredictSettings, checkpoint: Checkpoint, source: Te
         write = None
         if output is not None:
             write = stack.enter_context(prediction_output.prediction_writer(output, columns))
-        predicted, thresholds = predict_texts(settings, checkpoint, source, overview)
-        for chunk, of_chunk in predicted:
-            notes.add(chunk.rows, of_chunk)
+        predict, thresholds = load_predictor(settings, checkpoint, source, select_device(settings.device))
+        started = time.monotonic()
+        advance = stack.enter_context(progress(overview.count))
+        for chunk in source.chunks():
+            of_chunk = predict(chunk, advance)
+            notes.add(chunk.rows, [prediction.note for prediction in of_chunk])
             if write is not None:
                 write(columns.records(chunk, of_chunk))
             if not is_written_only:
                 texts.rows += chunk.rows
                 texts.texts += chunk.texts
                 predictions += of_chunk
+        seconds = time.monotonic() - started
     notes.print()
     if settings.html is not None:
         from ltp.runs.summary import describe_checkpoint
@@ -126,7 +161,100 @@ def predict_source(settings: PredictSettings, checkpoint: Checkpoint, source: Te
         prediction_output.print_table(texts, predictions)
     for path in (settings.output, settings.html, submitted):
         if path is not None:
-            print(f"{overview.count} texts: {path}")
+            print(f"{overview.count} texts{pace(overview.count, seconds)}: {path}")
+
+
+def predict_in_parts(settings: PredictSettings, checkpoint: Checkpoint, source: TextSource) -> None:
+    """Write the predictions chunk by chunk, by one process or several, and join them; goes on where it was killed."""
+    with fast_imports():
+        from ltp.evaluation.parts import Parts
+        from ltp.evaluation.processes import build_fabric, launch
+
+    assert settings.output is not None  # by check()
+    device = select_device(settings.device)
+    fabric = build_fabric(device.type, settings.trainer.devices, settings.trainer.num_nodes)
+    with contextlib.ExitStack() as stack:
+        shared: tuple[Parts, list[int]] | None = None
+        if fabric.is_global_zero:  # before others are started: a mistake is told once
+            check_writable(f"output={settings.output}", Path(settings.output))
+            columns, facts = output_columns(settings, checkpoint), facts_of(settings, checkpoint, device.type)
+            parts = Parts.of(source, Path(settings.output), columns, facts)
+            stack.enter_context(parts.opened())
+            shared = parts, (missing := parts.missing())
+            if len(missing) < len(parts.sizes):
+                done = parts.overview.count - parts.rows_of(missing)
+                log.info("going on: %s of %s rows are done", f"{done:,}", f"{parts.overview.count:,}")
+        parts, missing = launch(fabric, shared)
+        mine = set(missing[fabric.global_rank :: fabric.world_size])
+        predict, _ = load_predictor(settings, checkpoint, source, fabric.device)
+        if not fabric.is_global_zero:
+            write_parts(parts, mine, source, predict, lambda _: None, lambda: None)
+            return
+        started = time.monotonic()
+        with progress(parts.rows_of(missing)) as advance:
+            others = set(missing) - mine
+
+            def look_at_others() -> None:
+                done = others - set(parts.missing())
+                others.difference_update(done)
+                advance(parts.rows_of(list(done)))
+
+            write_parts(parts, mine, source, predict, advance, look_at_others)
+            while others:
+                time.sleep(_POLL_SECONDS)
+                look_at_others()
+        seconds = time.monotonic() - started
+        parts.join().print()
+    print(f"{parts.overview.count} texts{pace(parts.rows_of(missing), seconds)}: {settings.output}")
+
+
+def write_parts(
+    parts: "Parts",
+    mine: Collection[int],
+    source: TextSource,
+    predict: Predict,
+    advance: Callable[[int], None],
+    after_each: Callable[[], None],
+) -> None:
+    """Write the parts of one process, and call a function after each."""
+    # the input is read up to the last part only
+    for number, chunk in zip(range(max(mine, default=-1) + 1), source.chunks(), strict=False):
+        if number in mine:
+            parts.write(number, chunk, predict(chunk, advance))
+            after_each()
+
+
+def pace(count: int, seconds: float) -> str:
+    """The rows a second in words, of more than a chunk of them: for a few texts it is no measurement."""
+    return f" ({count / seconds:,.0f} rows a second)" if count > CHUNK_ROWS else ""
+
+
+def output_columns(settings: PredictSettings, checkpoint: Checkpoint) -> "OutputColumns":
+    """Return the columns of the output; those of the input are added later."""
+    from ltp.evaluation.prediction_output import OutputColumns
+
+    own = ("row", *kind_of_checkpoint(checkpoint).prediction_columns(checkpoint.num_labels))
+    if settings.n_best > 1:
+        own = (*own, "n_best")
+    return OutputColumns(own, typed=settings.output is not None and Path(settings.output).suffix == ".parquet")
+
+
+def facts_of(settings: PredictSettings, checkpoint: Checkpoint, device: str) -> dict[str, Any]:
+    """Return what decides the predictions of a text; parts of other facts are not joined."""
+    return {
+        "restore": checkpoint_fingerprint(checkpoint.path) or checkpoint.path,
+        "version of ltp": __version__,
+        "device": device,
+        "null_threshold": threshold_of(settings, checkpoint),
+        **{key: getattr(settings, key) for key in ("budget", "max_length", "n_best", "batch_size")},
+    }
+
+
+def threshold_of(settings: PredictSettings, checkpoint: Checkpoint) -> float | None:
+    """Return the threshold by which no answer is predicted, of the task that is known; None without one."""
+    stored = stored_task(checkpoint)
+    named = settings.task if settings.split is not None else None if stored is None else stored.task
+    return null_threshold(named)
 
 
 def fill(settings: PredictSettings) -> PredictSettings:
@@ -258,6 +386,30 @@ def check(settings: PredictSettings) -> None:
     check_range(settings.batch_size >= 1, "batch_size", settings.batch_size, "1 or more")
     check_range(settings.threads is None or settings.threads >= 1, "threads", settings.threads, "1 or more")
     check_choice("device", settings.device, ("auto", "cpu", "cuda"))
+    check_choice("trainer.strategy", settings.trainer.strategy, ("auto", "ddp"))
+    check_range(settings.trainer.num_nodes >= 1, "trainer.num_nodes", settings.trainer.num_nodes, "1 or more")
+    if settings.in_parts is not None:
+        check_parts(settings, settings.in_parts)
+
+
+def check_parts(settings: PredictSettings, key: str) -> None:
+    """Check that an output can be written in parts.
+
+    Raises:
+        UserError: there is none, there are others beside it, or the processes cannot all read the input.
+    """
+    if settings.output is None:
+        raise UserError(f"{key} needs output=FILE, beside which the parts are written")
+    for other, is_given in {
+        "text": settings.text is not None,
+        "show": settings.show,
+        "html": settings.html is not None,
+        "submission": settings.submission is not None,
+    }.items():
+        if is_given:
+            raise UserError(f"{key} is for files of many rows, written to output=FILE alone: leave out {other}=…")
+    if settings.input == STANDARD_INPUT and key != "resume=true":
+        raise UserError(f"{key}: only one process can read standard input: give input=FILE")
 
 
 def open_source(settings: PredictSettings) -> TextSource:
@@ -290,52 +442,51 @@ def split_texts(settings: PredictSettings) -> TextSource:
     return TextSource(f"split={settings.split}", columns, lambda: iter(records), skips_blank=False)
 
 
-def predict_texts(
-    settings: PredictSettings, checkpoint: Checkpoint, source: TextSource, overview: Overview
-) -> tuple[Iterator[tuple[Texts, list["Prediction"]]], list[float] | None]:
-    """Load the model, to classify the texts chunk by chunk: memory does not grow with their number.
+def load_predictor(
+    settings: PredictSettings, checkpoint: Checkpoint, source: TextSource, device: Any
+) -> tuple[Predict, list[float] | None]:
+    """Load the model on a device, to classify the texts chunk by chunk: memory does not grow with their number.
 
     Returns:
-        The chunks with their predictions, and the model's L thresholds, or None if it has none.
+        The function that predicts a chunk, and the model's L thresholds, or None if it has none.
 
     Raises:
-        UserError: model, tokenizer and device do not fit together.
+        UserError: model and tokenizer do not fit together.
     """
     with fast_imports():
         from ltp.evaluation.prediction import predict
 
     silence_libraries()
     set_threads(settings.threads)
-    device = select_device(settings.device)
     model = load_model(checkpoint, settings.budget)
     tokenizer = load_tokenizer(checkpoint, pairs=len(source.columns) == 2)
     if settings.max_length is not None:
         check_length("max_length", settings.max_length, model, tokenizer)
     model.to(device)
-    stored = stored_task(checkpoint)
-    named = settings.task if settings.split is not None else None if stored is None else stored.task
-    threshold = null_threshold(named)
+    threshold = threshold_of(settings, checkpoint)
 
-    def predicted() -> Iterator[tuple[Texts, list["Prediction"]]]:
-        with progress(overview.count) as advance:
-            for chunk in source.chunks():
-                yield (
-                    chunk,
-                    predict(
-                        *(model, tokenizer, chunk.texts),
-                        max_length=settings.max_length or max_input_tokens(model, tokenizer),
-                        batch_size=settings.batch_size,
-                        trace=settings.show or settings.html is not None,
-                        advance=advance,
-                        n_best=settings.n_best,
-                        null_threshold=threshold,
-                    ),
-                )
+    def predicted(chunk: Texts, advance: Callable[[int], None]) -> list["Prediction"]:
+        return predict(
+            *(model, tokenizer, chunk.texts),
+            max_length=settings.max_length or max_input_tokens(model, tokenizer),
+            batch_size=settings.batch_size,
+            trace=settings.show or settings.html is not None,
+            advance=advance,
+            n_best=settings.n_best,
+            null_threshold=threshold,
+        )
 
-    return predicted(), None if model.thresholds is None else model.thresholds.tolist()
+    return predicted, None if model.thresholds is None else model.thresholds.tolist()
 
 
-COMMAND = Command("predict", PredictSettings, main, fill, prepare=lambda arguments: list(map(quote_text, arguments)))
+COMMAND = Command(
+    "predict",
+    PredictSettings,
+    main,
+    fill,
+    hints={"trainer.accelerator": "trainer.accelerator is device=auto|cpu|cuda here"},
+    prepare=lambda arguments: list(map(quote_text, arguments)),
+)
 
 if __name__ == "__main__":
     sys.exit(COMMAND())

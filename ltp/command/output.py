@@ -30,20 +30,26 @@ def progress(total: int) -> Iterator[Callable[[int], None]]:
         A function to call with the number of examples done since its last call.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _logged(total)
         return
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bars:
         bar = bars.add_task("", total=total)
-        yield lambda count: bars.advance(bar, count)
+
+        def advance(count: int) -> None:
+            bars.advance(bar, count)
+            if speed := bars.tasks[bar].speed:
+                bars.update(bar, description=f"{speed:,.0f} a second")
+
+        yield advance
 
 
 def _logged(total: int) -> Callable[[int], None]:
-    """Return a function that counts examples, and logs every half minute how many are done and what time is left."""
+    """Return a function that counts examples, and logs every half minute how many are done, and the pace."""
     started = last = time.monotonic()
     done = 0
 
@@ -52,8 +58,9 @@ def _logged(total: int) -> Callable[[int], None]:
         done += count
         if (now := time.monotonic()) - last >= _SECONDS_A_LINE and 0 < done < total:
             last = now
-            left = (now - started) / done * (total - done)
-            log.info("%s of %s, about %.0f min left", f"{done:,}", f"{total:,}", max(1, left / 60))
+            speed = done / (now - started)
+            left = max(1, (total - done) / speed / 60)
+            log.info("%s of %s, %s a second, about %.0f min left", f"{done:,}", f"{total:,}", f"{speed:,.0f}", left)
 
     return advance
 

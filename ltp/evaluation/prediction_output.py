@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -36,11 +37,11 @@ class Notes:
         for row in skipped:
             self._add("skipped, no text", str(row))
 
-    def add(self, rows: Sequence[int], predictions: Sequence[Prediction]) -> None:
-        """Add the notes of predictions."""
-        for row, prediction in zip(rows, predictions, strict=True):
-            if prediction.note:
-                kind, _, detail = prediction.note.partition(": ")
+    def add(self, rows: Sequence[int], notes: Sequence[str]) -> None:
+        """Add the notes of predictions; those without one have an empty text."""
+        for row, note in zip(rows, notes, strict=True):
+            if note:
+                kind, _, detail = note.partition(": ")
                 self._add(kind, f"{row} ({detail})" if detail else str(row))
 
     def _add(self, kind: str, row: str) -> None:
@@ -176,6 +177,27 @@ def _parquet_writer(
         opened[0].write_table(table)
 
     return write
+
+
+def join_files(paths: Sequence[Path], output: Path, columns: OutputColumns) -> None:
+    """Join files of :func:`prediction_writer` to one, which appears when it is whole, as if it had written it alone."""
+    with open_atomically(output) as file, contextlib.ExitStack() as stack:
+        if output.suffix == ".parquet":
+            import pyarrow.parquet
+
+            first = stack.enter_context(pyarrow.parquet.ParquetFile(paths[0])).schema_arrow
+            writer = stack.enter_context(pyarrow.parquet.ParquetWriter(file, first))
+            for path in paths:
+                with pyarrow.parquet.ParquetFile(path) as part:
+                    writer.write_table(part.read())
+            return
+        header = io.StringIO()
+        if output.suffix == ".csv":
+            csv.DictWriter(header, columns.names, lineterminator="\n").writeheader()
+        for path in paths:
+            with path.open("rb") as part:
+                part.seek(0 if path == paths[0] else len(header.getvalue().encode()))
+                shutil.copyfileobj(part, file)
 
 
 def write_page(

@@ -260,7 +260,7 @@ def test_progress_without_a_terminal(monkeypatch, caplog):
         for _ in range(10):
             now[0] += 20
             advance(20_000)
-    assert caplog.messages[0] == "40,000 of 1,000,000, about 16 min left"
+    assert caplog.messages[0] == "40,000 of 1,000,000, 1,000 a second, about 16 min left"
     assert len(caplog.messages) == 5
 
 
