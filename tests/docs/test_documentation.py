@@ -12,6 +12,7 @@ import tomllib
 import types
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import transformers
@@ -19,6 +20,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from predicting import SENTENCES, TOPK, ltp_predict, make_run
 from torch.utils.data import DataLoader, default_collate
 
 from ltp import LTPForSequenceClassification, __version__, bench, train
@@ -228,6 +230,19 @@ def test_the_site_builds_and_fetches_nothing_from_elsewhere(tmp_path):
         fetched = re.findall(r"<(?:script|img|iframe)[^>]*\ssrc=\"?(\S+)|<link[^>]*\shref=\"?(\S+)", html)
         assert not [pair for pair in fetched if re.match(r"(https?:)?//", "".join(pair))], page.name
         assert not re.search(r":(func|class|meth|mod|data|attr|exc):", html), page.name
+
+
+def test_the_example_for_clusters_labels_as_predict_does(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "run", **TOPK)
+    (tmp_path / "run" / "model").rename("DIR")  # an export is the same, with the code for workers without ltp
+    pd.DataFrame({"id": range(len(SENTENCES)), "sentence": SENTENCES}).to_csv("rows.csv", index=False)
+    assert ltp_predict("restore=DIR input=rows.csv columns=[sentence] output=out.csv max_length=128").code == 0
+    names = {}
+    exec(next(block for block in blocks("python", TEXTS["docs/evaluate-and-predict.md"])), names)
+    found = pd.concat(names["label"](pd.read_csv("rows.csv", chunksize=5)))
+    wanted = pd.read_csv("out.csv").drop(columns="row")
+    pd.testing.assert_frame_equal(found, wanted, rtol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Lightning's and the Trainer's about a training this small
