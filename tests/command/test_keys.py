@@ -68,6 +68,11 @@ TRIALS = {
         "output": "restore=RUN text=good output=HERE/labels.csv",
         "show": "restore=RUN text=good show=true",
         "html": "restore=RUN text=good html=HERE/page.html",
+        # several processes: tests/evaluation/test_parts.py
+        "trainer.devices": "--cfg job restore=RUN input=HERE/texts.jsonl output=HERE/out.jsonl trainer.devices=2",
+        "trainer.num_nodes": "--cfg job restore=RUN input=HERE/texts.jsonl output=HERE/out.jsonl trainer.num_nodes=2",
+        "trainer.strategy": "--cfg job restore=RUN input=HERE/texts.jsonl output=HERE/out.jsonl trainer.strategy=ddp",
+        "resume": "restore=RUN input=HERE/texts.jsonl columns=[body] output=HERE/out.jsonl resume=true",
         "n_best": "restore=RUN text=good n_best=1",  # more are for answers: tests/evaluation/test_spans.py
         "max_length": "restore=RUN text=good max_length=8",
         "batch_size": "restore=RUN text=good batch_size=2",
