@@ -102,14 +102,14 @@ def compare_results(model: Any, graph: Infer, batches: Iterable[Batch], *, dtype
         wrong = int((~agree).sum())
         if wrong > TOLERATED_SHARE * len(agree):
             raise DisagreementError(
-                f"the form is wrong for {wrong} of {len(agree)} sequences: logits differ from the model's by up to "
+                f"the float32 form is wrong for {wrong} of {len(agree)} sequences: logits differ from the model's by up to "
                 f"{float(difference.max()):.2g} (allowed: {ALLOWED:g}). Please report this."
             )
         return Agreement(len(agree), float(difference[agree].max()), wrong, **shares)
     agreement = Agreement(len(difference), float(difference.max()), 0, **shares, dtype=dtype)
     if not (agreement.error <= MOST_ERROR and agreement.tokens <= MOST_TOKENS):  # NaN is wrong
         raise DisagreementError(
-            f"in {dtype} something else is computed than by the model: {agreement}. Allowed: tokens by "
+            f"the {dtype} form computes something else than the model: {agreement}. Allowed: tokens by "
             f"{MOST_TOKENS:.0%}, logits by {MOST_ERROR:.0%} (root mean square). float32 is exact."
         )
     return agreement

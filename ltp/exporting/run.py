@@ -118,7 +118,7 @@ def export_graph(
         if (form, dtype) != ("onnx", "float32"):
             log.info("writing the graph in %s, %s", graph.title, dtype)
         graph.runtime.convert(traced, path, dtype, batches)
-        traced.unlink()
+        traced.unlink(missing_ok=True)
         log.info("comparing it with the model")
         agreement = compare_results(model, graph.runtime.load(path), batches, dtype=dtype)
         compared = f"{agreement.sequences} sequences: {agreement} ({dtype})"

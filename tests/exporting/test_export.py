@@ -635,7 +635,7 @@ def test_a_wrong_graph_is_refused(make_run, token_ids):
 
     assert compare_results(model, graph(5e-5), batches).tolerated == 0
     for wrong in (graph(2e-4), graph(length=1), graph(float("nan")), graph(1.0, rows=1)):
-        with pytest.raises(DisagreementError, match=r"^the graph is wrong for \d+ of 14 sequences: logits differ"):
+        with pytest.raises(DisagreementError, match=r"^the float32 form is wrong for \d+ of 14 sequences: logits differ"):
             compare_results(model, wrong, batches)
     many = make_batches(token_ids[:1] * 200, 100)
     assert compare_results(model, graph(1.0, rows=1), many).tolerated == 2
@@ -657,7 +657,7 @@ def test_an_int8_graph_may_differ_a_little(make_run, token_ids):
     assert compare_results(model, graph(noise=0.01), batches, dtype="int8").error > agreement.error
     assert str(agreement).startswith("100.0% of the answers are the model's; tokens alive differ by 0.0%, logits by")
     for wrong in (graph(noise=10), graph(fewer=3), graph(noise=float("nan"))):
-        with pytest.raises(DisagreementError, match=r"^the int8 graph computes something else than the model: \d"):
+        with pytest.raises(DisagreementError, match=r"^the int8 form computes something else than the model: \d"):
             compare_results(model, wrong, batches, dtype="int8")
 
 
@@ -673,7 +673,7 @@ def test_a_graph_that_fails_leaves_nothing(make_run, token_ids, tmp_path, monkey
     zeros = torch.zeros(5, 3), torch.zeros(5, 5, dtype=torch.int64)
     monkeypatch.setattr("ltp.deploy.onnx.convert", lambda *args: None)
     monkeypatch.setattr("ltp.deploy.onnx.load", lambda path: lambda batch: zeros)
-    message = {"wrong": "graph is wrong for 5 of 5", "unknown": "has no ONNX graph: no ONNX function for aten.foo$"}
+    message = {"wrong": "form is wrong for 5 of 5", "unknown": "has no ONNX graph: no ONNX function for aten.foo$"}
     with pytest.raises(RunError, match=message[breakage]):
         export_graph(make_run(), tmp_path / "exported", make_batches(token_ids[:5], 5))
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
