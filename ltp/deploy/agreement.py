@@ -102,8 +102,8 @@ def compare_results(model: Any, graph: Infer, batches: Iterable[Batch], *, dtype
         wrong = int((~agree).sum())
         if wrong > TOLERATED_SHARE * len(agree):
             raise DisagreementError(
-                f"the float32 form is wrong for {wrong} of {len(agree)} sequences: logits differ from the model's by up to "
-                f"{float(difference.max()):.2g} (allowed: {ALLOWED:g}). Please report this."
+                f"the float32 form is wrong for {wrong} of {len(agree)} sequences: logits differ from the model's by "
+                f"up to {float(difference.max()):.2g} (allowed: {ALLOWED:g}). Please report this."
             )
         return Agreement(len(agree), float(difference[agree].max()), wrong, **shares)
     agreement = Agreement(len(difference), float(difference.max()), 0, **shares, dtype=dtype)
