@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ltp.deploy.formats import GRAPHS
+from ltp.deploy.formats import GRAPHS, MOST_ERROR
 from ltp.deploy.requirements import missing_packages
 from ltp.errors import RunError, install_hint
 
@@ -173,7 +173,7 @@ ENGINES: dict[str, Engine] = {
 #: Largest allowed difference from the float32 reference logits. float32: the largest difference of a sequence, divided
 #: by the reference's largest logit or 1, whichever is larger. Other types: root mean square of the differences over
 #: that of the reference, because rounding can move a token's score across the threshold.
-ALLOWED = {"float32": 1e-4, "bfloat16": 0.15, "int8": 0.3}
+ALLOWED = {"float32": 1e-4, "bfloat16": 0.15, "int8": MOST_ERROR}
 
 #: The engines that are measured if none are named.
 DEFAULT_ENGINES = tuple(name for name, engine in ENGINES.items() if engine.is_default)

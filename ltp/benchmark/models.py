@@ -91,16 +91,6 @@ class Models:
         model.execution = execution
         return model
 
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        """Names of the inputs that the model takes."""
-        return self.pruned.family.input_names(self.pruned.dense.config)
-
-    @property
-    def attention(self) -> str:
-        """Hugging Face's fastest attention for the model that runs everywhere."""
-        return "sdpa" if self.pruned.dense._supports_sdpa else "eager"
-
     def hugging_face(self, dtype: str, attention: str) -> Any:
         """The dense Hugging Face classifier with an attention implementation.
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ltp.data.sequences import Batch
+from ltp.deploy.formats import MOST_ERROR
 from ltp.deploy.onnx import Infer
 from ltp.errors import RunError
 
@@ -15,8 +16,8 @@ from ltp.errors import RunError
 ALLOWED = 1e-4
 #: Share of sequences that may differ in float32: rounding may move a score to the other side of its threshold.
 TOLERATED_SHARE = 0.01
-#: bfloat16 and int8: largest error of the logits, and largest share by which tokens alive may differ.
-MOST_ERROR, MOST_TOKENS = 0.3, 0.1
+#: bfloat16 and int8: largest share by which tokens alive may differ.
+MOST_TOKENS = 0.1
 #: Share of the model's answers below which there is a warning.
 FEW_ANSWERS = 0.95
 

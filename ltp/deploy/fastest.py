@@ -20,6 +20,7 @@ from ltp.deploy.graph import write_onnx
 from ltp.deploy.linears import has_bfloat16_instructions
 from ltp.deploy.machine import cpu_name
 from ltp.deploy.model import DeployedModel, random_examples
+from ltp.deploy.onnx import Infer
 from ltp.deploy.requirements import missing_packages
 from ltp.deploy.timing import interleaved
 from ltp.errors import RunError
@@ -34,8 +35,6 @@ BATCH_SIZES = (1, 32)
 LEAST_ANSWERS = 0.98
 _ROUNDS = 5
 _TIMED = 64  # sequences in a round, at most
-
-Infer = Callable[[Batch], list[Tensor]]  #: computes the results of the head, and the token lengths
 
 
 @dataclass(frozen=True)

@@ -48,5 +48,7 @@ GRAPHS = {
     "onnx": GraphFormat("ONNX", "model.onnx", "onnx", "ltp.deploy.onnx"),
     "openvino": GraphFormat("OpenVINO", "openvino_model.xml", "openvino", "ltp.deploy.openvino"),
 }
+#: Largest error of the logits in int8: root mean square of the differences over that of the model's.
+MOST_ERROR = 0.3
 #: The types of graphs.
 DTYPES = ("float32", "int8")
