@@ -75,19 +75,22 @@ class GraphForm(nn.Module):
         layers = family.layers(model.dense)
         have_left = True
         for number, layer in enumerate(layers, start=1):
-            if have_left:
+            is_new = have_left
+            if is_new:
                 slots, alive = _slots(counts)
+                everyone = _indices(alive)
             decides = pruner.decides_in(number)
             if decides and pruner.decides_before:
                 tokens = self._tokens(number, alive, lengths, slots, state, {}, hidden, None)
                 if pruner.carries:
-                    state["carried"] = pruner.carry(tokens).flatten()[_indices(alive)]
+                    state["carried"] = pruner.carry(tokens).flatten()[everyone]
                 survivors = pruner.survivors(tokens)
                 kept = slots.flatten()[_indices(survivors)]
                 hidden = hidden[kept]
                 state = {name: value[kept] for name, value in state.items()}
                 counts = survivors.sum(dim=1)
                 slots, alive = _slots(counts)
+                everyone, is_new = _indices(alive), True
             qkv, pairs = self._project(number, layer, hidden), None  # (T, 3, H, D/H)
             own_key = qkv[:, 1]
             if family.has_positions:
@@ -107,12 +110,12 @@ class GraphForm(nn.Module):
                 sums = comparable_in_padded(sums, pairs, alive)
                 tokens = self._tokens(number, alive, lengths, slots, state, sums, hidden, own_key)
                 if pruner.carries:
-                    state["carried"] = pruner.carry(tokens).flatten()[_indices(alive)]
+                    state["carried"] = pruner.carry(tokens).flatten()[everyone]
                 if sizes is not None:
                     survivors, sizes, context, hidden, into = self._merge(tokens, sizes, context, hidden, slots)
                     if reads_tokens:
                         owner = owners(owner, state["origin"], into)
-                    state["sizes"] = sizes.flatten()[_indices(alive)]
+                    state["sizes"] = sizes.flatten()[everyone]
                 else:
                     survivors = pruner.survivors(tokens)
                 counts = survivors.sum(dim=1)
@@ -121,9 +124,10 @@ class GraphForm(nn.Module):
             have_left = is_last or survivors is not alive
             # after the last attention only the classification tokens are needed, the first of each row
             first_of_rows = torch.arange(counts.shape[0], device=counts.device) * alive.shape[1]
-            indices = first_of_rows if is_last else _indices(survivors)
+            indices = first_of_rows if is_last else _indices(survivors) if have_left else everyone
             context = context.flatten(0, 1)[indices]
-            if have_left:
+            # where all stay, too, if these slots are new: shape inference then finds one number of tokens in both
+            if have_left or is_new:
                 kept = slots.flatten()[indices]
                 hidden = hidden[kept]
                 state = {name: value[kept] for name, value in state.items()}
@@ -193,11 +197,12 @@ class GraphForm(nn.Module):
         shares = (targets[:, None, :] == columns[:, None]) * (sizes * tokens.alive)[:, None, :]  # of j in i, (B, i, j)
         merged = shares.sum(dim=2)
         shares = shares / merged.clamp(min=1)[:, :, None]
-        rows = hidden[slots]
-        hidden = (shares @ rows).flatten(0, 1)[_indices(tokens.alive)]
+        # packed in between: shape inference loses track of the joined heads
+        context = context.flatten(0, 1)[_indices(tokens.alive)]
+        hidden = (shares @ hidden[slots]).flatten(0, 1)[_indices(tokens.alive)]
         starts = tokens.alive.sum(dim=1).cumsum(dim=0) - tokens.alive.sum(dim=1)
         into = (starts[:, None] + targets).flatten()[_indices(tokens.alive)]
-        return tokens.alive & (targets == columns), merged, shares @ context, hidden, into
+        return tokens.alive & (targets == columns), merged, shares @ context[slots], hidden, into
 
 
 def _projections(model: Any) -> nn.ModuleList:

@@ -18,7 +18,7 @@ from ltp.data.demo import demo_rows, demo_tokenizer
 from ltp.data.sequences import make_batches
 from ltp.deploy.agreement import DisagreementError, compare_results
 from ltp.deploy.formats import GRAPHS
-from ltp.deploy.graph import GraphForm
+from ltp.deploy.graph import GraphForm, write_onnx
 from ltp.deploy.requirements import missing_packages
 from ltp.encoders import encoder_family
 from ltp.errors import RunError, UserError
@@ -34,6 +34,7 @@ needs_onnx = pytest.mark.skipif(bool(missing_packages("onnx")), reason="needs th
 THRESHOLD = {"prune_mode": "absolute_threshold", "final_token_threshold": 0.05, "score_length": 16}
 NORM = {"prune_mode": "absolute_threshold", "final_token_threshold": 0.12, "scoring_mode": "mean_norm"}
 TOPK = {"prune_mode": "topk", "token_keep_rate": -0.4}
+TOME = {"prune_mode": "tome", "token_keep_rate": 0.4, "first_layer": 1}
 
 RESULTS = {
     "task": "mrpc",
@@ -526,7 +527,7 @@ def test_padding_on_the_left_and_rows_of_padding_change_no_other_row(
     [
         ("onnx", "float32", "bert", THRESHOLD),
         ("onnx", "int8", "roberta", NORM),
-        ("openvino", "float32", "roberta", NORM),
+        ("openvino", "float32", "roberta", TOME),
         ("openvino", "int8", "bert", THRESHOLD),
     ],
 )
@@ -571,6 +572,21 @@ def check_graph(folder, run, batches, agreement, form="onnx"):
     scope = {"DIR": str(folder)}
     exec(snippet, scope)
     assert scope["token_lengths"].shape == (2, model.config.num_hidden_layers + 1)
+
+
+@needs_onnx
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "pruning",
+    [{"prune_mode": "none"}, TOME, {"prune_mode": "ltc", "pool_layer": 1}, {"prune_mode": "transkimmer"}],
+    ids=lambda pruning: pruning["prune_mode"],
+)
+def test_shapes_of_a_graph_can_be_inferred(make_dense, here, pruning):
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    model = LTPForSequenceClassification.from_dense(make_dense("bert", num_hidden_layers=2), **pruning)
+    write_onnx(model, here / "model.onnx")
+    quant_pre_process(here / "model.onnx", here / "shaped.onnx")  # fails where shapes cannot be inferred
 
 
 @needs_onnx

@@ -48,7 +48,8 @@ class LTC(Method):
     demo: ClassVar[Mapping[str, Any]] = {"pool_layer": 1}
 
     def merge_targets(self, tokens: Tokens, weights: Any) -> Tensor:
-        columns = torch.arange(tokens.alive.shape[1], device=tokens.alive.device).expand(tokens.alive.shape)
+        # not an expanded `arange`: shape inference of ONNX graphs loses track of that
+        columns = torch.ones_like(tokens.alive, dtype=torch.int64).cumsum(dim=1) - 1
         if tokens.layer != (self.pool_layer or max(tokens.num_layers // 2, 1)):
             return columns
         # the class token is kept apart; the m others are divided into k groups: token i goes into group floor(i·k/m)

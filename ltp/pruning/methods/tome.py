@@ -32,11 +32,13 @@ def matched(keys: Tensor, alive: Tensor, merges: Tensor) -> Tensor:
     """
     index = alive.long().cumsum(dim=1) - 1  # among the tokens alive
     first, second = alive & (index % 2 == 0) & (index > 0), alive & (index % 2 == 1)
-    keys = torch.nn.functional.normalize(keys.float(), dim=-1)
+    keys = keys.float()
+    # neither `normalize` nor `max` below: shape inference of ONNX graphs loses track of them
+    keys = keys / keys.square().sum(dim=-1, keepdim=True).sqrt().clamp(min=1e-12)
     cosine = keys @ keys.transpose(1, 2)  # (B, N of the second set, N of the first)
     cosine = cosine.masked_fill(~first[:, None, :], -math.inf)
-    best, into = cosine.max(dim=2)
-    best = best.masked_fill(~second, -math.inf)
+    into = cosine.argmax(dim=2)
+    best = cosine.gather(2, into[:, :, None]).squeeze(2).masked_fill(~second, -math.inf)
     rank = best.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     leaves = second & (rank < merges[:, None]) & (best > -math.inf)
     columns = torch.arange(alive.shape[1], device=alive.device)
