@@ -118,6 +118,12 @@ class ObservedLinear(PlainLinear):
         layer.weight, layer.bias = self.weight[order], self.bias[order]
         return layer
 
+    def smoothed(self, factors: Tensor) -> "ObservedLinear":
+        """Return the layer for inputs that are divided by factors, (in,)."""
+        layer = copy.copy(self)
+        layer.weight, layer.low, layer.high = self.weight * factors, self.low / factors, self.high / factors
+        return layer
+
     def quantised(self) -> "Int8Linear":
         """Return the layer in int8, for inputs of the range that was seen."""
         return Int8Linear(self.weight, self.bias, Scale.of(self.low, self.high), self.activation)
@@ -133,10 +139,8 @@ class Scale:
     @classmethod
     def of(cls, low: Tensor, high: Tensor) -> "Scale":
         """Return the scale of a range; 0 is made a part of it."""
-        # without VNNI instructions, sums of two 8-bit products overflow the 16-bit accumulator
-        largest = 255 if getattr(torch.cpu, "_is_vnni_supported", lambda: False)() else 127
         smallest = min(float(low.min()), 0.0)
-        step = max(float(high.max()) - smallest, 1e-6) / largest
+        step = max(float(high.max()) - smallest, 1e-6) / 255
         return cls(step, round(-smallest / step))
 
 
@@ -160,7 +164,7 @@ class Int8Linear:
         if gelu_approximation(activation) == "none":
             activation = torch.ops.aten.gelu_  # in place: a second buffer of this size does not fit the cache
         self.activation = activation
-        scales = weight.abs().amax(dim=1).double().clamp(min=1e-12) / 127
+        scales = weight.abs().amax(dim=1).double().clamp(min=1e-12) / largest_weight()
         zeros = torch.zeros(len(scales), dtype=torch.int64)
         engine = torch.backends.quantized.engine  # a global setting that selects the packing back end
         try:
@@ -179,9 +183,15 @@ class Int8Linear:
         result = self._product(rows, *self._arguments)
         return self.activation(result) if self.activation is not None else result
 
-    def add(self, rows: Tensor, residual: Tensor) -> Tensor:
-        """Compute the layer plus a residual, without the activation: (T, in), (T, out) → (T, out)."""
-        return self._product(rows, *self._arguments).add_(residual)
+    def add(self, rows: Tensor, residual: Tensor, factors: Tensor | None = None) -> Tensor:
+        """Compute the layer plus a residual, without the activation: (T, in), (T, out) → (T, out).
+
+        Args:
+            rows, residual: as above.
+            factors: of the residual's columns, (out,); None for 1.
+        """
+        result = self._product(rows, *self._arguments)
+        return result.add_(residual) if factors is None else result.addcmul_(residual, factors)
 
 
 class FeedForward:
@@ -205,6 +215,23 @@ class FeedForward:
         return inner if self.gate is None else inner.mul_(self.gate(rows))
 
 
+def smoothing(layers: Sequence[ObservedLinear]) -> Tensor:
+    """Return factors by which the inputs of layers are divided, and their weights multiplied, before both are rounded.
+
+    Some inputs are many times as large as the others, and set the range of all. The factors share that between inputs
+    and weights (SmoothQuant, arXiv 2211.10438, with its strength of 0.5).
+
+    Args:
+        layers: of the same inputs.
+
+    Returns:
+        (in,), all positive.
+    """
+    inputs = torch.stack([torch.maximum(-layer.low, layer.high) for layer in layers]).amax(dim=0)
+    weights = torch.cat([layer.weight for layer in layers]).abs().amax(dim=0)
+    return (inputs.clamp(min=1e-5) / weights.clamp(min=1e-5)).sqrt()
+
+
 class Int8FeedForward(FeedForward):
     """The same in int8, but for the few inner channels with the largest values, which are computed in float32.
 
@@ -212,9 +239,11 @@ class Int8FeedForward(FeedForward):
 
     Args:
         observed: with layers of the class :class:`ObservedLinear`.
+        factors: of the residual's columns, (D,); None for 1.
     """
 
-    def __init__(self, observed: FeedForward) -> None:
+    def __init__(self, observed: FeedForward, factors: Tensor | None = None) -> None:
+        self._factors = factors
         up, gate, down = observed.up, observed.gate, observed.down
         peaks = torch.maximum(-down.low, down.high)
         order = peaks.argsort(descending=True)  # the large channels first, as one view
@@ -233,7 +262,7 @@ class Int8FeedForward(FeedForward):
 
     def __call__(self, rows: Tensor, residual: Tensor) -> Tensor:
         inner = self._inner(rows)
-        return self.down.add(inner, residual).addmm_(inner[:, : self._large], self._large_down)
+        return self.down.add(inner, residual, self._factors).addmm_(inner[:, : self._large], self._large_down)
 
 
 def join_linears(linears: Sequence[nn.Linear], scales: Sequence[float] = (1.0,)) -> tuple[Tensor, Tensor]:
@@ -280,6 +309,15 @@ def linear_type(dtype: str) -> type[PlainLinear]:
 def onednn_works(dtype: torch.dtype) -> bool:
     """Whether oneDNN's prepacked linear layers run on this machine and are correct on a small example."""
     return _works(OneDNNLinear, dtype, tolerance=1e-5 if dtype == torch.float32 else 5e-2)
+
+
+def largest_weight() -> int:
+    """Return the largest weight in int8 with which sums of two products, of 8 bits, do not overflow here.
+
+    Without VNNI instructions they have 16 bits: 2 · 255 · 63 fits. Inputs keep their 8 bits, because their rounding is
+    most of the error: a weight's range is that of a row, an input's that of a tensor.
+    """
+    return 127 if getattr(torch.cpu, "_is_vnni_supported", lambda: False)() else 63
 
 
 @cache

@@ -22,6 +22,7 @@ from ltp.deploy.linears import (
     has_bfloat16_instructions,
     join_linears,
     linear_type,
+    smoothing,
 )
 from ltp.encoders.base import LayerParts, PairBias, Rotation
 from ltp.execution.attention import Pairs
@@ -399,6 +400,8 @@ class DeployedLayer:
             None if parts.gate is None else prepare(parts.gate),
             prepare(parts.down),
         )
+        self._attention_norm: _Norm
+        self._output_norm: _Norm
         self._attention_norm, self._output_norm = (
             None
             if norm is None
@@ -414,7 +417,15 @@ class DeployedLayer:
     def quantise(self) -> None:
         """Replace observed linear layers by those in int8."""
         self._qkv, self._attention_output = self._qkv.quantised(), self._attention_output.quantised()
-        self._feed_forward = Int8FeedForward(self._feed_forward)
+        up, gate, down = self._feed_forward.up, self._feed_forward.gate, self._feed_forward.down
+        factors = smoothing([layer for layer in (up, gate) if layer is not None])
+        inner = FeedForward(up.smoothed(factors), None if gate is None else gate.smoothed(factors), down)
+        if self._norm_first:  # the norm divides by the factors, without a pass of its own
+            self._output_norm = _divided(self._output_norm, factors)
+            self._feed_forward = Int8FeedForward(inner)
+        else:  # what it divides is the residual, too
+            self._attention_norm = _divided(self._attention_norm, factors)
+            self._feed_forward = Int8FeedForward(inner, factors)
 
     def project(self, hidden: Tensor) -> Tensor:
         """Compute scaled queries, keys and values: (R, D) → (R, 3, H, D/H)."""
@@ -441,7 +452,19 @@ class DeployedLayer:
         return _normalised(self._feed_forward(hidden, hidden), self._output_norm)
 
 
-def _normalised(hidden: Tensor, norm: tuple[Any, Tensor, Tensor | None, float] | None) -> Tensor:
+#: Shape, weight, bias and epsilon of a LayerNorm; None for no norm.
+_Norm = tuple[Any, Tensor, Tensor | None, float] | None
+
+
+def _divided(norm: _Norm, factors: Tensor) -> _Norm:
+    """Return the norm whose results are divided by factors, (D,)."""
+    if norm is None:
+        raise ValueError("a layer has no norm before its feed-forward products, which int8 needs")
+    shape, weight, bias, epsilon = norm
+    return shape, weight / factors, None if bias is None else bias / factors, epsilon
+
+
+def _normalised(hidden: Tensor, norm: _Norm) -> Tensor:
     return hidden if norm is None else functional.layer_norm(hidden, *norm)
 
 

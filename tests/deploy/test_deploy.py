@@ -225,6 +225,39 @@ def test_the_largest_inner_channels_stay_in_float32():
 
 
 @needs_int8
+@pytest.mark.parametrize("family", ["bert", "modernbert"])  # the norm after the residual, and before
+def test_large_inputs_of_the_feed_forward_products_cost_no_accuracy(make_dense, monkeypatch, family):
+    model = LTPForSequenceClassification.from_dense(make_dense(family), prune_mode="none")
+    with torch.no_grad():
+        for layer in model.family.layers(model.dense):
+            parts = model.family.parts(layer)
+            norm = parts.output_norm if parts.norm_first else parts.attention_norm
+            norm.weight[3] *= 60  # as in trained models
+            parts.up.weight[:, 3] /= 60
+    inputs = batch([17, 3, 14, 2, 9])
+    with torch.no_grad():
+        exact = model(**inputs).logits
+
+    def error():
+        return (model.deploy("int8")(**inputs).logits - exact).norm() / exact.norm()
+
+    smoothed = error()
+    monkeypatch.setattr("ltp.deploy.model.smoothing", lambda layers: torch.ones(layers[0].weight.shape[1]))
+    assert smoothed < 0.5 * error()
+
+
+@needs_int8
+@pytest.mark.parametrize("has_vnni", [True, False])
+def test_int8_sums_do_not_overflow(monkeypatch, has_vnni):
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: has_vnni, raising=False)
+    if has_vnni and not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        pytest.skip("this CPU has no VNNI")
+    weight = torch.full((8, 64), 1.0)
+    layer = Int8Linear(weight, torch.zeros(8), linears.Scale.of(torch.tensor([0.0]), torch.tensor([2.0])))
+    torch.testing.assert_close(layer(torch.full((5, 64), 2.0)), torch.full((5, 8), 128.0), rtol=1e-3, atol=0)
+
+
+@needs_int8
 def test_int8_tells_how_the_examples_come_out(make_dense, caplog, monkeypatch):
     model = LTPForSequenceClassification.from_dense(make_dense("bert")).train()
     inputs = batch(list(range(2, 40)))
