@@ -221,7 +221,7 @@ def measure(settings: BenchSettings, checkpoint: Checkpoint | None) -> dict[str,
 
     Returns:
         The report of :func:`ltp.benchmark.compare.run_benchmark`, with ``created``, ``command``, ``settings``,
-        ``model``, ``pruning`` and ``lengths``.
+        ``model``, ``pruning``, ``lengths`` and ``metric`` (that of the rows; None without labels).
 
     Raises:
         UserError: model, data and device do not fit together.
@@ -257,12 +257,13 @@ def measure(settings: BenchSettings, checkpoint: Checkpoint | None) -> dict[str,
             clock=options.clock,
         )
         sequences = read_sequences(settings, checkpoint, model)
+        if options.order == "sorted":
+            sequences = sequences.longest_first()
         model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides self from mypy
         batches = functools.partial(
             _batches,
             model.family.input_names(model.dense.config),
             sequences.ids,
-            order=options.order,
             pad_token_id=model.config.dense_config.get("pad_token_id") or 0,
             token_types=sequences.types,
             device=device,
@@ -270,7 +271,7 @@ def measure(settings: BenchSettings, checkpoint: Checkpoint | None) -> dict[str,
         if options.relative_flops is not None:
             _set_relative_flops(model, batches(len(sequences.ids))[0], options.relative_flops)
         with step_progress() as progress:
-            report = run_benchmark(model, batches, plan, progress)
+            report = run_benchmark(model, batches, plan, progress, sequences.score)
     sizes = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
     name = checkpoint.name if checkpoint is not None else f"{options.shape}, random weights"
     return {
@@ -280,6 +281,7 @@ def measure(settings: BenchSettings, checkpoint: Checkpoint | None) -> dict[str,
         "model": {"name": name, "restore": settings.restore, **{key: getattr(model.config, key) for key in sizes}},
         "pruning": model.config.prune_mode,
         "lengths": sequences.source,
+        "metric": None if sequences.task is None else sequences.task.main_metric,
         **report,
     }
 

@@ -5,7 +5,7 @@ import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -14,14 +14,10 @@ from ltp.command.imports import fast_imports
 from ltp.deploy.formats import DTYPES, GRAPHS
 from ltp.deploy.requirements import missing_packages
 from ltp.errors import UserError, check_range, install_hint, suggest, unknown_option
-from ltp.evaluation.samples import Sequences, validation_sequences
+from ltp.evaluation.samples import own_sequences
 from ltp.model import MODEL_CLASSES
 from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint
-from ltp.runs.loading import check_budget, load_model, load_tokenizer, silence_libraries, stored_task
-from ltp.runs.plan import task_of
-
-if TYPE_CHECKING:  # torch and transformers take seconds to import; report mistakes before that
-    from ltp.model.pretrained import LTPPreTrainedModel
+from ltp.runs.loading import check_budget, load_model, load_tokenizer, silence_libraries
 
 log = logging.getLogger("ltp")
 
@@ -130,7 +126,7 @@ def to_graph(settings: ExportSettings, checkpoint: Checkpoint, target: Path) -> 
     from ltp.exporting.speed import compare_speed
 
     model = load_model(checkpoint, settings.budget)
-    sequences = read_sequences(settings, checkpoint, model)
+    sequences = own_sequences(checkpoint, model, settings.sequences, settings.data_dir)
     padding = model.config.dense_config.get("pad_token_id") or 0
     batches = {
         size: make_batches(sequences.ids, size, pad_token_id=padding, token_types=sequences.types)
@@ -151,31 +147,6 @@ def to_graph(settings: ExportSettings, checkpoint: Checkpoint, target: Path) -> 
                 f"{speed.dense_milliseconds.median:.3g} ms: {speed.speedup.median:.2f} times as fast "
                 f"({speed.speedup.low:.2f}–{speed.speedup.high:.2f})"
             )
-
-
-def read_sequences(settings: ExportSettings, checkpoint: Checkpoint, model: "LTPPreTrainedModel") -> Sequences:
-    """A sample of the run's own validation split, or random tokens if it cannot be read.
-
-    Raises:
-        UserError: ``data_dir`` was given, and the split cannot be read from it.
-    """
-    from ltp.data.lengths import synthetic_lengths
-    from ltp.data.sequences import random_sequences
-
-    stored = stored_task(checkpoint)
-    try:
-        if stored is None:
-            raise UserError("its config.yaml is missing")
-        data_dir = settings.data_dir or stored.data_dir
-        tokenizer = load_tokenizer(checkpoint, task_of(stored.task))
-        return validation_sequences(stored.task, data_dir, tokenizer, settings.sequences)
-    except UserError as error:
-        if settings.data_dir is not None:
-            raise
-        print(f"the run's own validation split is out of reach: {error}")
-    max_length = model.config.max_input_tokens
-    lengths = [min(length, max_length) for length in synthetic_lengths("sst2", settings.sequences)]
-    return Sequences("random tokens", random_sequences(lengths, model.config.vocab_size))
 
 
 COMMAND = Command("export", ExportSettings, main, fill)

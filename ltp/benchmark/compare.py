@@ -1,8 +1,10 @@
 """The benchmark: build the engines, check their logits, time them in interleaved rounds, and report."""
 
 import contextlib
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,6 +61,7 @@ def run_benchmark(
     batches: Callable[[int], Sequence[Batch]],
     plan: Plan,
     progress: Callable[[int, int, str], None] = lambda done, total, description: None,
+    score: Callable[[Tensor], float | None] = lambda logits: None,
 ) -> dict[str, Any]:
     """Compare the engines on the same sequences.
 
@@ -67,6 +70,7 @@ def run_benchmark(
         batches: maps a batch size to all sequences in batches of that size, always in the same order.
         plan: the settings of the benchmark.
         progress: called with the number of passes done, the total, and a description of the last one.
+        score: computes the task's metric from the logits of all sequences, (S, num_labels) float32.
 
     Returns:
         The report in plain containers: ``hardware``, ``versions``, ``plan``, ``definitions``, ``sequences``,
@@ -76,8 +80,9 @@ def run_benchmark(
     Raises:
         WrongResultsError: an engine's logits or gradients differ from the reference's.
     """
-    models = Models(model)
-    built, left_out = _build(models, plan)
+    with tempfile.TemporaryDirectory() as folder:
+        models = Models(model, Path(folder))
+        built, left_out = _build(models, plan)
     limits = sorted({limit for key in built if (limit := limit_of(key)) is not None})
     training = [dtype for dtype in plan.dtypes if dtype in TRAINING_TYPES] if plan.train and models.prunes else []
     steps = (1 + plan.rounds) * (len(built) + len(training) * len(TRAINING)) + plan.rounds * len(limits)
@@ -94,7 +99,7 @@ def run_benchmark(
     results: list[dict[str, Any]] = []
     for size in plan.batch_sizes:
         sized_batches = batches(size)
-        results += _time_inference(built, limits, sized_batches, size, reference, facts, plan, tick)
+        results += _time_inference(built, limits, sized_batches, size, reference, facts, plan, tick, score)
         for dtype in training:
             results += _time_training(models, dtype, sized_batches, size, facts, plan, tick)
     tokens = reference.lengths[:, 0].double()
@@ -229,13 +234,14 @@ def _time_inference(
     facts: Facts,
     plan: Plan,
     tick: Tick,
+    score: Callable[[Tensor], float | None],
 ) -> list[dict[str, Any]]:
     """Check the engines, time them together with their limits, and return the report's rows."""
     device = batches[0]["input_ids"].device
     passes: dict[Key | Limit, Pass] = {}
     checks: dict[Key, Check] = {}
     for key, infer in built.items():
-        checks[key] = _check(key, infer, batches, reference)
+        checks[key] = _check(key, infer, batches, reference, score)
         passes[key] = _pass(infer, batches)
         tick(f"batch {size} · {key}: checked")
     for limit in limits:
@@ -252,8 +258,14 @@ def _time_inference(
     return inference_rows(seconds, checks, size, facts)
 
 
-def _check(key: Key, infer: Infer, batches: Sequence[Batch], reference: _Reference) -> Check:
-    """Run one warm-up pass: check the logits and measure the peak memory."""
+def _check(
+    key: Key,
+    infer: Infer,
+    batches: Sequence[Batch],
+    reference: _Reference,
+    score: Callable[[Tensor], float | None],
+) -> Check:
+    """Run one warm-up pass: check the logits, score them and measure the peak memory."""
     logits: list[Tensor] = []
     pruned = ENGINES[key.engine].pruned
     memory = peak_memory(lambda: logits.extend(infer(batch) for batch in batches), batches[0]["input_ids"].device)
@@ -264,7 +276,7 @@ def _check(key: Key, infer: Infer, batches: Sequence[Batch], reference: _Referen
         reference.pruned_logits if pruned else reference.dense_logits,
         "the masked form" if pruned else "Hugging Face eager",
     )
-    return Check(difference, memory)
+    return Check(difference, memory, score(torch.cat([part.float().cpu() for part in logits])))
 
 
 def _time_training(

@@ -100,15 +100,13 @@ def _graph(form: str, *, pruned: bool) -> Callable[[Models, str], Infer]:
         if missing := missing_packages(extra):
             raise UnavailableError(f"{', '.join(missing)} not installed: {install_hint(extra)}")
         _require_cpu(models, "graphs are, as they are run here,")
-        from ltp.deploy.graph import write_dense_onnx, write_onnx
         from ltp.deploy.model import random_examples
 
-        model, runtime = models.ltp("float32", pruned=pruned), GRAPHS[form].runtime
+        runtime = GRAPHS[form].runtime
         with tempfile.TemporaryDirectory() as folder:
-            traced, path = Path(folder) / "traced.onnx", Path(folder) / GRAPHS[form].file
+            path = Path(folder) / GRAPHS[form].file
             try:
-                (write_onnx if pruned else write_dense_onnx)(model, traced)
-                runtime.convert(traced, path, dtype, random_examples(model))
+                runtime.convert(models.graph(pruned=pruned), path, dtype, random_examples(models.pruned))
             except (RunError, ValueError) as error:  # an operation that the format lacks
                 raise UnavailableError(str(error)) from error
             infer = runtime.load(path)

@@ -3,6 +3,7 @@
 import copy
 import re
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -67,12 +68,14 @@ class Models:
 
     Args:
         pruned: the classifier with the pruning to measure, float32, in evaluation mode on its device.
+        folder: a folder for graphs, which must exist while :meth:`graph` is called.
     """
 
-    def __init__(self, pruned: LTPPreTrainedModel) -> None:
+    def __init__(self, pruned: LTPPreTrainedModel, folder: Path) -> None:
         self.pruned = pruned
         self.device = pruned.device
         self._copies: dict[tuple[str, bool], LTPPreTrainedModel] = {}
+        self._folder = folder
 
     @cached_property
     def prunes(self) -> bool:
@@ -102,6 +105,19 @@ class Models:
             raise ValueError(f"{type(model).__name__} has no sdpa attention")
         model.set_attn_implementation(attention)
         return model
+
+    def graph(self, *, pruned: bool) -> Path:
+        """The classifier as an ONNX graph in float32, pruned or dense.
+
+        Raises:
+            RunError: it has an operation that ONNX lacks.
+        """
+        from ltp.deploy.graph import write_dense_onnx, write_onnx  # which need their packages
+
+        path = self._folder / ("pruned.onnx" if pruned else "dense.onnx")
+        if not path.exists():
+            (write_onnx if pruned else write_dense_onnx)(self.ltp("float32", pruned=pruned), path)
+        return path
 
     def prepacked(self, dtype: str) -> Any:
         """The dense Hugging Face classifier with sdpa attention and the linears of ``deploy()``.

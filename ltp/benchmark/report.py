@@ -21,6 +21,7 @@ DEFINITIONS = {
     "limit": "seconds of the bare matrix products ÷ seconds of the engine, in the same round: " + products.DEFINITION,
     "peak_memory_mb": "MiB that a pass needs beyond what is allocated before it (weights); CPU: growth of the "
     "resident set",
+    "score": "the task's main metric (`metric`) on these sequences; null without labels",
     "logits_difference": "float32: largest difference from the reference ÷ its largest logit or 1, if that is larger; "
     "other types: root mean square of the differences ÷ that of the reference. Reference, in float32: Hugging Face "
     "eager, or masked execution for engines that prune",
@@ -61,10 +62,11 @@ class Limit:
 
 @dataclass(frozen=True)
 class Check:
-    """Result of the warm-up pass: the difference from the reference, and the peak memory in MiB."""
+    """Result of the warm-up pass: the difference from the reference, the peak memory in MiB, and the task's metric."""
 
     logits_difference: float
     peak_memory: float | None
+    score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ def inference_rows(
         products_seconds = seconds.get(limit) if limit else None
         row["limit"] = ratio(products_seconds, seconds[key]).median if products_seconds else None
         row["peak_memory_mb"] = checks[key].peak_memory
+        row["score"] = checks[key].score
         row["logits_difference"] = checks[key].logits_difference
         rows.append(row)
     for limit in (key for key in seconds if isinstance(key, Limit)):
@@ -135,7 +138,7 @@ def training_rows(seconds: Mapping[Key, Seconds], batch_size: int, facts: Facts)
 
 
 #: Keys that are None in rows of other kinds than inference.
-_DERIVED = ("speedup", "flops_ratio", "efficiency", "limit", "peak_memory_mb", "logits_difference")
+_DERIVED = ("speedup", "flops_ratio", "efficiency", "limit", "peak_memory_mb", "score", "logits_difference")
 
 
 def _row(

@@ -28,7 +28,8 @@ def print_report(report: dict[str, Any]) -> None:
         soft_wrap=True,
     )
     for size in report["settings"]["bench"]["batch_size"]:
-        console.print(comparison([row for row in report["results"] if row["batch_size"] == size]))
+        rows = [row for row in report["results"] if row["batch_size"] == size]
+        console.print(comparison(rows, report["metric"]))
     console.print(
         f"Medians of the rounds (min–max). Speed-up: over {report['plan']['baseline']} in the same type (int8: over "
         "float32; training: over masked). FLOPs: dense ÷ pruned. Efficiency: speed-up over the same engine unpruned "
@@ -40,16 +41,27 @@ def print_report(report: dict[str, Any]) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def comparison(rows: Sequence[dict[str, Any]]) -> Table:
+def comparison(rows: Sequence[dict[str, Any]], metric: str | None) -> Table:
     """A table of the rows of one batch size.
 
     Args:
         rows: rows of a report's ``results``; at least one.
+        metric: name of their ``score``.
     """
+    metric = metric if any(row["score"] is not None for row in rows) else None
     table = Table(title=f"batch size {rows[0]['batch_size']}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("engine", no_wrap=True)
     table.add_column("type", no_wrap=True)
-    for name in ("ms/sequence", "seq/s", "speed-up", "FLOPs", "efficiency", "limit", "MiB"):
+    for name in (
+        "ms/sequence",
+        "seq/s",
+        "speed-up",
+        "FLOPs",
+        "efficiency",
+        "limit",
+        "MiB",
+        *([metric] if metric else ()),
+    ):
         table.add_column(name, justify="right", no_wrap=True)
     previous = rows[0]["kind"]
     for row in rows:
@@ -66,6 +78,7 @@ def comparison(rows: Sequence[dict[str, Any]]) -> Table:
             _number(row["efficiency"], 2),
             _number(row["limit"], 2),
             _number(row["peak_memory_mb"], 0),
+            *([_number(row["score"], 4)] if metric else ()),
         )
     return table
 

@@ -60,13 +60,25 @@ class Outcome:
 
     def score(self, metric: Metric, name: str) -> float | None:
         """Compute a metric of the task by its name; None if it is not defined on these examples."""
-        predictions = self.predictions
-        if not self.task.is_defined(name, predictions, self.labels):
-            return None
-        metric.reset()
-        metric.update(predictions, self.labels)
-        value = float(metric.compute())
-        return value if math.isfinite(value) else None
+        return score(self.task, metric, name, self.logits, self.labels)
+
+
+def score(task: Task, metric: Metric, name: str, logits: Tensor, labels: Tensor) -> float | None:
+    """Compute a metric of a task; None if it is not defined on these examples.
+
+    Args:
+        task: the task.
+        metric, name: one of its metrics, built, and its name.
+        logits: (N, …, num_labels) float32.
+        labels: what the model takes, see :meth:`ltp.data.tasks.Task.collate_labels`.
+    """
+    predictions = task.predictions(logits)
+    if not task.is_defined(name, predictions, labels):
+        return None
+    metric.reset()
+    metric.update(predictions, labels)
+    value = float(metric.compute())
+    return value if math.isfinite(value) else None
 
 
 @dataclass(frozen=True)
@@ -78,20 +90,23 @@ class Engine:
     autocast: torch.dtype | None
 
     @classmethod
-    def create(cls, model: LTPPreTrainedModel, execution: str, dtype: str, device: torch.device) -> Engine:
+    def create(
+        cls, model: LTPPreTrainedModel, execution: str, dtype: str, device: torch.device, **settings: Any
+    ) -> Engine:
         """Prepare a model, with its current pruning, for a device.
 
         Args:
             model: the classifier, on the CPU, in evaluation mode; it is moved to ``device`` unless deployed.
             execution: ``packed``, ``masked`` or ``deployed``.
-            dtype: ``float32`` or ``bfloat16`` (autocast, as in training); deployed also ``int8``.
+            dtype: ``float32`` or ``bfloat16`` (autocast, as in training); deployed also ``int8``, ``auto``.
             device: device of the inputs; deployed models need the CPU.
+            settings: of a deployed one, see :meth:`ltp.model.pretrained.LTPPreTrainedModel.deploy`.
 
         Raises:
             RuntimeError: this machine cannot compute in ``dtype``.
         """
         if execution == "deployed":
-            return cls(model.deploy(dtype), device, None)
+            return cls(model.deploy(dtype, **settings), device, None)
         model.execution = execution
         model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides self from mypy
         return cls(model, device, torch.bfloat16 if dtype == "bfloat16" else None)

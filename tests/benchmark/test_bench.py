@@ -19,6 +19,7 @@ from ltp.benchmark.report import Check, Facts, Key, Limit, inference_rows, train
 from ltp.benchmark.shapes import SHAPES
 from ltp.benchmark.table import left_out
 from ltp.command import cli
+from ltp.data.demo import demo_rows, demo_tokenizer
 from ltp.data.lengths import LENGTHS, synthetic_lengths
 from ltp.data.sequences import make_batches, random_sequences
 from ltp.deploy.timing import Spread, interleaved, peak_memory, ratio
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*quantized tensor creation func
 
 ROW_KEYS = {
     *("kind", "engine", "title", "dtype", "batch_size", "pruned", "milliseconds_per_sequence", "sequences_per_second"),
-    *("speedup", "flops_ratio", "efficiency", "limit", "peak_memory_mb", "logits_difference"),
+    *("speedup", "flops_ratio", "efficiency", "limit", "peak_memory_mb", "score", "logits_difference"),
 }
 
 
@@ -453,9 +454,10 @@ def test_the_command_prints_a_table_and_writes_a_report(here):
     assert finished.out.endswith("report: reports/tiny.json\n")
     report = json.loads((here / "reports" / "tiny.json").read_text(encoding="utf-8"))
     assert set(report) == {
-        *("created", "command", "settings", "model", "pruning", "lengths", "hardware", "versions", "plan"),
-        *("definitions", "sequences", "tokens", "relative_flops", "tokens_per_layer", "left_out", "results"),
+        *("created", "command", "settings", "model", "pruning", "lengths", "metric", "hardware", "versions"),
+        *("definitions", "sequences", "tokens", "relative_flops", "tokens_per_layer", "left_out", "results", "plan"),
     }
+    assert report["metric"] is None
     assert set(report["hardware"]) >= {"processor", "cores", "threads", "device"}
     assert report["hardware"]["threads"] == 1
     assert report["sequences"] == 8
@@ -476,6 +478,25 @@ def test_a_checkpoint_is_measured_on_a_tasks_real_texts(here, make_demo_checkpoi
     assert report["settings"]["task"]["name"] == "demo"
     speedup = next(row for row in report["results"] if row["engine"] == "packed_pruned")["speedup"]
     assert speedup["over"] == "packed_dense float32"
+
+
+def test_rows_have_the_metric_of_the_texts(here, make_demo_checkpoint):
+    run = make_demo_checkpoint(here)
+    finished = ltp_bench(
+        f"restore={run} bench.sequences=1000 bench.batch_size=50 bench.order=sorted bench.rounds=1 "
+        "bench.engines=[masked,packed_pruned] bench.baseline=masked bench.output=report.json"
+    )
+    assert finished.code == 0, finished.err
+    report = json.loads((here / "report.json").read_text(encoding="utf-8"))
+    predictor = LTPForSequenceClassification.from_pretrained(run)
+    rows = demo_rows("validation")
+    encoded = demo_tokenizer()([row["sentence"] for row in rows], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        found = predictor(encoded["input_ids"], encoded["attention_mask"]).logits.argmax(dim=1)
+    wanted = (found == torch.tensor([row["label"] for row in rows])).double().mean().item()
+    assert report["metric"] == "accuracy"
+    assert {round(row["score"], 6) for row in report["results"] if row["kind"] == "inference"} == {round(wanted, 6)}
+    assert f"{wanted:.4f}" in finished.out
 
 
 def test_a_budget_of_a_checkpoint_is_measured(here, make_demo_checkpoint):
@@ -512,8 +533,6 @@ def make_demo_checkpoint():
 
     def make(folder):
         from transformers import BertConfig, BertForSequenceClassification
-
-        from ltp.data.demo import demo_tokenizer
 
         tokenizer = demo_tokenizer()
         config = BertConfig(

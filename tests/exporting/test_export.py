@@ -22,6 +22,7 @@ from ltp.deploy.graph import GraphForm, write_onnx
 from ltp.deploy.requirements import missing_packages
 from ltp.encoders import encoder_family
 from ltp.errors import RunError, UserError
+from ltp.evaluation.samples import own_sequences
 from ltp.exporting.card import model_card
 from ltp.exporting.flat import flat_sources
 from ltp.exporting.folders import new_folder
@@ -795,11 +796,11 @@ def test_a_trained_run_is_exported(here, token_ids):
     assert not (here / "exports" / "other").exists()
 
 
-def test_without_its_data_a_run_is_checked_on_random_tokens(make_run, here, capsys):
+def test_without_its_data_a_run_is_checked_on_random_tokens(make_run, here, caplog):
     run = make_run()
     (run / "config.yaml").unlink()
     checkpoint = inspect_checkpoint(str(run))
-    settings = export.ExportSettings(restore=str(run), sequences=7)
-    sequences = export.read_sequences(settings, checkpoint, LTPForSequenceClassification.from_pretrained(run))
+    with caplog.at_level("INFO", logger="ltp"):
+        sequences = own_sequences(checkpoint, LTPForSequenceClassification.from_pretrained(run), 7)
     assert len(sequences.ids) == 7
-    assert capsys.readouterr().out == "the run's own validation split is out of reach: its config.yaml is missing\n"
+    assert caplog.messages == ["the run's own validation split is out of reach: its config.yaml is missing"]
