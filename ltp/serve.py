@@ -18,7 +18,7 @@ from ltp.runs.loading import check_budget, kind_of_checkpoint, null_threshold, s
 from ltp.runs.plan import task_of
 
 HOSTS = ("127.0.0.1", "0.0.0.0", "::")
-DTYPES = ("float32", "bfloat16", "int8")
+DTYPES = ("float32", "bfloat16", "int8", "auto")
 
 
 @dataclass

@@ -4,12 +4,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ltp.data.sequences import Batch, make_batches
 from ltp.errors import UserError
 from ltp.evaluation.prediction import Prediction, predict
+from ltp.evaluation.samples import own_sequences
 from ltp.evaluation.scoring import Engine
 from ltp.model.pretrained import LTPPreTrainedModel
 from ltp.runs.checkpoints import Checkpoint
 from ltp.runs.loading import check_length, load_model, load_tokenizer, max_input_tokens, select_device
+
+#: Texts of the run's validation split on which forms are compared.
+EXAMPLES = 200
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,8 @@ class Served:
     Attributes:
         checkpoint: the checkpoint.
         budget: relative FLOPs of its thresholds; None: its current ones.
-        dtype: ``float32`` or ``bfloat16``; on a CPU also ``int8``.
+        dtype: ``float32`` or ``bfloat16``; on a CPU also ``int8`` and ``auto``, see
+            :class:`~ltp.deploy.fastest.FastestModel`.
         device: ``auto``, ``cpu`` or ``cuda``.
         max_length: truncation length in tokens; None: the most that the model reads.
         batch_size: texts per forward pass.
@@ -43,6 +49,9 @@ class Predictor:
     Args:
         served: what to load.
 
+    Attributes:
+        forms: with ``dtype="auto"``, the form that was chosen for each size of batches.
+
     Raises:
         UserError: model, tokenizer, dtype and device do not fit together.
     """
@@ -55,13 +64,23 @@ class Predictor:
             check_length("max_length", served.max_length, self.model, self._tokenizer)
         self.max_length = served.max_length or max_input_tokens(self.model, self._tokenizer)
         self._batch_size, self._null_threshold = served.batch_size, served.null_threshold
-        if device.type == "cuda" and served.dtype == "int8":
-            raise UserError("dtype=int8 goes with device=cpu; on a GPU use float32 or bfloat16")
+        if device.type == "cuda" and served.dtype in ("int8", "auto"):
+            raise UserError(f"dtype={served.dtype} goes with device=cpu; on a GPU use float32 or bfloat16")
         execution = "deployed" if device.type == "cpu" else "packed"
+        choice: dict[str, Any] = {}
+        if served.dtype == "auto":
+            choice = {"batch_sizes": sorted({1, served.batch_size}), "examples": self._examples(served)}
         try:
-            self._engine = Engine.create(self.model, execution, served.dtype, device)
+            self._engine = Engine.create(self.model, execution, served.dtype, device, **choice)
         except (RuntimeError, ValueError) as error:
             raise UserError(f"dtype={served.dtype}: {error}") from error
+        self.forms = {size: str(form) for size, form in getattr(self._engine.forward, "forms", {}).items()}
+
+    def _examples(self, served: Served) -> list[Batch]:
+        """Return batches such as the model will see."""
+        sequences = own_sequences(served.checkpoint, self.model, EXAMPLES)
+        padding = self.model.config.dense_config.get("pad_token_id") or 0
+        return make_batches(sequences.ids, served.batch_size, pad_token_id=padding, token_types=sequences.types)
 
     def __call__(self, texts: Sequence[tuple[str, ...]], *, trace: bool = False) -> list[Prediction]:
         """Predict texts; see :func:`ltp.evaluation.prediction.predict`.

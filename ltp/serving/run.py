@@ -50,6 +50,7 @@ def serve(
         "restore": served.checkpoint.source,
         "budget": served.budget,
         "dtype": served.dtype,
+        "forms": predictor.forms,
         "labels": list(served.checkpoint.labels),
         "texts": list(accepted.names),
         "max_length": predictor.max_length,

@@ -192,6 +192,19 @@ def test_each_kind_of_output_is_predicted_as_by_ltp_predict(runs, tmp_path, task
     assert len(predictor(odd)) == 2
 
 
+def test_the_fastest_form_is_served(runs, tmp_path, monkeypatch):
+    from ltp.deploy import fastest
+    from ltp.serving.predictor import Predictor, Served, as_record
+
+    monkeypatch.setattr(fastest, "FORMS", (fastest.Form("pytorch", "float32"),))
+    checkpoint = inspect_checkpoint(str(runs["demo"]))
+    predictor = Predictor(Served(checkpoint, None, "auto", "cpu", 128, 4, pairs=False))
+    assert predictor.forms == {1: "PyTorch float32", 4: "PyTorch float32"}
+    (record,) = (as_record(prediction) for prediction in predictor([("a great film",)]))
+    (wanted,) = by_predict(runs["demo"], ["a great film"], tmp_path)
+    assert record == close(wanted | {"relative_flops": record["relative_flops"]})
+
+
 @pytest.mark.parametrize(
     ("accepted", "fields"),
     [
