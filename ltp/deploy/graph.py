@@ -192,16 +192,16 @@ class GraphForm(nn.Module):
             Those that stay, (B, N); the sizes, (B, N); the context, (B, N, D); hidden states, (T, D); and the row that
             each token goes into, (T,).
         """
-        targets = self.model.pruner.merge_targets(tokens)
+        targets, everyone = self.model.pruner.merge_targets(tokens), _indices(tokens.alive)
         columns = torch.arange(targets.shape[1], device=targets.device)
         shares = (targets[:, None, :] == columns[:, None]) * (sizes * tokens.alive)[:, None, :]  # of j in i, (B, i, j)
         merged = shares.sum(dim=2)
         shares = shares / merged.clamp(min=1)[:, :, None]
         # packed in between: shape inference loses track of the joined heads
-        context = context.flatten(0, 1)[_indices(tokens.alive)]
-        hidden = (shares @ hidden[slots]).flatten(0, 1)[_indices(tokens.alive)]
+        context = context.flatten(0, 1)[everyone]
+        hidden = (shares @ hidden[slots]).flatten(0, 1)[everyone]
         starts = tokens.alive.sum(dim=1).cumsum(dim=0) - tokens.alive.sum(dim=1)
-        into = (starts[:, None] + targets).flatten()[_indices(tokens.alive)]
+        into = (starts[:, None] + targets).flatten()[everyone]
         return tokens.alive & (targets == columns), merged, shares @ context[slots], hidden, into
 
 
