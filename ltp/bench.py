@@ -140,15 +140,16 @@ def check(settings: BenchSettings) -> None:
     """
     from ltp.benchmark.engines import DTYPES, ENGINES
     from ltp.benchmark.shapes import SHAPES
-    from ltp.data.lengths import LENGTHS
+    from ltp.data.lengths import LENGTHS, parsed_range
 
     options = settings.bench
 
     check_choice("bench.shape", options.shape, list(SHAPES))
-    if options.lengths is None or not options.lengths.isdecimal():
+    if options.lengths is None or (given := parsed_range(options.lengths)) is None:
         check_choice("bench.lengths", options.lengths, list(LENGTHS))
     else:
-        check_range(4 <= int(options.lengths) <= 512, "bench.lengths", options.lengths, "a task's name, or in [4, 512]")
+        words = "a task's name, a number from 4 on, or a range of them as 384-512"
+        check_range(4 <= given[0] <= given[1], "bench.lengths", options.lengths, words)
     check_choice("bench.order", options.order, ("random", "sorted"))
     check_choice("bench.clock", options.clock, ("wall", "processor"))
     check_choice("bench.device", options.device, ("auto", "cpu", "cuda"))
@@ -337,16 +338,18 @@ def read_sequences(settings: BenchSettings, checkpoint: Checkpoint | None, model
     Raises:
         UserError: the data or the tokenizer do not exist, or do not fit the model.
     """
-    from ltp.data.lengths import LENGTHS, synthetic_lengths
+    from ltp.data.lengths import LENGTHS, parsed_range, synthetic_lengths, uniform_lengths
     from ltp.data.sequences import random_sequences
 
     options = settings.bench
     if settings.task is None:
         assert options.lengths is not None
-        if options.lengths.isdecimal():
-            same = [int(options.lengths)] * options.sequences
-            source = f"synthetic, {options.lengths} tokens each"
-            return Sequences(source, random_sequences(same, model.config.vocab_size, settings.seed))
+        if (given := parsed_range(options.lengths)) is not None:
+            most = model.config.max_input_tokens
+            check_range(given[1] <= most, "bench.lengths", options.lengths, f"at most {most} tokens for this model")
+            lengths = uniform_lengths(*given, options.sequences, settings.seed)
+            source = f"synthetic, {options.lengths} tokens" + (" each" if given[0] == given[1] else ", evenly spread")
+            return Sequences(source, random_sequences(lengths, model.config.vocab_size, settings.seed))
         lengths = synthetic_lengths(options.lengths, options.sequences, settings.seed)
         mean = LENGTHS[options.lengths].mean
         source = f"synthetic, like {options.lengths} (log-normal, mean {mean:g}, 4 to 128 tokens)"

@@ -1,6 +1,7 @@
-"""Synthetic sequence lengths with the distribution of a GLUE task. Does not import PyTorch."""
+"""Synthetic sequence lengths: those of a GLUE task, or of a range. Does not import PyTorch."""
 
 import math
+import re
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -53,3 +54,18 @@ def synthetic_lengths(name: str, count: int, seed: int = 0) -> list[int]:
         low, high = (middle, high) if sum(at(middle)) / count < shape.mean else (low, middle)
     rng = np.random.default_rng(seed)
     return [round(length) for length in rng.permutation(at(low))]
+
+
+def parsed_range(text: str) -> tuple[int, int] | None:
+    """Read ``128`` as (128, 128) and ``384-512`` as (384, 512), the shortest and the longest; None for other texts."""
+    if (found := re.fullmatch(r"(\d+)(?:-(\d+))?", text)) is None:
+        return None
+    return int(found[1]), int(found[2] or found[1])
+
+
+def uniform_lengths(shortest: int, longest: int, count: int, seed: int = 0) -> list[int]:
+    """Generate token counts evenly spread from the shortest to the longest, in an order that the seed determines."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    return [round(length) for length in rng.permutation(np.linspace(shortest, longest, count))]

@@ -20,7 +20,7 @@ from ltp.benchmark.shapes import SHAPES
 from ltp.benchmark.table import left_out
 from ltp.command import cli
 from ltp.data.demo import demo_rows, demo_tokenizer
-from ltp.data.lengths import LENGTHS, synthetic_lengths
+from ltp.data.lengths import LENGTHS, parsed_range, synthetic_lengths, uniform_lengths
 from ltp.data.sequences import make_batches, random_sequences
 from ltp.deploy.timing import Spread, interleaved, peak_memory, ratio
 
@@ -57,6 +57,16 @@ def test_synthetic_lengths_have_the_mean_they_promise(name, count):
     assert lengths == synthetic_lengths(name, count)
     assert lengths != synthetic_lengths(name, count, seed=1)
     assert sorted(lengths) == sorted(synthetic_lengths(name, count, seed=1))
+
+
+def test_a_range_of_lengths():
+    assert parsed_range("128") == (128, 128)
+    assert parsed_range("384-512") == (384, 512)
+    assert [parsed_range(text) for text in ("mrpc", "-5", "4-", "1.5")] == [None] * 4
+    lengths = uniform_lengths(384, 512, 5)
+    assert sorted(lengths) == [384, 416, 448, 480, 512]
+    assert lengths == uniform_lengths(384, 512, 5)
+    assert uniform_lengths(7, 7, 3) == [7, 7, 7]
 
 
 def test_batches_are_padded_to_their_longest_sequence():
@@ -373,6 +383,11 @@ ALL_ENGINES = ", ".join(ENGINES)
             "bench.batch_size=[1,0] is out of range: it must be one or more whole numbers from 1 on, as [1,32]",
         ),
         ("bench.relative_flops=0", "bench.relative_flops=0 is out of range: it must be above 0 and at most 1"),
+        (
+            "bench.lengths=512-384",
+            "bench.lengths=512-384 is out of range: it must be a task's name, a number from 4 on, or a range of them "
+            "as 384-512",
+        ),
         ("bench.order=longest", "bench.order=longest: no such option. Options: random, sorted"),
         (
             "restore=./nowhere",
@@ -414,6 +429,14 @@ def test_a_cost_out_of_reach_is_told_with_the_range(here):
     assert finished.code == 2
     assert finished.err.startswith(
         "error: bench.relative_flops=0.001 cannot be reached: relative_flops is 0.001; it must be in [0."
+    )
+
+
+def test_lengths_beyond_the_positions_of_the_model(here):
+    finished = ltp_bench("bench.shape=tiny bench.lengths=384-513")
+    assert finished.code == 2
+    assert finished.err == (
+        "error: bench.lengths=384-513 is out of range: it must be at most 512 tokens for this model\n"
     )
 
 
