@@ -37,12 +37,12 @@ class QuantilePruner(Pruner):
 
     def __init__(self, rho: float, pruner: Pruner) -> None:
         super().__init__(pruner.method, pruner.shape)
-        self.rho = rho
+        self.rho, self.pruner = rho, pruner
         self.found = torch.zeros(pruner.shape.num_layers)
 
     def survivors(self, tokens: Tokens) -> Tensor:
         """Choose the layer's threshold, and apply it."""
-        scores = self.method.scores(tokens)
+        scores = self.pruner.scores(tokens)
         candidates = tokens.alive.clone()
         candidates[:, 0] = False  # classification tokens always survive
         keep = (tokens.lengths.double() * self.rho**tokens.layer).clamp(min=1).sum() - len(tokens.lengths)

@@ -98,7 +98,7 @@ def masked_encoder(
         if pruner.carries:
             state = {**state, "carried": pruner.carry(tokens)}
         if keep_scores:
-            state = {**state, "scores": pruner.method.scores(tokens)}
+            state = {**state, "scores": pruner.scores(tokens)}
         if is_soft:
             gate = pruner.gate(tokens)
             return {**state, "survival": state["survival"] * gate}, rows, gate

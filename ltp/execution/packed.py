@@ -115,7 +115,7 @@ def packed_encoder(
         if pruner.carries:
             state = {**state, "carried": packing.pack(pruner.carry(tokens))}
         if keep_scores:
-            state = {**state, "scores": packing.pack(pruner.method.scores(tokens))}
+            state = {**state, "scores": packing.pack(pruner.scores(tokens))}
         if is_soft:
             gate = packing.pack(pruner.gate(tokens))
             return packing, {**state, "survival": state["survival"] * gate}, rows, gate

@@ -225,10 +225,11 @@ class LTPPreTrainedModel(PreTrainedModel):
             return
         pruner = _new_pruner(self.config).to(self.device)
         with torch.no_grad():
-            pruner.thresholds.copy_(thresholds)
+            for name, parameter in self.pruner.named_parameters():
+                pruner.get_parameter(name).copy_(parameter)
         if budgets:
             pruner.share_thresholds()
-        pruner.thresholds.requires_grad_(thresholds.requires_grad)
+        pruner.requires_grad_(thresholds.requires_grad)
         self.pruner = pruner.train(self.training)
 
     def use_budget(self, budget: float) -> None:

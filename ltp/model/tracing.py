@@ -65,8 +65,12 @@ class RecordingPruner(Pruner):
         self._record(tokens, tokens.alive & (targets == torch.arange(targets.shape[1], device=targets.device)))
         return targets
 
+    def scores(self, tokens: Tokens) -> Tensor:
+        """Compute the importance by the pruner's parameters."""
+        return self.pruner.scores(tokens)
+
     def _record(self, tokens: Tokens, survivors: Tensor) -> None:
-        self.layers.append((self.method.scores(tokens), tokens.alive, survivors))
+        self.layers.append((self.scores(tokens), tokens.alive, survivors))
 
 
 @contextmanager

@@ -111,6 +111,10 @@ class Pruner(nn.Module):
         """Compute the gates of the soft rule; see :meth:`ltp.pruning.method.Method.gate`."""
         return self.method.gate(tokens, self)
 
+    def scores(self, tokens: Tokens) -> Tensor:
+        """Compute the importance of each token; see :meth:`ltp.pruning.method.Method.scores`."""
+        return self.method.scores(tokens, self)
+
     def carry(self, tokens: Tokens) -> Tensor:
         """Return the value that is passed to the next layer; see :meth:`ltp.pruning.method.Method.carry`."""
         return self.method.carry(tokens)

@@ -46,8 +46,11 @@ class ScoredMethod(Method):
         return is_cumulated(self.scoring_mode)
 
     def carry(self, tokens: Tokens) -> Tensor:
-        return self.scores(tokens)
+        return self.importance(tokens)
 
-    def scores(self, tokens: Tokens) -> Tensor:
+    def scores(self, tokens: Tokens, weights: Any) -> Tensor:
+        return self.importance(tokens)
+
+    def importance(self, tokens: Tokens) -> Tensor:
         """Compute the importance of each token, (B, N) float32."""
         return importance_of(tokens, self.scoring_mode, self.score_length)

@@ -28,7 +28,7 @@ class Run:
         parent: the checkpoint that the run starts from; None for a pretrained or randomly initialised encoder, and
             while the parent run is missing.
         parent_run: the parent that ``restore=auto`` takes, or trains first; None if a checkpoint is named.
-        teacher: the dense teacher checkpoint; None without distillation, and while the parent run is missing.
+        teacher: the dense teacher checkpoint; None where nothing needs one, and while the parent run is missing.
         deviations: settings that the published layout does not name and that differ from the published run's, by
             dotted key.
         data: fingerprints of the local data files, by split.

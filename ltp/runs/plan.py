@@ -508,15 +508,16 @@ def _find_teacher(
     """Find the teacher: the checkpoint of ``distill.teacher``, or for ``auto`` the run's nearest dense ancestor.
 
     Returns:
-        None without distillation, and for ``auto`` while the parent is missing.
+        None without distillation, unless the method needs one, and for ``auto`` while the parent is missing.
 
     Raises:
         UserError: there is none, or it does not match the run's model.
     """
+    key, remedy = f"distill.teacher={settings.distill.teacher}", "name a dense checkpoint with distill.teacher=…"
     if settings.distill.mode is None:
-        return None
-    key = f"distill.teacher={settings.distill.teacher}"
-    remedy = "name a dense checkpoint with distill.teacher=…"
+        if not settings.needs_saliency:
+            return None
+        key, remedy = f"prune={settings.prune.mode}", "restore one that was"
     if settings.distill.teacher != "auto":
         teacher = inspect_checkpoint(settings.distill.teacher, "distill.teacher")
     elif parent is None and parent_run is not None:

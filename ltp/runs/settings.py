@@ -274,6 +274,11 @@ class TrainSettings:
         values = {name: getattr(self.prune, name) for name in method.settings()}
         return method(**{name: value for name, value in values.items() if value is not None})
 
+    @property
+    def needs_saliency(self) -> bool:
+        """Whether the training reads the saliency of tokens in the dense parent."""
+        return self.stage == "soft" and self.method.needs_saliency
+
 
 def as_plain(settings: Any) -> dict[str, Any]:
     """Convert a command's settings to plain containers; of the group ``prune`` those of the run's method alone."""

@@ -25,6 +25,7 @@ from ltp.pruning import DENSE_MODE, method_class
 from ltp.pruning.method import Method
 from ltp.training.budget import BudgetMultiplier, sampled_budget
 from ltp.training.distillation import Distillation, logits_loss
+from ltp.training.saliency import saliency
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +85,7 @@ class LTPModule(pl.LightningModule):
             keeps the thresholds at their budgets.
         dense_flops: mean dense FLOPs of a training example; required for a soft training with budgets.
         distillation: teacher and loss weights; None trains on the labels only.
+        guide: the dense model whose saliency teaches the scores of a method that needs it; None for none.
         fused: use fused AdamW, which makes a training step of a 6-layer MiniLM on a CPU a sixth faster. Lightning
             cannot clip gradients of a fused optimiser in mixed precision.
         of_splits: the task for the metrics of each split; none for ``task``.
@@ -105,6 +107,7 @@ class LTPModule(pl.LightningModule):
         budgets: Sequence[float] = (),
         dense_flops: float | None = None,
         distillation: Distillation | None = None,
+        guide: LTPPreTrainedModel | None = None,
         fused: bool = True,
         of_splits: Sequence[Task] = (),
     ) -> None:
@@ -122,6 +125,9 @@ class LTPModule(pl.LightningModule):
             assert dense_flops is not None
             self.multiplier = BudgetMultiplier(budgets[0], dense_flops=dense_flops, cost=model.cost)
         self.distillation = distillation
+        self._guide = (
+            () if guide is None else (guide.requires_grad_(False).eval(),)
+        )  # in a tuple: no part of the module
         self.evaluated = [BudgetEvaluation(budget) for budget in self.budgets or (None,)]
         self.scores: Any = nn.ModuleList(
             nn.ModuleList(own.build_metrics() for own in of_splits or [task] * len(self.validation_splits))
@@ -131,8 +137,10 @@ class LTPModule(pl.LightningModule):
         model.pruner.requires_grad_(learns)  # DDP raises an error for trainable parameters without a gradient
 
     def on_fit_start(self) -> None:
-        """Set training mode (``from_pretrained`` returns evaluation mode), and move the teacher to the device."""
+        """Set training mode (``from_pretrained`` returns evaluation mode), and move the teachers to the device."""
         self.model.train()
+        for guide in self._guide:
+            guide.to(self.device)
         if self.distillation is not None:
             self.distillation.teacher.to(self.device)  # type: ignore[arg-type]  # transformers wraps it
 
@@ -155,11 +163,16 @@ class LTPModule(pl.LightningModule):
         wanted = {}
         if distillation is not None:
             wanted = {"output_class_states": distillation.needs_states, "output_scores": distillation.needs_scores}
+        if self._guide:
+            wanted["output_scores"] = True
         labels = batch["labels"]
         targets = self.task.model_labels(labels)
         inputs = {name: value for name, value in batch.items() if name != "labels"}
-        output = self.model(**inputs, **self.task.model_inputs(labels), **wanted)
+        label_inputs = self.task.model_inputs(labels)
+        output = self.model(**inputs, **label_inputs, **wanted)
         loss = output.loss
+        for guide in self._guide:
+            loss = loss + pruner.method.guidance(output.scores, saliency(guide, inputs, label_inputs), pruner)
         if distillation is not None:
             task_loss = self.model.task_loss(output.logits, targets)
             loss = loss + distillation.added_loss(output, batch, task_loss)

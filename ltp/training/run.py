@@ -232,11 +232,12 @@ def build_module(
         budgets=settings.targets,
         dense_flops=model.cost.mean_dense_flops(torch.tensor(datamodule.train_lengths)),
         distillation=None
-        if run.teacher is None
+        if distill.mode is None
         else Distillation(
             *(build_teacher(run), task, distill.weight, distill.temperature, distill.hidden_weight),
             distill.ranking_weight,
         ),
+        guide=build_teacher(run) if settings.needs_saliency else None,
         fused=settings.trainer.precision == "32-true",
         of_splits=[task.for_split(split) for split in datamodule.splits.validation.values()],
     )

@@ -29,6 +29,7 @@ METHODS = {
     "topk": {"first_layer": 1, "token_keep_rate": 0.1},
     "tome": {"first_layer": 1, "token_keep_rate": 0.1},
     "transkimmer": {"skim_threshold": 0.9933},
+    "adapler": {"initial_share": 0.999},
 }
 
 

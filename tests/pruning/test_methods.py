@@ -17,6 +17,7 @@ from ltp.model.tracing import recording
 from ltp.pruning import RankedMethod, all_methods, variants
 from ltp.pruning.importance import SCORING_MODES
 from ltp.pruning.method import READS, Method
+from ltp.pruning.methods.adapler import AdapLeR
 from ltp.pruning.methods.every import Every
 from ltp.pruning.methods.first import First
 from ltp.pruning.methods.lat import LAT
@@ -48,6 +49,7 @@ SETTINGS = {
     "transkimmer": [{"skim_threshold": 0.9933}],
     "tome": [{"first_layer": 1, "token_keep_rate": 0.1}],
     "lat": [{"first_layer": 1}],
+    "adapler": [{"initial_share": 0.999}],
     "ltc": [{"pool_layer": 2, "pool_rate": 0.4}],
 }
 CASES = [(name, settings) for name, several in SETTINGS.items() for settings in several]
@@ -281,6 +283,49 @@ def test_transkimmer_keeps_everything_at_first_and_then_what_the_predictor_says(
     gate = noisy.gate(seen(alive, hidden=torch.zeros(1, 4001, 8), training=True), new_pruner(noisy, 2))
     kept = 1 / (1 + torch.tensor(-5.0).exp().item())  # the difference of two Gumbel variables is logistic
     assert gate[0, 1:].mean().item() == pytest.approx(kept, abs=0.004)
+
+
+def test_adapler_by_hand():
+    method = AdapLeR(initial_share=0.5, removal_slope=10.0, saliency_weight=2.0, length_weight=0.1)
+    pruner = new_pruner(method, 2)
+    with torch.no_grad():  # the logit of a token is gelu(x), x its first number
+        for linear in (pruner.predictors[0][0], pruner.predictors[0][2]):
+            linear.weight.zero_()
+            linear.weight[0, 0] = 1.0
+    hidden = torch.zeros(1, 5, 8)
+    hidden[0, :, 0] = torch.tensor([50.0, 3.0, 0.0, -9.0, 70.0])  # the class token has no share, and padding none
+    alive = bools([1, 1, 1, 1, 0])
+    logits = [3 * (1 + math.erf(3 / math.sqrt(2))) / 2, 0.0, 0.0]
+    shares = [math.exp(logit) / sum(map(math.exp, logits)) for logit in logits]
+    tokens = seen(alive, hidden=hidden)
+    scores = method.scores(tokens, pruner)
+    assert scores.tolist() == [pytest.approx([0, 3 * shares[0], 3 * shares[1], 3 * shares[2], 0], rel=1e-5)]
+    assert pruner.survivors(tokens).int().tolist() == [[1, 1, 0, 0, 0]]
+    above = 0.01 * (3 * shares[0] - 3) / (3 - 0.5)
+    below = 10 * (3 * shares[1] / 0.5 - 1) - 0.01
+    gate = [1, math.exp(above), math.exp(below), math.exp(below), 0]
+    assert pruner.gate(tokens).tolist() == [pytest.approx(gate, rel=1e-4)]
+    # a token that is nearly gone is not counted: the even share is that of the other two
+    present = dataclasses.replace(tokens, survival=torch.tensor([[1.0, 1.0, 1.0, 0.0, 0.0]]))
+    even = 2 * shares[1] / (shares[0] + shares[1])
+    assert pruner.gate(present)[0, 2].item() == pytest.approx(math.exp(10 * (even / 0.5 - 1) - 0.01), rel=1e-4)
+
+    saliency = torch.tensor([[9.0, 2.0, 1.0, 1.0, 0.0]])
+    layers = torch.stack([scores.masked_fill(~alive, -1)] * 2)
+    expected = sum(t * math.log(t / share) for t, share in zip((0.5, 0.25, 0.25), shares, strict=True))
+    assert method.guidance(layers, saliency, pruner).item() == pytest.approx(2.0 * expected * (2 + 1), rel=1e-5)
+    soft = SoftPass(torch.zeros(2, 2), torch.tensor([[10.0, 6.0, 2.0], [4.0, 4.0, 2.0]]))
+    assert float(method.penalty(soft, pruner)) == pytest.approx(0.1 * (8 + 6) / 2)
+    assert pruner.cost.own_flops == 2 * 32 * (8 + 1)
+
+
+def test_adapler_with_the_class_token_alone():
+    pruner = new_pruner(AdapLeR(), 2)
+    tokens = seen(bools([1, 0], [1, 1]), hidden=torch.randn(2, 2, 8))
+    assert pruner.survivors(tokens).int().tolist() == [[1, 0], [1, 1]]
+    assert pruner.gate(tokens)[0].tolist() == [1, 0]
+    scores = torch.stack([pruner.scores(tokens).masked_fill(~tokens.alive, -1)] * 2)
+    assert pruner.method.guidance(scores, torch.tensor([[3.0, 0.0], [1.0, 2.0]]), pruner).item() == pytest.approx(0)
 
 
 def test_hard_concrete_gates():

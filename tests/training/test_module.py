@@ -19,6 +19,7 @@ from ltp.evaluation.cost import CostMetric
 from ltp.model.classifier import LTPForSequenceClassification
 from ltp.pruning.flops import CostModel
 from ltp.training.module import LTPModule
+from ltp.training.saliency import saliency
 
 ROWS = 22  # batches of 8, 8 and 6
 
@@ -396,3 +397,29 @@ def test_a_method_with_passes_trains_the_whole_model_and_teaches_the_others(prun
     assert len(losses) == 3
     assert probe.loss == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
     assert model.pruner.method == own
+
+
+@pytest.mark.parametrize("budgets", [(), (0.6,)])
+def test_a_guide_adds_to_the_loss_of_a_step(pruned, fit, budgets):
+    """With a budget, too, where the method's penalty is left out; the price of the budget is 0 in the first step."""
+    model = pruned("adapler", masking_mode="survival", saliency_weight=2.0)
+    if budgets:
+        model.set_budgets(budgets)
+    model.has_penalty = not budgets
+    before, guide = copy.deepcopy(model).train(), pruned("none")
+
+    class Probe(pl.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            self.batch, self.loss = batch, trainer.callback_metrics["train/loss"].item()
+            self.price = 0.0 if module.multiplier is None else float(module.multiplier.value)
+
+    probe = Probe()
+    arguments = {"budgets": budgets, "dense_flops": 1e6} if budgets else {}
+    fit(model, steps=1, probe=probe, lr=0.0, learns=True, guide=guide, **arguments)
+    labels = probe.batch["labels"]
+    inputs = {name: values for name, values in probe.batch.items() if name != "labels"}
+    before.load_state_dict(model.state_dict())  # a budget has calibrated the thresholds
+    output = before(**inputs, labels=labels, output_scores=True)
+    added = before.pruner.method.guidance(output.scores, saliency(guide, inputs, {"labels": labels}), before.pruner)
+    assert float(added) > 0.01
+    assert probe.loss == pytest.approx(float(output.loss + added), rel=1e-4)

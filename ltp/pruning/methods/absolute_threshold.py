@@ -198,11 +198,11 @@ class AbsoluteThreshold(ScoredMethod):
         return {"thresholds": torch.tensor(schedule, dtype=torch.float64).float()}
 
     def survivors(self, tokens: Tokens, weights: Any) -> Tensor:
-        return threshold_survivors(self.scores(tokens), weights.thresholds[tokens.layer - 1], tokens.alive)
+        return threshold_survivors(self.importance(tokens), weights.thresholds[tokens.layer - 1], tokens.alive)
 
     def gate(self, tokens: Tokens, weights: Any) -> Tensor:
         threshold = weights.thresholds[tokens.layer - 1]
-        return threshold_gate(self.scores(tokens), threshold, tokens.alive, self.temperature)
+        return threshold_gate(self.importance(tokens), threshold, tokens.alive, self.temperature)
 
     def penalty(self, soft: SoftPass, weights: Any) -> Tensor | float:
         return self.lambda_threshold * sparsity_penalty(soft.gate_sums, self.score_length)

@@ -53,7 +53,7 @@ class LAT(ScoredMethod, RankedMethod):
     style: ClassVar[tuple[str, str, str]] = ("#882255", "p", "-")
 
     def survivors(self, tokens: Tokens, weights: Any) -> Tensor:
-        return self.keep(self.scores(tokens), tokens)
+        return self.keep(self.importance(tokens), tokens)
 
     def passes(self, num_layers: int, seed: int, step: int) -> Sequence[Method]:
         draw = random.Random(f"{seed} {step}")

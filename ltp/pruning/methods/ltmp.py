@@ -80,10 +80,10 @@ class LTMP(ScoredMethod):
         return {"thresholds": torch.zeros(shape.num_layers)}
 
     def survivors(self, tokens: Tokens, weights: Any) -> Tensor:
-        return threshold_survivors(self.scores(tokens), weights.thresholds[tokens.layer - 1], tokens.alive)
+        return threshold_survivors(self.importance(tokens), weights.thresholds[tokens.layer - 1], tokens.alive)
 
     def gate(self, tokens: Tokens, weights: Any) -> Tensor:
-        scores, threshold = self.scores(tokens), weights.thresholds[tokens.layer - 1]
+        scores, threshold = self.importance(tokens), weights.thresholds[tokens.layer - 1]
         soft = threshold_gate(scores, threshold, tokens.alive, self.gate_temperature)
         hard = threshold_survivors(scores, threshold, tokens.alive).float()
         return hard + soft - soft.detach()

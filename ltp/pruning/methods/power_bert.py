@@ -91,11 +91,11 @@ class PowerBert(ScoredMethod):
 
     def survivors(self, tokens: Tokens, weights: Any) -> Tensor:
         counts = retained_counts(weights.retention, self.retention_scale)[tokens.layer - 1]
-        return keep_highest(self.scores(tokens), counts.expand_as(tokens.lengths), tokens.alive)
+        return keep_highest(self.importance(tokens), counts.expand_as(tokens.lengths), tokens.alive)
 
     def gate(self, tokens: Tokens, weights: Any) -> Tensor:
         retention = weights.retention[tokens.layer - 1].clamp(0, 1)
-        rank = ranks(self.scores(tokens).detach(), tokens.alive).clamp(max=len(retention) - 1)
+        rank = ranks(self.importance(tokens).detach(), tokens.alive).clamp(max=len(retention) - 1)
         gate = retention[rank]
         return torch.where(rank == 0, torch.ones_like(gate), gate) * tokens.alive
 

@@ -99,11 +99,13 @@ class ToP(ScoredMethod):
         shares = self._gates(weights, noise=False).mean(dim=1)
         layers = torch.arange(1, len(shares) + 1, device=shares.device)
         shares = running_min(shares.minimum(1 - MARGIN * layers / len(shares))) ** self.keep_power
-        return keep_highest(self.scores(tokens), keep_counts(shares[tokens.layer - 1], tokens.lengths), tokens.alive)
+        return keep_highest(
+            self.importance(tokens), keep_counts(shares[tokens.layer - 1], tokens.lengths), tokens.alive
+        )
 
     def gate(self, tokens: Tokens, weights: Any) -> Tensor:
         gates = self._gates(weights, noise=self.gate_noise and tokens.training)[tokens.layer - 1]
-        rank = ranks(self.scores(tokens).detach(), tokens.alive)
+        rank = ranks(self.importance(tokens).detach(), tokens.alive)
         gate = gates[(rank * BINS // tokens.lengths[:, None]).clamp(max=BINS - 1)]
         return torch.where(rank == 0, torch.ones_like(gate), gate) * tokens.alive
 

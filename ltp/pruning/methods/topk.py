@@ -36,4 +36,4 @@ class TopK(ScoredMethod, RankedMethod):
     )
 
     def survivors(self, tokens: Tokens, weights: Any) -> Tensor:
-        return self.keep(self.scores(tokens), tokens)
+        return self.keep(self.importance(tokens), tokens)
