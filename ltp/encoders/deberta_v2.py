@@ -129,14 +129,17 @@ class DebertaV2Family(EncoderFamily):
             if row.device.type == "cpu" and not torch.compiler.is_exporting():  # the rows that these pairs need
                 rows = slice(int(row.min()), int(row.max()) + 1)
                 row = row - rows.start
-            shape = (*query.shape[:-1], key.shape[-2])
+            if torch.compiler.is_exporting():  # a sum, whose shape a graph can infer; it cannot that of expand
+                row = row + torch.zeros_like(query[..., :1], dtype=torch.int64)
+            else:
+                row = row.expand(*query.shape[:-1], key.shape[-2])
             total: Any = 0.0
             if of_keys is not None:
                 logits = query @ of_keys[:, rows].to(query.dtype).transpose(-1, -2)  # (…, H, Q, R)
-                total = total + logits.gather(-1, row.expand(shape))
+                total = total + logits.gather(-1, row)
             if of_queries is not None:
                 logits = key @ of_queries[:, rows].to(key.dtype).transpose(-1, -2)  # (…, H, K, R)
-                total = total + logits.gather(-1, row.expand(shape).transpose(-1, -2)).transpose(-1, -2)
+                total = total + logits.gather(-1, row.transpose(-1, -2)).transpose(-1, -2)
             return total
 
         return bias if of_keys is not None or of_queries is not None else None

@@ -156,6 +156,8 @@ def method_class(prune_mode: str) -> type[Method]:
 def known_methods(name: str) -> str:
     """Return the part of a message about an unknown method that names similar ones, or all."""
     names = [*all_methods(), *aliases()]
+    if name in aliases():
+        return f"that is an option of prune=; the method is {aliases()[name]}"
     near = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
     return f"did you mean {' or '.join(near)}?" if near else f"it must be one of {', '.join(all_methods())}"
 

@@ -499,6 +499,11 @@ class TestBadInput:
 
     THRESHOLDS = "in [0, 1); published: 0.004–0.016"
     OUT_OF_RANGE = (
+        (
+            "prune_mode",
+            "threshold",
+            "prune_mode is 'threshold'; that is an option of prune=; the method is absolute_threshold",
+        ),
         ("prune_mode", "threshhold", "prune_mode is 'threshhold'; did you mean threshold or absolute_threshold?"),
         (
             "scoring_mode",
