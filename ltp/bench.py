@@ -261,14 +261,7 @@ def measure(settings: BenchSettings, checkpoint: Checkpoint | None) -> dict[str,
         if options.order == "sorted":
             sequences = sequences.longest_first()
         model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides self from mypy
-        batches = functools.partial(
-            _batches,
-            model.family.input_names(model.dense.config),
-            sequences.ids,
-            pad_token_id=model.config.dense_config.get("pad_token_id") or 0,
-            token_types=sequences.types,
-            device=device,
-        )
+        batches = functools.partial(sequences.batches, model)
         if options.relative_flops is not None:
             _set_relative_flops(model, batches(len(sequences.ids))[0], options.relative_flops)
         with step_progress() as progress:
@@ -285,13 +278,6 @@ def measure(settings: BenchSettings, checkpoint: Checkpoint | None) -> dict[str,
         "metric": None if sequences.task is None else sequences.task.main_metric,
         **report,
     }
-
-
-def _batches(names: tuple[str, ...], *args: Any, **kwargs: Any) -> list[Any]:
-    """:func:`~ltp.data.sequences.make_batches`, with the inputs that a model takes."""
-    from ltp.data.sequences import make_batches
-
-    return [{name: batch[name] for name in names} for batch in make_batches(*args, **kwargs)]
 
 
 @contextmanager

@@ -121,17 +121,12 @@ def check(settings: ExportSettings) -> None:
 
 def to_graph(settings: ExportSettings, checkpoint: Checkpoint, target: Path) -> None:
     """Write the graph, check it against the model, and time it against a dense graph."""
-    from ltp.data.sequences import make_batches
     from ltp.exporting.run import export_graph
     from ltp.exporting.speed import compare_speed
 
     model = load_model(checkpoint, settings.budget)
     sequences = own_sequences(checkpoint, model, settings.sequences, settings.data_dir)
-    padding = model.config.dense_config.get("pad_token_id") or 0
-    batches = {
-        size: make_batches(sequences.ids, size, pad_token_id=padding, token_types=sequences.types)
-        for size in settings.batch_size
-    }
+    batches = {size: sequences.batches(model, size) for size in settings.batch_size}
     kind = {"form": settings.format, "dtype": settings.dtype}
     all_batches = list(itertools.chain.from_iterable(batches.values()))
     agreement = export_graph(checkpoint, target, all_batches, model=model, overwrite=settings.overwrite, **kind)

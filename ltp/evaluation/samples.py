@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # transformers takes seconds to import; configuration errors 
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+    from ltp.data.sequences import Batch
     from ltp.data.tasks import Task
     from ltp.model.pretrained import LTPPreTrainedModel
 
@@ -44,6 +45,15 @@ class Sequences:
             column and [column[row] for row in rows] for column in (self.ids, self.types, self.labels)
         )
         return replace(self, ids=ids or [], types=types, labels=labels)
+
+    def batches(self, model: "LTPPreTrainedModel", size: int) -> "list[Batch]":
+        """Return batches of the inputs that a model takes, in the order of the sequences, on its device."""
+        from ltp.data.sequences import make_batches
+
+        padding = model.config.dense_config.get("pad_token_id") or 0
+        batches = make_batches(self.ids, size, pad_token_id=padding, token_types=self.types, device=model.device)
+        names = model.family.input_names(model.dense.config)
+        return [{name: batch[name] for name in names} for batch in batches]
 
     def score(self, logits: "Tensor") -> float | None:
         """Compute the main metric of the task; None if it is not defined on these sequences.

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ltp.data.sequences import Batch, make_batches
+from ltp.data.sequences import Batch
 from ltp.errors import UserError
 from ltp.evaluation.prediction import Prediction, predict
 from ltp.evaluation.samples import own_sequences
@@ -78,9 +78,7 @@ class Predictor:
 
     def _examples(self, served: Served) -> list[Batch]:
         """Return batches such as the model will see."""
-        sequences = own_sequences(served.checkpoint, self.model, EXAMPLES)
-        padding = self.model.config.dense_config.get("pad_token_id") or 0
-        return make_batches(sequences.ids, served.batch_size, pad_token_id=padding, token_types=sequences.types)
+        return own_sequences(served.checkpoint, self.model, EXAMPLES).batches(self.model, served.batch_size)
 
     def __call__(self, texts: Sequence[tuple[str, ...]], *, trace: bool = False) -> list[Prediction]:
         """Predict texts; see :func:`ltp.evaluation.prediction.predict`.
