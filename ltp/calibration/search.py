@@ -58,7 +58,8 @@ class AboveDenseError(ValueError):
         self.target, self.dense = target, dense
 
 
-#: Threshold of the last layer at strength 1, where no threshold is positive: LTP's, of importance with Z = 128.
+#: Threshold of the last layer at strength 1, where no threshold is positive: LTP's, of importance with Z = 128. The
+#: search finds others of any unit.
 FINAL_THRESHOLD = 0.01
 #: Thresholds of 0 or below start at this share of the smallest positive threshold.
 SUBSTITUTE = 0.05
@@ -101,7 +102,7 @@ class ThresholdControl(StrengthControl):
             start = torch.arange(1, len(start) + 1, device=start.device) * (FINAL_THRESHOLD / len(start))
         smallest = start[start > 0].min()
         self.start = torch.where(start > 0, start, SUBSTITUTE * smallest)
-        # importance is at most N/Z, so a threshold above it leaves only the classification token
+        # no score is above, so a threshold above it leaves only the classification token
         max_importance = model.pruner.method.largest_score(model.pruner.shape)
         self.strongest = 2 * max_importance / float(self.start.min())
         self.weakest = 1e-9 / float(self.start.max())

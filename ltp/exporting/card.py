@@ -192,9 +192,10 @@ def _results(results: dict[str, Any], settings: dict[str, Any], config: dict[str
         alive = " → ".join(f"{count:.1f}" for count in tokens)
         rows.append(("tokens alive entering each layer, and after the last", alive))
     if thresholds := results.get("thresholds"):
-        scoring = f"{config.get('scoring_mode')}, Z = {config.get('score_length')}"
+        mode, length = config.get("scoring_mode"), config.get("score_length")
+        scoring = f" on importance ({mode}, Z = {length})" if mode is not None else ""
         values = ", ".join(f"{value:.5g}" for value in thresholds)
-        rows.append((f"thresholds of the layers on importance ({scoring})", values))
+        rows.append((f"thresholds of the layers{scoring}", values))
     definition = f"\n\n{results['flops_definition']}." if results.get("flops_definition") else ""
     others = f"\n\n{_budgets(budgets, in_use)}" if len(budgets) > 1 and form == "huggingface" else ""
     return _table(("", ""), rows) + definition + others

@@ -16,6 +16,7 @@ import difflib
 import functools
 import importlib
 import importlib.metadata
+import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
@@ -127,6 +128,8 @@ def check_contract(method: type[Method], source: str) -> None:
         raise BrokenMethodError(f"{prefix} has no {rule}(tokens, weights), the hard rule")
     if any(variant.learned for variant in method.variants) and method.gate is Method.gate:
         raise BrokenMethodError(f"{prefix} learns, but has no gate(tokens, weights), the soft rule")
+    if "weights" not in inspect.signature(method.scores).parameters:
+        raise BrokenMethodError(f"{prefix} has scores without the parameters: scores(tokens, weights)")
     for other in REGISTERED.values():
         types = other.setting_types()
         for name, hint in method.setting_types().items():

@@ -149,8 +149,6 @@ class Method:
     merges: ClassVar[bool] = False
     #: soft rule of a training without a budget, see :data:`ltp.pruning.MASKING_MODES`
     masking: ClassVar[str] = "soft"
-    #: whether its soft stage reads the saliency of tokens in the dense parent, see :meth:`guidance`
-    needs_saliency: ClassVar[bool] = False
     #: whether its cost on given texts depends on the weights, so that a budget is held by calibrating again and again
     cost_depends_on_weights: ClassVar[bool] = True
     #: the values of ``sweep=<name>``, Hydra's sweeper parameters by key, of the only variant
@@ -244,14 +242,19 @@ class Method:
         """Return what the soft stage adds to the task loss, a scalar; not with a budget, which sets its own price."""
         return 0.0
 
+    @property
+    def needs_saliency(self) -> bool:
+        """Whether :meth:`guidance` reads the saliency of tokens in a dense teacher, by default the dense parent."""
+        return False
+
     def guidance(self, scores: Tensor, saliency: Tensor, weights: Any) -> Tensor | float:
         """Return what the soft stage adds to the task loss to teach the scores, a scalar; with a budget, too.
 
         Only for methods with :attr:`needs_saliency`.
 
         Args:
-            scores: those of each layer, (L, B, N) float32; -1 for padding.
-            saliency: how much each token matters to the dense parent's answer, (B, N) float32; 0 for padding. See
+            scores: those of each layer in which tokens leave, (L, B, N) float32; -1 for padding.
+            saliency: how much each token matters to the teacher's answer, (B, N) float32; 0 for padding. See
                 :func:`ltp.training.saliency.saliency`.
             weights: the parameters, as attributes.
         """

@@ -79,6 +79,14 @@ class Pruner(nn.Module):
         windows = self.shape.windows
         return self.sliding_layers != "skip" or not windows or windows[number - 1] is None
 
+    def freeze_idle_layers(self) -> None:
+        """Freeze the modules, one a layer, of the layers in which no token leaves: they get no gradient."""
+        for modules in self.children():
+            if isinstance(modules, nn.ModuleList) and len(modules) == self.shape.num_layers:
+                for number, module in enumerate(modules, start=1):
+                    if not self.decides_in(number):
+                        module.requires_grad_(False)
+
     @property
     def reads(self) -> frozenset[str]:
         """What the method reads of a layer; see :data:`ltp.pruning.method.READS`."""

@@ -86,7 +86,7 @@ def draw(group: Group) -> tuple[dict[str, bytes], list[LeftOut]]:
             figures["tradeoff"] = tradeoff(group)
         if any(row.tokens for method in group.methods for row in group.front_of(method)):
             figures["tokens"] = tokens(group)
-        if any(map(_has_known_origin, _learned_rows(group))):
+        if _rows_with_thresholds(group):
             figures["thresholds"] = thresholds(group)
         if any(len(curve) > 1 for curves in _curves(group).values() for _, curve in curves):
             figures["learning"] = learning(group)
@@ -204,10 +204,25 @@ def tokens(group: Group) -> Figure:
 
 
 def thresholds(group: Group) -> Figure:
-    """Plot learned thresholds over layers, and the initial thresholds if they are known."""
-    figure = Figure((_WIDTH, _HEIGHT), layout="constrained")
-    axes = figure.subplots()
-    rows = _sample([row for row in _learned_rows(group) if _has_known_origin(row)])
+    """Plot learned thresholds over layers, and the initial ones if they are known, one panel per method."""
+    rows_by_method = _rows_with_thresholds(group)
+    figure = Figure((_WIDTH * max(1, 0.7 * len(rows_by_method)), _HEIGHT), layout="constrained")
+    panels = figure.subplots(1, len(rows_by_method), squeeze=False)[0]
+    for axes, (method, rows) in zip(panels, rows_by_method.items(), strict=True):
+        _draw_thresholds(axes, _sample(rows))
+        if len(panels) > 1:
+            axes.set_title(text.method_title(method))
+            axes.legend(title="relative FLOPs", title_fontsize=7)
+    panels[0].set_ylabel("threshold")
+    if len(panels) == 1:
+        panels[0].set_title(_title(group))
+        _legend_below(figure, title="relative FLOPs")
+    else:
+        figure.suptitle(_title(group), fontsize=8)
+    return figure
+
+
+def _draw_thresholds(axes: Axes, rows: Sequence[Row]) -> None:
     schedules = {tuple(initial): initial for row in rows if (initial := _initial_thresholds(row))}
     for number, initial in enumerate(schedules.values()):
         label = "before learning" if number == 0 else None
@@ -222,15 +237,14 @@ def thresholds(group: Group) -> Figure:
         label = ", ".join([f"{row.relative_flops.mean:.2f}", origin, *variants])
         axes.plot(range(1, len(row.thresholds) + 1), row.thresholds, label=label, **style)
     _layers(axes, max(len(row.thresholds or ()) for row in rows))
-    axes.set(ylabel="threshold", title=_title(group))
     axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
-    _legend_below(figure, title="relative FLOPs")
-    return figure
 
 
-def _learned_rows(group: Group) -> list[Row]:
-    """Return the rows of methods that learn, of their fronts."""
-    return [row for method in group.methods if is_learned(method) for row in group.front_of(method)]
+def _rows_with_thresholds(group: Group) -> dict[str, list[Row]]:
+    """Return the rows of each method that learns, of its front, whose thresholds have a known origin."""
+    rows = {method: group.front_of(method) for method in group.methods if is_learned(method)}
+    known = {method: [row for row in front if _has_known_origin(row)] for method, front in rows.items()}
+    return {method: front for method, front in known.items() if front}
 
 
 def _has_known_origin(row: Row) -> bool:

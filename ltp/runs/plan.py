@@ -20,7 +20,7 @@ from ltp.pruning import (
     variant_of,
     variants,
 )
-from ltp.pruning.method import UNSET
+from ltp.pruning.method import UNSET, Method
 from ltp.runs.checkpoints import Checkpoint, inspect_checkpoint, is_finished, read_config
 from ltp.runs.fingerprints import checkpoint_fingerprint, data_fingerprints
 from ltp.runs.identity import Run, check_identity
@@ -243,8 +243,10 @@ def _resolve_stage_and_mode(settings: TrainSettings, restored: Checkpoint | None
             f"stage=soft with prune={mode}: {_name(mode)} has nothing to learn. Use stage=hard, or {suggestion}."
         )
     if mode is None and stage != "finetune":
-        # the soft stage and a choice of learned or given need a method; a dense checkpoint has none
-        mode = default_method().name if stage == "soft" else inherited.get("prune_mode")
+        mode = inherited.get("prune_mode")
+        if stage == "soft" and (mode is None or method_class(mode).variant(learned=True) is None):
+            mode = default_method().name
+        # a choice of learned or given needs a method, too; a dense checkpoint has none
         if mode is None and learned is not None:
             mode = default_method().name
         if mode is None:
@@ -277,6 +279,8 @@ def _resolve_method(settings: TrainSettings, stage: str, mode: str, restored: Ch
             raise UserError(
                 f"restore={restored.source} has learned nothing for prune={mode}: run stage=soft on it first."
             )
+        if only.learned and restored is not None and restored.holds_learned(mode):
+            _check_initial(settings, method, restored, "leave it out")
         return only.name
     if stage == "soft":
         return variant_of(method, learned=True)
@@ -291,16 +295,20 @@ def _resolve_method(settings: TrainSettings, stage: str, mode: str, restored: Ch
         )
     if learned is False or not holds:
         return variant_of(method, learned=False)
+    _check_initial(settings, method, restored, f"leave it out, or use prune={option_of(method, learned=False)}")
+    return variant_of(method, learned=True)
+
+
+def _check_initial(settings: TrainSettings, method: type[Method], restored: Checkpoint, remedy: str) -> None:
+    """Check that no setting would start the parameters again that a checkpoint has learned."""
     for key in method.initial_keys():
         name = method.config_keys()[key]
         initial, requested = restored.pruning.get(key), getattr(settings.prune, name)
         if requested is not None and requested != initial:
             raise UserError(
                 f"restore={restored.source} learned its thresholds from {key}={initial}; "
-                f"prune.{name}={requested} would discard them: leave it out, or use "
-                f"prune={option_of(method, learned=False)}."
+                f"prune.{name}={requested} would discard them: {remedy}."
             )
-    return variant_of(method, learned=True)
 
 
 def _fill_nulls(settings: TrainSettings, task: Task, method: str, inherited: dict[str, Any]) -> None:
@@ -513,11 +521,11 @@ def _find_teacher(
     Raises:
         UserError: there is none, or it does not match the run's model.
     """
-    key, remedy = f"distill.teacher={settings.distill.teacher}", "name a dense checkpoint with distill.teacher=…"
-    if settings.distill.mode is None:
-        if not settings.needs_saliency:
-            return None
-        key, remedy = f"prune={settings.prune.mode}", "restore one that was"
+    if settings.distill.mode is None and not settings.needs_saliency:
+        return None
+    remedy = "name a dense checkpoint with distill.teacher=…"
+    is_asked = settings.distill.mode is not None or settings.distill.teacher != "auto"
+    key = f"distill.teacher={settings.distill.teacher}" if is_asked else f"prune={settings.prune.mode}"
     if settings.distill.teacher != "auto":
         teacher = inspect_checkpoint(settings.distill.teacher, "distill.teacher")
     elif parent is None and parent_run is not None:
@@ -529,7 +537,8 @@ def _find_teacher(
         while teacher.prunes:
             ancestor = (teacher.results or {}).get("parent")
             if ancestor is None or not (Path(ancestor) / RESULTS_FILE).is_file():
-                raise UserError(f"{key}: the dense parent of {teacher.source} is not there ({ancestor}); {remedy}")
+                where = f"is not there ({ancestor})" if ancestor is not None else "is not known"
+                raise UserError(f"{key}: the dense parent of {teacher.source} {where}; {remedy}")
             teacher = inspect_checkpoint(ancestor)
     check_labels_if_known(teacher, task)
     sizes = ("vocab_size", "num_hidden_layers", "hidden_size") if settings.distill.mode == "hidden" else ("vocab_size",)

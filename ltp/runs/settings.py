@@ -276,7 +276,7 @@ class TrainSettings:
 
     @property
     def needs_saliency(self) -> bool:
-        """Whether the training reads the saliency of tokens in the dense parent."""
+        """Whether the training reads the saliency of tokens in a dense teacher."""
         return self.stage == "soft" and self.method.needs_saliency
 
 
@@ -550,7 +550,9 @@ def check_ranges(settings: TrainSettings) -> None:
             f"budgets={settings.budgets} and prune.target_flops={prune.target_flops} both set the cost: "
             "give one of them"
         )
-    if distill.mode is None and distill != DistillSettings():
+    is_teacher_needed = prune.mode in known and settings.needs_saliency
+    allowed = DistillSettings(teacher=distill.teacher) if is_teacher_needed else DistillSettings()
+    if distill.mode is None and distill != allowed:
         raise UserError("distill.… is given, but nothing is distilled: add distill=logits, hidden or ranking")
     for mode, weight, what in (
         ("hidden", distill.hidden_weight, "hidden states are"),

@@ -120,7 +120,9 @@ def build_teacher(run: Run) -> LTPPreTrainedModel:
     """Load the dense teacher of a run, in float32."""
     assert run.teacher is not None
     with loading_from_hub(f"the teacher {run.teacher.source}", _MODEL_REMEDY, source=run.teacher.path):
-        return model_class(run.task.model_class).from_pretrained(run.teacher.path, prune_mode=DENSE_MODE)
+        teacher = model_class(run.task.model_class).from_pretrained(run.teacher.path, prune_mode=DENSE_MODE)
+    teacher.config.problem_type = run.task.problem_type
+    return teacher
 
 
 def build_dense(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> Any:

@@ -3,7 +3,7 @@
 import logging
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from ltp.data.datamodule import GLUEDataModule
 from ltp.data.tasks import Task
 from ltp.errors import RunError
 from ltp.evaluation.cost import CostMetric
+from ltp.execution.output import LTPOutput
 from ltp.model.pretrained import LTPPreTrainedModel
 from ltp.pruning import DENSE_MODE, method_class
 from ltp.pruning.method import Method
@@ -135,6 +136,7 @@ class LTPModule(pl.LightningModule):
         )
         self.costs: Any = nn.ModuleList(CostMetric(model.cost) for _ in self.evaluated)
         model.pruner.requires_grad_(learns)  # DDP raises an error for trainable parameters without a gradient
+        model.pruner.freeze_idle_layers()
 
     def on_fit_start(self) -> None:
         """Set training mode (``from_pretrained`` returns evaluation mode), and move the teachers to the device."""
@@ -171,8 +173,6 @@ class LTPModule(pl.LightningModule):
         label_inputs = self.task.model_inputs(labels)
         output = self.model(**inputs, **label_inputs, **wanted)
         loss = output.loss
-        for guide in self._guide:
-            loss = loss + pruner.method.guidance(output.scores, saliency(guide, inputs, label_inputs), pruner)
         if distillation is not None:
             task_loss = self.model.task_loss(output.logits, targets)
             loss = loss + distillation.added_loss(output, batch, task_loss)
@@ -185,9 +185,8 @@ class LTPModule(pl.LightningModule):
         datamodule: GLUEDataModule = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
         label_weight = datamodule.label_weight(batch_idx, labels)
         penalty = None if label_weight is None else self.model.with_penalty(loss.new_zeros(()), output)
-        if self.multiplier is not None:
-            price = self.multiplier.penalty(output.expected_lengths)
-            loss, penalty = loss + price, None if penalty is None else penalty + price
+        for added in self._added(output, inputs, label_inputs):
+            loss, penalty = loss + added, None if penalty is None else penalty + added
         self._check_finite(loss)
         rows = len(batch["labels"])
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=rows)
@@ -199,6 +198,17 @@ class LTPModule(pl.LightningModule):
             return loss * row_weight
         # the task's loss is a mean over the labels of the optimiser step, the penalty over its rows
         return (loss - penalty) * label_weight + penalty * row_weight
+
+    def _added(self, output: LTPOutput, inputs: dict[str, Tensor], labels: dict[str, Tensor]) -> Iterator[Any]:
+        """Yield what is added to the loss and is a mean over the rows: the guidance, and the price of a budget."""
+        pruner = self.model.pruner
+        for guide in self._guide:
+            assert output.scores is not None
+            decided = [number - 1 for number in range(1, len(output.scores) + 1) if pruner.decides_in(number)]
+            yield pruner.method.guidance(output.scores[decided], saliency(guide, inputs, labels), pruner)
+        if self.multiplier is not None:
+            assert output.expected_lengths is not None
+            yield self.multiplier.penalty(output.expected_lengths)
 
     def _further_passes(self) -> Sequence[Method]:
         if self.model.config.masking_mode != "hard":

@@ -218,6 +218,7 @@ def build_module(
     settings = run.settings
     assert settings.lr and settings.weight_decay is not None
     distill = settings.distill
+    teacher = None if run.teacher is None else build_teacher(run)
     return LTPModule(
         model,
         task,
@@ -232,12 +233,11 @@ def build_module(
         budgets=settings.targets,
         dense_flops=model.cost.mean_dense_flops(torch.tensor(datamodule.train_lengths)),
         distillation=None
-        if distill.mode is None
+        if teacher is None or distill.mode is None
         else Distillation(
-            *(build_teacher(run), task, distill.weight, distill.temperature, distill.hidden_weight),
-            distill.ranking_weight,
+            *(teacher, task, distill.weight, distill.temperature, distill.hidden_weight), distill.ranking_weight
         ),
-        guide=build_teacher(run) if settings.needs_saliency else None,
+        guide=teacher if settings.needs_saliency else None,
         fused=settings.trainer.precision == "32-true",
         of_splits=[task.for_split(split) for split in datamodule.splits.validation.values()],
     )

@@ -579,7 +579,13 @@ def check_graph(folder, run, batches, agreement, form="onnx"):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "pruning",
-    [{"prune_mode": "none"}, TOME, {"prune_mode": "ltc", "pool_layer": 1}, {"prune_mode": "transkimmer"}],
+    [
+        {"prune_mode": "none"},
+        TOME,
+        {"prune_mode": "ltc", "pool_layer": 1},
+        {"prune_mode": "transkimmer"},
+        {"prune_mode": "adapler"},
+    ],
     ids=lambda pruning: pruning["prune_mode"],
 )
 def test_shapes_of_a_graph_can_be_inferred(make_dense, here, pruning):

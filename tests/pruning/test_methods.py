@@ -305,6 +305,15 @@ def test_adapler_by_hand():
     below = 10 * (3 * shares[1] / 0.5 - 1) - 0.01
     gate = [1, math.exp(above), math.exp(below), math.exp(below), 0]
     assert pruner.gate(tokens).tolist() == [pytest.approx(gate, rel=1e-4)]
+    # above the even share of all that is left: a soft removal all the same, with a gradient
+    with torch.no_grad():
+        pruner.thresholds.fill_(4.0)
+    gate = pruner.gate(tokens)
+    assert gate[0, 1].item() == pytest.approx(math.exp(10 * (3 * shares[0] / 4 - 1) - 0.01), rel=1e-4)
+    gate.sum().backward()
+    assert pruner.thresholds.grad[0] < 0
+    with torch.no_grad():
+        pruner.thresholds.fill_(0.5)
     # a token that is nearly gone is not counted: the even share is that of the other two
     present = dataclasses.replace(tokens, survival=torch.tensor([[1.0, 1.0, 1.0, 0.0, 0.0]]))
     even = 2 * shares[1] / (shares[0] + shares[1])

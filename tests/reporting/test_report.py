@@ -656,6 +656,17 @@ def test_the_figures_tell_variants_apart(tmp_path):
     assert 0 <= box.x0 < box.x1 <= figure.bbox.width  # long names are not cut
 
 
+def test_thresholds_of_two_methods_have_a_panel_each(tmp_path):
+    """Their units differ."""
+    write_target(tmp_path / "learned", 0.5, 0.88)
+    hyper = {"prune_mode": "adapler", "initial_share": 0.25, "scoring_mode": None, "score_length": None}
+    write_target(tmp_path / "adapler", 0.5, 0.89, method="adapler", prune_mode="adapler", hyper=hyper)
+    (group,) = groups_of(tmp_path)
+    panels = thresholds(group).axes
+    assert [axes.get_title() for axes in panels] == ["learned threshold", "AdapLeR"]
+    assert [len(axes.get_lines()) for axes in panels] == [1, 2]  # AdapLeR's with the thresholds before learning
+
+
 def test_predictions_are_those_of_the_budget_in_use(tmp_path):
     write_several(tmp_path / "several")
     predictions(tmp_path / "several", [[8, 8, 4, 2, 1]])

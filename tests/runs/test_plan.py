@@ -707,7 +707,7 @@ def test_a_teacher_that_cannot_be_found(root):
     soft = finished_run(root / SOFT, prune_mode="absolute_threshold")
     remedy = "name a dense checkpoint with distill.teacher=…"
     assert message(f"task=mrpc stage=hard restore={soft} distill=logits") == (
-        f"distill.teacher=auto: the dense parent of {soft} is not there (None); {remedy}"
+        f"distill.teacher=auto: the dense parent of {soft} is not known; {remedy}"
     )
     assert message("task=mrpc stage=finetune distill=logits") == (
         f"distill.teacher=auto: this run starts from no fine-tuned checkpoint that could teach it; {remedy}"
@@ -716,6 +716,31 @@ def test_a_teacher_that_cannot_be_found(root):
     assert message("task=mrpc stage=soft distill=logits distill.teacher=/nowhere").startswith(
         "distill.teacher=/nowhere: no such directory."
     )
+
+
+def test_a_method_that_reads_saliency_has_a_teacher_in_its_soft_stage(root):
+    command, remedy = "task=mrpc prune=adapler stage=soft", "name a dense checkpoint with distill.teacher=…"
+    assert plan_of(command).teacher is None  # its parent is trained first
+    dense = dense_run(root / DENSE)
+    run = plan_of(command)
+    assert run.teacher.run_dir.samefile(dense)
+    assert plan_of(f"{command} prune.saliency_weight=0").teacher is None
+    named = dense_run(root / "named")
+    other = plan_of(f"{command} distill.teacher={named}")
+    assert other.teacher.run_dir == named
+    assert other.directory != run.directory
+    assert "nothing is distilled" in message(f"{command} distill.teacher={named} distill.weight=0.7")
+    assert "nothing is distilled" in message(f"task=mrpc prune=threshold stage=soft distill.teacher={named}")
+    soft = finished_run(root / "soft", prune_mode="adapler", initial_share=0.25)
+    assert plan_of(f"task=mrpc stage=hard restore={soft}").teacher is None
+    assert message(f"task=mrpc stage=soft restore={soft}") == (
+        f"prune=adapler: the dense parent of {soft} is not known; {remedy}"
+    )
+    for stage in ("soft", "hard"):
+        assert message(f"task=mrpc stage={stage} restore={soft} prune.initial_share=0.5") == (
+            f"restore={soft} learned its thresholds from initial_share=0.25; "
+            "prune.initial_share=0.5 would discard them: leave it out."
+        )
 
 
 def test_a_teacher_that_does_not_fit(root):

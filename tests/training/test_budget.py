@@ -327,3 +327,13 @@ def test_only_thresholds_are_held_for_several_budgets(make_dense):
     model = LTPForSequenceClassification.from_dense(make_dense("bert"), **METHODS["topk"])
     with pytest.raises(ValueError, match="prune_mode topk has no thresholds to hold for them"):
         model.set_budgets([0.5])
+
+
+def test_new_budgets_keep_what_the_method_has_learned(make_dense, family):
+    model = LTPForSequenceClassification.from_dense(make_dense(family), prune_mode="adapler")
+    learned = {name: parameter.detach().clone() for name, parameter in model.pruner.named_parameters()}
+    for budgets in ([0.3, 0.6], [0.5], []):
+        model.set_budgets(budgets)
+        assert model.config.budgets == budgets
+        for name, parameter in model.pruner.named_parameters():
+            assert torch.equal(parameter, learned[name])

@@ -56,14 +56,19 @@ def soft_run(dense_run, tmp_path_factory):
     )
 
 
-def counted(directory, budget=None):
-    """Relative FLOPs of a run's model on its validation split, from the tokens alive."""
+def alive(directory, budget=None):
+    """A run's model, and the tokens alive in it on its validation split, (S, L+1)."""
     model = LTPForSequenceClassification.from_pretrained(directory / "model", **({"budget": budget} if budget else {}))
     splits = load_splits(task_of(TaskSettings(name="demo")), max_validation_samples=200)
     data = GLUEDataModule(splits, demo_tokenizer(), batch_size=8)
     data.setup("validate")
     lengths = [model(**batch).token_lengths for batch in data.val_dataloader()[0]]
-    return total_relative_flops(torch.cat(lengths), 32, 64).item()
+    return model, torch.cat(lengths)
+
+
+def counted(directory, budget=None):
+    """Relative FLOPs of a run's model on its validation split, from the tokens alive."""
+    return total_relative_flops(alive(directory, budget)[1], 32, 64).item()
 
 
 # -- where runs end ------------------------------------------------------------------------------------------
@@ -154,6 +159,22 @@ def test_several_budgets_share_one_checkpoint(dense_run):
     assert last["val/accuracy"] == pytest.approx(sum(each) / 3)
 
 
+def test_networks_that_the_dense_parent_taught_are_held_at_several_budgets(dense_run):
+    soft = trained(*TAUGHT, "budgets=[0.5,0.8]", f"restore={dense_run}")
+    directory = trained(*SMALL, *ROWS, "prune=adapler", "stage=hard", f"restore={soft}", "lr=1e-3")
+    for held in results_of(directory)["budgets"]:
+        assert held["relative_flops"] == pytest.approx(held["budget"], abs=0.02)
+        model, lengths = alive(directory, held["budget"])
+        assert model.cost.total_relative_flops(lengths) == pytest.approx(held["relative_flops"], abs=1e-6)
+    # the hard stage starts from what the soft one has learned, and does not change it
+    before, after = (
+        {name: value for name, value in load_file(run / "model" / "model.safetensors").items() if "predictors" in name}
+        for run in (soft, directory)
+    )
+    assert len(before) == 4 * 4
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 # -- targets that cannot be met ------------------------------------------------------------------------------
 
 
@@ -182,9 +203,15 @@ def test_a_target_that_top_k_cannot_meet(dense_run):
 # -- kills and processes -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("budget", ["prune.target_flops=0.5", "budgets=[0.4,0.7]"])
-def test_an_interrupted_run_goes_on_as_if_nothing_had_been(dense_run, monkeypatch, budget):
-    words = [*SOFT, budget, f"restore={dense_run}", "save_step=8", "trainer.accumulate_grad_batches=2"]
+#: A method with networks of its own, which the dense parent teaches.
+TAUGHT = (*(word for word in SOFT if "threshold" not in word), "prune=adapler", "prune.lr_predictor=5e-3")
+
+
+@pytest.mark.parametrize(
+    ("soft", "budget"), [(SOFT, "prune.target_flops=0.5"), (SOFT, "budgets=[0.4,0.7]"), (TAUGHT, "budgets=[0.4,0.7]")]
+)
+def test_an_interrupted_run_goes_on_as_if_nothing_had_been(dense_run, monkeypatch, soft, budget):
+    words = [*soft, budget, f"restore={dense_run}", "save_step=8", "trainer.accumulate_grad_batches=2"]
     wanted = trained(*words, "output_root=undisturbed")
     interrupted(words, 13, monkeypatch, saves=False)  # as a kill: what was done since step 8 is lost
     interrupted(words, 17, monkeypatch)

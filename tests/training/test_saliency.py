@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ltp import LTPForSequenceClassification
+from ltp import LTPForSequenceClassification, LTPForTokenClassification
 from ltp.data.tasks import TASKS
 from ltp.training.module import LTPModule
 from ltp.training.saliency import saliency
@@ -43,12 +43,36 @@ def test_it_is_gradient_times_input_for_the_true_label(dense, batch):
     assert not actual.requires_grad
 
 
-def test_a_regression_has_that_of_its_loss(make_dense, family, batch):
-    dense = LTPForSequenceClassification.from_dense(make_dense(family, num_labels=1)).eval()
-    batch["labels"] = batch["labels"].float()
+@pytest.mark.parametrize(
+    ("labels", "answer"),
+    [
+        ([0.1, 2.0, 1.0], lambda logits, label: logits[0, 0]),  # a regression, or a ranking
+        (
+            [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]],
+            lambda logits, label: (logits[0] * (2 * label - 1)).sum(),
+        ),
+    ],
+)
+def test_kinds_without_one_true_label(make_dense, family, batch, labels, answer):
+    batch["labels"] = torch.tensor(labels)
+    count = 1 if batch["labels"].ndim == 1 else 3
+    dense = LTPForSequenceClassification.from_dense(make_dense(family, num_labels=count)).eval()
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    expected = hugging_face_s(dense, batch, lambda output, label: output.loss / 3)  # a mean over three examples
+    expected = hugging_face_s(dense, batch, lambda output, label: answer(output.logits, label))
     torch.testing.assert_close(saliency(dense, inputs, {"labels": batch["labels"]}), expected, rtol=1e-4, atol=1e-7)
+
+
+def test_labels_of_tokens_have_that_of_their_loss(make_dense, family, batch):
+    dense = make_dense(family, auto_class="AutoModelForTokenClassification")
+    model = LTPForTokenClassification.from_dense(dense).eval()
+    batch["labels"] = torch.where(batch["attention_mask"].bool(), batch["input_ids"] % 3, -100)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    actual = saliency(model, inputs, {"labels": batch["labels"]})
+    embeddings = dense.get_input_embeddings()(batch["input_ids"]).detach().requires_grad_()
+    mask, labels = batch["attention_mask"], batch["labels"]
+    dense(inputs_embeds=embeddings, attention_mask=mask, labels=labels).loss.backward()
+    expected = (embeddings * embeddings.grad).square().sum(dim=2).sqrt() * mask
+    torch.testing.assert_close(actual, expected.detach(), rtol=1e-4, atol=1e-7)
 
 
 def test_it_teaches_the_predictors(dense, batch):

@@ -95,7 +95,6 @@ class AdapLeR(Method):
     learns: ClassVar[bool] = True
     decides_before: ClassVar[bool] = True
     masking: ClassVar[str] = "survival"
-    needs_saliency: ClassVar[bool] = True
     variants: ClassVar[tuple[Variant, ...]] = (
         Variant(
             "adapler",
@@ -113,6 +112,10 @@ class AdapLeR(Method):
     @property
     def reads(self) -> frozenset[str]:
         return frozenset({"hidden"})
+
+    @property
+    def needs_saliency(self) -> bool:
+        return self.saliency_weight > 0
 
     def parameters(self, shape: EncoderShape) -> dict[str, Any]:
         predictors = [new_predictor(shape.hidden_size) for _ in range(shape.num_layers)]
@@ -142,13 +145,13 @@ class AdapLeR(Method):
         threshold, drop = weights.thresholds[tokens.layer - 1].clamp(min=LOWEST), KNEE / self.removal_slope
         below = self.removal_slope * (scores / threshold - 1) - drop
         above = drop * (scores - count) / (count - threshold).clamp(min=1e-6)  # from -drop at the threshold to 0
-        gate = torch.minimum(below, above).clamp(max=0).exp()
+        gate = torch.where(scores < threshold, below, above).clamp(max=0).exp()
         return torch.where(candidates, gate, torch.ones_like(gate)) * tokens.alive
 
     def guidance(self, scores: Tensor, saliency: Tensor, weights: Any) -> Tensor | float:
         """Return the divergence KL(saliency ‖ shares), times L for the first layer and 1 for the last one.
 
-        Of inputs with two tokens or more besides the class token; a mean over the inputs.
+        A mean over the inputs; one whose saliency is 0 adds nothing.
         """
         target = saliency[:, 1:]
         count = (scores[0, :, 1:] >= 0).sum(dim=1, keepdim=True)
