@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ltp.deploy.linears import DTYPES, Int8Linear, PlainLinear, Scale, linear_type
+from ltp.deploy.linears import DTYPES, PlainLinear, Scale, int8_type, linear_type
 from ltp.deploy.timing import Pass
 
 DEFINITION = (
@@ -45,7 +45,7 @@ def bare_products(config: Any, token_lengths: Sequence[Tensor], dtype: str, back
     if device.type == "cuda":
         backend = "plain"  # the device's library is the limit there
     make_linear = {"plain": _plain, "deployed": _deployed}[backend]
-    kind = Int8Linear if dtype == "int8" else linear_type(dtype)
+    kind = int8_type() if dtype == "int8" else linear_type(dtype)
     padded_rows = kind.row_count if backend == "deployed" else PlainLinear.row_count
     hidden_size, inner_size = config.hidden_size, config.intermediate_size
     shapes = (
@@ -86,5 +86,5 @@ def _plain(weight: Tensor, dtype: str) -> Linear:
 def _deployed(weight: Tensor, dtype: str) -> Linear:
     bias = torch.zeros(len(weight))
     if dtype == "int8":
-        return Int8Linear(weight, bias, Scale(step=0.03, zero=128))
+        return int8_type()(weight, bias, Scale(step=0.03, zero=128))
     return linear_type(dtype)(weight, bias, DTYPES[dtype])

@@ -126,7 +126,7 @@ class ObservedLinear(PlainLinear):
 
     def quantised(self) -> "Int8Linear":
         """Return the layer in int8, for inputs of the range that was seen."""
-        return Int8Linear(self.weight, self.bias, Scale.of(self.low, self.high), self.activation)
+        return int8_type()(self.weight, self.bias, Scale.of(self.low, self.high), self.activation)
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,8 @@ class Scale:
     @classmethod
     def of(cls, low: Tensor, high: Tensor) -> "Scale":
         """Return the scale of a range; 0 is made a part of it."""
-        smallest = min(float(low.min()), 0.0)
-        step = max(float(high.max()) - smallest, 1e-6) / 255
+        smallest, largest = min(float(low.min()), 0.0), max(float(high.max()), 0.0)
+        step = max(largest - smallest, 1e-6) / 255
         return cls(step, round(-smallest / step))
 
 
@@ -164,7 +164,7 @@ class Int8Linear:
         if gelu_approximation(activation) == "none":
             activation = torch.ops.aten.gelu_  # in place: a second buffer of this size does not fit the cache
         self.activation = activation
-        scales = weight.abs().amax(dim=1).double().clamp(min=1e-12) / largest_weight()
+        scales = _scales_of_rows(weight)
         zeros = torch.zeros(len(scales), dtype=torch.int64)
         engine = torch.backends.quantized.engine  # a global setting that selects the packing back end
         try:
@@ -176,11 +176,11 @@ class Int8Linear:
         finally:
             torch.backends.quantized.engine = engine
         self._arguments = (inputs.step, inputs.zero, packed)
-        self._product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
+        self._operation = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Compute the layer: (T, in) → (T, out)."""
-        result = self._product(rows, *self._arguments)
+        result = self._product(rows)
         return self.activation(result) if self.activation is not None else result
 
     def add(self, rows: Tensor, residual: Tensor, factors: Tensor | None = None) -> Tensor:
@@ -190,8 +190,38 @@ class Int8Linear:
             rows, residual: as above.
             factors: of the residual's columns, (out,); None for 1.
         """
-        result = self._product(rows, *self._arguments)
+        result = self._product(rows)
         return result.add_(residual) if factors is None else result.addcmul_(residual, factors)
+
+    def _product(self, rows: Tensor) -> Tensor:
+        return self._operation(rows, *self._arguments)
+
+
+class OneDNNInt8Linear(Int8Linear):
+    """The same with oneDNN, whose products use AMX instructions; FBGEMM has none. GELU is fused into the product.
+
+    Requires :func:`onednn_int8_works`.
+    """
+
+    row_count = staticmethod(OneDNNLinear.row_count)
+
+    def __init__(self, weight: Tensor, bias: Tensor, inputs: Scale, activation: Activation | None = None) -> None:
+        approximation = gelu_approximation(activation)
+        self.activation = activation if approximation is None else None
+        fused: tuple[str, list, str] = ("none", [], "") if approximation is None else ("gelu", [], approximation)
+        scales = _scales_of_rows(weight).float()
+        packed = torch.ops.onednn.qlinear_prepack((weight / scales[:, None]).round().to(torch.int8), None)
+        zeros = torch.zeros(len(scales), dtype=torch.int64)
+        self._inputs = (inputs.step, inputs.zero)
+        self._layer = (packed, scales, zeros, bias, 1.0, 0, torch.float32, *fused)
+        self._operation = torch.ops.onednn.qlinear_pointwise.default
+        with warnings.catch_warnings():  # a deprecation warning, once; onednn_int8_works detects the removal
+            warnings.filterwarnings("ignore", message=".*quantized tensor", category=UserWarning)
+            self._product(weight[:1])
+
+    def _product(self, rows: Tensor) -> Tensor:
+        quantised = torch.quantize_per_tensor(rows, *self._inputs, torch.quint8).int_repr()
+        return self._operation(quantised, *self._inputs, *self._layer)
 
 
 class FeedForward:
@@ -318,6 +348,32 @@ def largest_weight() -> int:
     most of the error: a weight's range is that of a row, an input's that of a tensor.
     """
     return 127 if getattr(torch.cpu, "_is_vnni_supported", lambda: False)() else 63
+
+
+def _scales_of_rows(weight: Tensor) -> Tensor:
+    """Return the steps of a weight's rows in int8, (out,) float64."""
+    return weight.abs().amax(dim=1).double().clamp(min=1e-12) / largest_weight()
+
+
+def int8_type() -> type[Int8Linear]:
+    """Return the class of the faster layers in int8 on this machine."""
+    return OneDNNInt8Linear if onednn_int8_works() else Int8Linear
+
+
+@cache
+def onednn_int8_works() -> bool:
+    """Whether the CPU has AMX, and oneDNN's products in int8 run and are FBGEMM's on a small example."""
+    if not getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)():
+        return False
+    numbers = torch.linspace(-1, 1, 512).sin()
+    rows, weight, bias = numbers[:48].view(3, 16), numbers.view(32, 16), numbers[:32]
+    arguments = (weight, bias, Scale.of(rows.amin(), rows.amax()), functional.gelu)
+    with torch.inference_mode():
+        try:
+            difference = OneDNNInt8Linear(*arguments)(rows) - Int8Linear(*arguments)(rows)
+        except (AttributeError, RuntimeError):  # missing operator, or other signature
+            return False
+    return bool(difference.abs().max() < 1e-2)
 
 
 @cache

@@ -17,9 +17,9 @@ from ltp.deploy.linears import (
     DTYPES,
     FeedForward,
     Int8FeedForward,
-    Int8Linear,
     PlainLinear,
     has_bfloat16_instructions,
+    int8_type,
     join_linears,
     linear_type,
     smoothing,
@@ -124,7 +124,7 @@ class DeployedModel:
             self(**batch)
         for layer in layers:
             layer.quantise()
-        self.back_end = Int8Linear
+        self.back_end = int8_type()
 
     def _compare(self, model: Any, examples: Sequence[Batch]) -> Agreement:
         training = model.training

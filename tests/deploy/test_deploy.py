@@ -114,6 +114,33 @@ def test_which_gelu_an_activation_is(activation, approximation):
     assert gelu_approximation(activation) == approximation
 
 
+@pytest.mark.skipif(not linears.onednn_int8_works(), reason="needs a CPU with AMX")
+@pytest.mark.parametrize("activation", [None, functional.gelu, torch.tanh])
+def test_onednn_s_products_in_int8_are_fbgemm_s(activation):
+    weight, bias, rows = torch.randn(96, 64), torch.randn(96), torch.randn(70, 64)
+    inputs = linears.Scale.of(rows.amin(dim=0), rows.amax(dim=0))
+    first, second = (kind(weight, bias, inputs, activation) for kind in (linears.OneDNNInt8Linear, Int8Linear))
+    with torch.inference_mode():
+        together, expected = first(rows), second(rows)
+        # both round inputs that lie between two bytes; a step of the input is at most that of the result
+        step = inputs.step * weight.abs().max()
+        assert (together - expected).abs().max() <= 2 * step
+        assert (together - expected).abs().mean() < 1e-3
+        torch.testing.assert_close(torch.cat([first(row[None]) for row in rows]), together, atol=1e-5, rtol=0)
+        residual = torch.randn(70, 96)
+        torch.testing.assert_close(
+            first.add(rows, residual) - residual, first.add(rows, 0 * residual), atol=1e-5, rtol=0
+        )
+
+
+def test_a_scale_has_0_in_its_range():
+    for low, high in ((0.5, 2.0), (-2.0, -0.5), (-1.0, 3.0)):
+        scale = linears.Scale.of(torch.tensor([low]), torch.tensor([high]))
+        assert 0 <= scale.zero <= 255
+        assert -scale.zero * scale.step <= min(low, 0) + scale.step / 2
+        assert (255 - scale.zero) * scale.step >= max(high, 0) - scale.step / 2
+
+
 @pytest.mark.parametrize("tokens", [*range(1, 200), 1023, 1024, 1025, 4000])
 def test_rounded_row_counts_add_little(tokens):
     rows = OneDNNLinear.row_count(tokens)
