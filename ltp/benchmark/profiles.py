@@ -43,8 +43,7 @@ class QuantilePruner(Pruner):
     def survivors(self, tokens: Tokens) -> Tensor:
         """Choose the layer's threshold, and apply it."""
         scores = self.pruner.scores(tokens)
-        candidates = tokens.alive.clone()
-        candidates[:, 0] = False  # classification tokens always survive
+        candidates = tokens.candidates
         keep = (tokens.lengths.double() * self.rho**tokens.layer).clamp(min=1).sum() - len(tokens.lengths)
         threshold = split_point(scores[candidates], round(float(keep)))
         self.found[tokens.layer - 1] = threshold

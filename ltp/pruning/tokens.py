@@ -74,6 +74,13 @@ class Tokens:
         return self.alive if self.survival is None else self.survival
 
     @property
+    def candidates(self) -> Tensor:
+        """The tokens that may leave, (B, N) bool: those alive but the class token."""
+        candidates = self.alive.clone()
+        candidates[:, 0] = False
+        return candidates
+
+    @property
     def received(self) -> Tensor:
         """Attention received from the queries that are alive, (B, N) float32."""
         return self._read(self.attention, "received")

@@ -126,9 +126,8 @@ class LTPModule(pl.LightningModule):
             assert dense_flops is not None
             self.multiplier = BudgetMultiplier(budgets[0], dense_flops=dense_flops, cost=model.cost)
         self.distillation = distillation
-        self._guide = (
-            () if guide is None else (guide.requires_grad_(False).eval(),)
-        )  # in a tuple: no part of the module
+        # in a tuple, so that it is no part of the module
+        self._guide = () if guide is None else (guide.requires_grad_(False).eval(),)
         self.evaluated = [BudgetEvaluation(budget) for budget in self.budgets or (None,)]
         self.scores: Any = nn.ModuleList(
             nn.ModuleList(own.build_metrics() for own in of_splits or [task] * len(self.validation_splits))

@@ -127,7 +127,7 @@ class AdapLeR(Method):
 
         The class token always stays and has no share; its score is 0.
         """
-        predictor, candidates = weights.predictors[tokens.layer - 1], _candidates(tokens.alive)
+        predictor, candidates = weights.predictors[tokens.layer - 1], tokens.candidates
         with torch.autocast(tokens.hidden.device.type, enabled=False):
             logits = predictor(tokens.hidden.to(predictor[0].weight.dtype)).squeeze(-1).float()
         shares = logits.masked_fill(~candidates, torch.finfo(logits.dtype).min).softmax(dim=1)
@@ -137,7 +137,7 @@ class AdapLeR(Method):
         return threshold_survivors(self.scores(tokens, weights), weights.thresholds[tokens.layer - 1], tokens.alive)
 
     def gate(self, tokens: Tokens, weights: Any) -> Tensor:
-        candidates = _candidates(tokens.alive)
+        candidates = tokens.candidates
         present = tokens.presence * candidates
         scores, count = self.scores(tokens, weights), present.sum(dim=1, keepdim=True).clamp(min=1e-6)
         # an even share is one of the tokens that are still present: under a hard mask this changes nothing
@@ -182,10 +182,3 @@ class AdapLeR(Method):
     def initial_thresholds(cls, settings: Mapping[str, Any], num_layers: int) -> list[float]:
         share = settings.get("initial_share")
         return [float(share)] * num_layers if isinstance(share, int | float) else []
-
-
-def _candidates(alive: Tensor) -> Tensor:
-    """Return the tokens that may leave: those alive but the class token, (B, N) bool."""
-    candidates = alive.clone()
-    candidates[:, 0] = False
-    return candidates

@@ -120,9 +120,7 @@ class Transkimmer(Method):
         soft = logit.sigmoid()
         hard = (soft >= 0.5).float()
         gate = hard + soft - soft.detach()
-        class_token = torch.zeros_like(tokens.alive)
-        class_token[:, 0] = True
-        return torch.where(class_token, torch.ones_like(gate), gate) * tokens.alive
+        return torch.where(tokens.candidates, gate, torch.ones_like(gate)) * tokens.alive
 
     def penalty(self, soft: SoftPass, weights: Any) -> Tensor | float:
         return self.skim_weight * soft.kept_share  # of real tokens: padding does not count
