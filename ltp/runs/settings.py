@@ -550,8 +550,9 @@ def check_ranges(settings: TrainSettings) -> None:
             f"budgets={settings.budgets} and prune.target_flops={prune.target_flops} both set the cost: "
             "give one of them"
         )
-    is_teacher_needed = prune.mode in known and settings.needs_saliency
-    allowed = DistillSettings(teacher=distill.teacher) if is_teacher_needed else DistillSettings()
+    # method and stage may still be open: this is checked again when they are known
+    has_guide = settings.stage in (None, "soft") and (prune.mode is None or settings.method.needs_saliency)
+    allowed = DistillSettings(teacher=distill.teacher) if has_guide else DistillSettings()
     if distill.mode is None and distill != allowed:
         raise UserError("distill.… is given, but nothing is distilled: add distill=logits, hidden or ranking")
     for mode, weight, what in (

@@ -119,7 +119,7 @@ def build_model(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> LTP
 def build_teacher(run: Run) -> LTPPreTrainedModel:
     """Load the dense teacher of a run, in float32."""
     assert run.teacher is not None
-    with loading_from_hub(f"the teacher {run.teacher.source}", _MODEL_REMEDY, source=run.teacher.path):
+    with loading_from_hub(f"distill.teacher={run.teacher.source}", _MODEL_REMEDY, source=run.teacher.path):
         teacher = model_class(run.task.model_class).from_pretrained(run.teacher.path, prune_mode=DENSE_MODE)
     teacher.config.problem_type = run.task.problem_type
     return teacher

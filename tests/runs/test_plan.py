@@ -726,6 +726,7 @@ def test_a_method_that_reads_saliency_has_a_teacher_in_its_soft_stage(root):
     assert run.teacher.run_dir.samefile(dense)
     assert plan_of(f"{command} prune.saliency_weight=0").teacher is None
     named = dense_run(root / "named")
+    assert plan_of(f"task=mrpc prune=adapler distill.teacher={named}").teacher.run_dir == named  # soft is implied
     other = plan_of(f"{command} distill.teacher={named}")
     assert other.teacher.run_dir == named
     assert other.directory != run.directory
