@@ -225,7 +225,7 @@ class DeployedModel:
                 if kept is not None:
                     hidden = hidden.index_select(0, self._selected(kept))
             qkv = layer.project(hidden)[: rows.total]
-            own_key, pairs = qkv[:, 1], None
+            own_key, pairs = qkv[:, 1] if "keys" in pruner.reads else None, None
             if positions is not None:
                 qkv, pairs = layer.place(qkv, state["places"])
             contexts, sums = deployed_attention(
@@ -250,8 +250,8 @@ class DeployedModel:
                 if pruner.merges:
                     context = context.index_select(0, first)
             elif kept is None:
-                context = self._pad_rows(context[: rows.total], rows)
-                hidden = self._pad_rows(hidden[: rows.total], rows)
+                context = self._pad_rows(context, rows)
+                hidden = self._pad_rows(hidden, rows)
             else:
                 selected = self._selected(kept)
                 context, hidden = context.index_select(0, selected), hidden.index_select(0, selected)
@@ -288,7 +288,7 @@ class DeployedModel:
         states = {"positions": padded["positions"]} if "positions" in pruner.reads else {}
         if "hidden" in pruner.reads:
             states["hidden"] = rows.pad(tensors[-1][: rows.total].float())
-        if "keys" in pruner.reads and keys is not None:
+        if keys is not None:
             states["keys"] = rows.pad(keys.float().mean(dim=1))
         tokens = Tokens(
             number,
@@ -332,8 +332,8 @@ class DeployedModel:
         return torch.from_numpy(index)
 
     def _pad_rows(self, packed: Tensor, rows: "Rows") -> Tensor:
-        """Append zero rows to (T, D) up to the back end's preferred number of rows."""
-        missing = self.back_end.row_count(rows.total) - rows.total
+        """Append zero rows to (T, D) up to the back end's preferred number of rows, which (R, D) has already."""
+        missing = self.back_end.row_count(rows.total) - len(packed)
         return functional.pad(packed, (0, 0, 0, missing)) if missing else packed
 
 
