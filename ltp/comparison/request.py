@@ -53,12 +53,14 @@ def check(settings: LeaderboardSettings) -> LeaderboardSettings:
             raise UserError(f"methods: there is no method {name}; {known_methods(str(name))}")
         if not all_methods()[known].has_strength():
             raise UserError(f"methods: {name} cannot be compared at equal cost: it has no setting that sets its cost")
+    _check_once("methods", settings.methods, [_identity(name) for name in settings.methods])
     numbers = all(isinstance(value, int | float) for value in settings.budgets)
     check_range(numbers, "budgets", settings.budgets, "shares of the dense FLOPs, as [0.3,0.5,0.7]")
     settings.budgets = sorted(float(value) for value in settings.budgets)
     check_shares("budgets", settings.budgets)
     seeds = all(isinstance(value, int) and value >= 0 for value in settings.seeds) and len(settings.seeds) > 0
     check_range(seeds, "seeds", settings.seeds, "one or more whole numbers from 0 on, as [0,1,2]")
+    _check_once("seeds", settings.seeds, settings.seeds)
     check_range(settings.speed_batch_size >= 1, "speed_batch_size", settings.speed_batch_size, "1 or more")
     name, kind = (
         value_of(settings.train, key, default) for key, default in (("task", "demo"), ("task.kind", "single"))
@@ -73,6 +75,24 @@ def check(settings: LeaderboardSettings) -> LeaderboardSettings:
         if word.split("=", 1)[0].lstrip("+") in _ITS_OWN:
             raise UserError(f"{word}: the leaderboard sets it; choose with methods=, budgets= and seeds=")
     return settings
+
+
+def _identity(name: str) -> tuple[str, str]:
+    """Return the method that an option of ``prune=`` selects, and its variant ("" where a run chooses)."""
+    mode = aliases().get(name, name)
+    return mode, all_methods()[mode].aliases.get(name, "")
+
+
+def _check_once(key: str, values: Sequence[Any], identities: Sequence[Any]) -> None:
+    """Check that no two values are the same: their trainings would be one run."""
+    first: dict[Any, Any] = {}
+    for value, identity in zip(values, identities, strict=True):
+        if identity in first:
+            what = (
+                f"{value} is given twice" if first[identity] == value else f"{first[identity]} and {value} are the same"
+            )
+            raise UserError(f"{key}: {what}; name it once")
+        first[identity] = value
 
 
 def value_of(words: Sequence[str], key: str, default: str) -> str:

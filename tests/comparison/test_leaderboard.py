@@ -109,6 +109,12 @@ def test_other_keys_go_to_the_trainings():
     [
         ({"methods": ["topc"]}, "methods: there is no method topc; did you mean top or topk?"),
         ({"methods": ["none"]}, "methods: none cannot be compared at equal cost: it has no setting that sets its cost"),
+        (
+            {"methods": ["threshold", "absolute_threshold"]},
+            "methods: threshold and absolute_threshold are the same; name it once",
+        ),
+        ({"methods": ["topk", "topk"]}, "methods: topk is given twice; name it once"),
+        ({"seeds": [0, 1, 0]}, "seeds: 0 is given twice; name it once"),
         ({"budgets": [1.5]}, "budgets=[1.5] is out of range: it must be in (0, 1] (of the dense FLOPs)"),
         ({"seeds": []}, "seeds=[] is out of range: it must be one or more whole numbers from 0 on, as [0,1,2]"),
         ({"train": ["seed=3"]}, "seed=3: the leaderboard sets it; choose with methods=, budgets= and seeds="),
