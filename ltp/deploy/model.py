@@ -237,6 +237,7 @@ class DeployedModel:
                 pairs=pairs,
             )
             context = (contexts[0] if len(contexts) == 1 else torch.cat(contexts)).flatten(1).to(hidden.dtype)
+            del qkv, contexts  # the products that follow take their memory, which is in the cache
             kept, before = None, rows
             if decides and not pruner.decides_before:
                 rows, kept, state, merged = self._decide(
