@@ -28,7 +28,7 @@ demo: install  ## learned and given thresholds and top-k at the same costs, on t
 	$(BIN)/python -m ltp.report outputs/tiny/demo
 
 demo-methods: install  ## every method on the embedded corpus at half of the FLOPs, then the report
-	$(TRAIN) -m task=demo stage=hard prune=threshold,manual,topk,random,first,every,ltmp,power_bert,top,lat,transkimmer,adapler,tome,ltc prune.target_flops=0.5 $(ARGS)
+	$(TRAIN) -m task=demo stage=hard prune=threshold,manual,topk,random,first,every,ltmp,power_bert,top,lat,transkimmer,adapler,tr_bert,tome,ltc prune.target_flops=0.5 $(ARGS)
 	$(BIN)/python -m ltp.report outputs/tiny/demo
 
 leaderboard: install  ## methods at equal cost: make leaderboard TASK=sst2 ARGS='budgets=[0.3,0.5] seeds=[0,1,2]'

@@ -126,8 +126,6 @@ def predict(
                         marks,
                     )
                     del waiting[number]
-            if recorder is not None:
-                recorder.layers.clear()
             advance(len(predictions) - before)
     return [predictions[number] for number in range(len(texts))]
 

@@ -62,6 +62,7 @@ def masked_encoder(
     states: list[Tensor] = [restored] if keep_states else []
     attentions: list[Tensor] = []
     scores: list[Tensor] = []
+    gates: list[Tensor] = []
     columns = torch.arange(alive.shape[1], device=alive.device).expand(alive.shape)
     positions = columns if positions is None else positions.expand(alive.shape)
     reads, is_soft, is_weighted = pruner.reads, masking_mode != "hard", masking_mode == "survival"
@@ -74,6 +75,8 @@ def masked_encoder(
         state["owner"] = columns
     if pruner.carries:
         state["carried"] = torch.zeros_like(alive, dtype=torch.float32)
+    if keep_scores:  # before the first decision all tokens are alike
+        state["scores"] = alive.float()
 
     def decide(
         number: int, state: State, sums: dict[str, Tensor], rows: tuple[Tensor, ...], keys: Tensor | None
@@ -126,7 +129,7 @@ def masked_encoder(
             if (rotate := family.rotation(layer)) is not None:
                 query, key = rotate(query, key, positions)
             pairs = Pairs.of_layer(family, layer, positions, alive.shape[1] - 1)
-        presence = state["survival"] if is_weighted else state["alive"]
+        presence = pruner.presence(state["survival"]) if is_weighted else state["alive"]
         weights = presence if is_weighted else None
         if pruner.merges:
             weights = state["sizes"] if weights is None else weights * state["sizes"]
@@ -142,7 +145,7 @@ def masked_encoder(
     def settled(restored: Tensor, hidden: Tensor, state: State) -> Tensor:
         """Return the state of every token after a layer, (B, N, D)."""
         if is_soft:
-            survival = state["survival"][:, :, None].to(hidden.dtype)
+            survival = pruner.presence(state["survival"])[:, :, None].to(hidden.dtype)
             return survival * hidden + (1 - survival) * restored
         return torch.where(state["alive"][:, :, None], hidden, restored)
 
@@ -163,6 +166,8 @@ def masked_encoder(
         token_lengths.append(state["alive"].sum(dim=1))
         if keep_scores:
             scores.append(state["scores"].masked_fill(~state["alive"], -1))
+            if gate is not None:
+                gates.append(gate)
         if keep_attentions:
             attentions.append(probs)
         if keep_class_states:
@@ -176,5 +181,6 @@ def masked_encoder(
         hidden_states=tuple(states),
         token_layers=token_layers,
         scores=tuple(scores),
+        gates=tuple(gates),
         attentions=tuple(attentions),
     )

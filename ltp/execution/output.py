@@ -32,7 +32,9 @@ class EncoderOutput:
             for those alive at the end; a merged token has the number at which it was merged. None if neither all states
             nor the last were requested.
         scores: importance of each token in each layer, :meth:`ltp.pruning.method.Method.scores`, L of the layout of the
-            embeddings without D, float32; -1 for tokens that the layer does not keep. Empty unless requested.
+            embeddings without D, float32; -1 for tokens that the layer does not keep, 1 before the first layer in which
+            tokens may leave, and after it those of the last such layer. Empty unless requested.
+        gates: gates of each token in each layer under a soft rule, in the same layout, float32; with the scores.
         attentions: each layer's probabilities before dropout, L of (B, H, N, N); empty unless requested.
     """
 
@@ -44,6 +46,7 @@ class EncoderOutput:
     hidden_states: tuple[Tensor, ...] = field(default=())
     token_layers: Tensor | None = None
     scores: tuple[Tensor, ...] = field(default=())
+    gates: tuple[Tensor, ...] = field(default=())
     attentions: tuple[Tensor, ...] = field(default=())
 
 
@@ -64,6 +67,8 @@ class PrunedOutput:
             padding; None if neither the head nor ``hidden_states`` takes the states of all tokens.
         scores: importance of each token in each layer, (L, B, N) float32; -1 for tokens that the layer does not keep,
             and for padding; None unless requested.
+        gates: gates of each token in each layer under a soft rule, (L, B, N) float32, 0 for padding; None under the
+            hard rule, or unless scores are requested.
     """
 
     results: ClassVar[tuple[str, ...]]  #: names of the results of the head
@@ -75,6 +80,7 @@ class PrunedOutput:
     class_states: Tensor | None = None
     token_layers: Tensor | None = None
     scores: Tensor | None = None
+    gates: Tensor | None = None
 
 
 @dataclass

@@ -58,7 +58,7 @@ def packed_encoder(
         reach: largest distance between two of them.
         keep_states, keep_last_state: whether to return the state of every token after every layer, or after the last.
         keep_class_states: whether to return the class states of every layer.
-        keep_scores: whether to return the importance of every token in every layer.
+        keep_scores: whether to return the importance of every token in every layer, and its gates.
         recompute: whether to compute activations again in the backward pass rather than keep them.
     """
     real_lengths = packing.to_example_order(packing.counts)
@@ -83,7 +83,9 @@ def packed_encoder(
     restores = keep_states or keep_last_state
     if restores or keep_scores:
         state["origin"] = torch.arange(packing.total, device=hidden.device)
-    restored, states, scores = hidden, [hidden] if keep_states else [], []
+    if keep_scores:  # before the first decision all tokens are alike
+        state["scores"] = hidden.new_ones(packing.total, dtype=torch.float32)
+    restored, states, scores, gates = hidden, [hidden] if keep_states else [], [], []
     token_layers = torch.zeros(packing.total, dtype=torch.int64, device=hidden.device) if restores else None
     owner = state.get("origin")  # of each token of the embeddings: that which it was merged into, (T,)
     merged_into: dict[int, Tensor] = {}  # by layer, not in the state, because no row of it leaves
@@ -153,7 +155,7 @@ def packed_encoder(
             if (rotate := family.rotation(layer)) is not None:
                 query, key = rotate(query, key, state["places"])
             pairs = Pairs.of_layer(family, layer, state["places"], reach)
-        weights = [state["survival"]] if masking_mode == "survival" else []
+        weights = [pruner.presence(state["survival"])] if masking_mode == "survival" else []
         context, sums = packed_attention(
             *(query, key, value, packing, family.attention_dropout(layer)),
             reads=attention_reads if decides else frozenset(),
@@ -174,7 +176,7 @@ def packed_encoder(
         hidden, packing, state, gate = run(number, hidden, packing, state)
         is_last = number == len(layers)
         if restores:
-            restored = _settled(restored, hidden, state)
+            restored = _settled(restored, hidden, pruner, state)
             token_layers = cast(Tensor, token_layers).index_fill(0, state["origin"], number)
             if number in merged_into:
                 owner = owners(cast(Tensor, owner), previous["origin"], merged_into[number])
@@ -183,6 +185,8 @@ def packed_encoder(
         if keep_scores:
             none = state["scores"].new_full((len(restored),), -1)
             scores.append(none.index_copy(0, state["origin"], state["scores"]))
+            if gate is not None:
+                gates.append(gate)
         if gate is not None and masking_mode == "soft":
             factor = gate[packing.starts] if is_last and not restores else gate
             hidden = hidden * factor[:, None]
@@ -204,13 +208,14 @@ def packed_encoder(
         hidden_states=tuple(states),
         token_layers=token_layers,
         scores=tuple(scores),
+        gates=tuple(gates),
     )
 
 
-def _settled(restored: Tensor, hidden: Tensor, state: State) -> Tensor:
+def _settled(restored: Tensor, hidden: Tensor, pruner: Pruner, state: State) -> Tensor:
     """Return the state of every token of the embeddings after a layer, (T, D); a pruned one keeps its last."""
     if "survival" in state:
-        survival = state["survival"][:, None].to(hidden.dtype)
+        survival = pruner.presence(state["survival"])[:, None].to(hidden.dtype)
         return survival * hidden + (1 - survival) * restored
     return restored.index_copy(0, state["origin"], hidden.to(restored.dtype))
 

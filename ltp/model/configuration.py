@@ -53,7 +53,7 @@ class LTPConfig(PreTrainedConfig):
     model_type = MODEL_TYPE
     #: What Hugging Face's Trainer leaves out of the predictions that it collects.
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
-        *("token_lengths", "gate_sums", "expected_lengths", "class_states", "token_layers", "scores"),
+        *("token_lengths", "gate_sums", "expected_lengths", "class_states", "token_layers", "scores", "gates"),
         *("hidden_states", "attentions"),
     ]
 

@@ -363,6 +363,7 @@ class LTPPreTrainedModel(PreTrainedModel):
         reads_tokens = self.reads_tokens(self.family, self.dense)
         last = encoded.hidden_states[-1] if reads_tokens else encoded.class_token
         scores = [layout.padded(scores, -1) for scores in encoded.scores]
+        gates = [layout.padded(gates, 0) for gates in encoded.gates]
         token_layers = encoded.token_layers
         return {
             **self.head(self.family, self.dense, last, layout),
@@ -374,6 +375,7 @@ class LTPPreTrainedModel(PreTrainedModel):
             "class_states": encoded.class_states,
             "token_layers": None if token_layers is None else layout.padded(token_layers, 0),
             "scores": torch.stack(scores) if scores else None,
+            "gates": torch.stack(gates) if gates else None,
         }
 
     def deploy(

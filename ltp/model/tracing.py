@@ -24,7 +24,7 @@ class TokenTrace:
         text: readable text of the token, without markers of the tokenizer.
         token: the token in the tokenizer's vocabulary: ``##ing``, ``Ġfilm``.
         joined: whether no space separates it from the previous token.
-        scores: importance in layers 1..L; None in layers that it does not enter.
+        scores: importance in layers 1..L; None in layers that it does not enter, or in which no token may leave.
         pruned_at: the layer that prunes it; None if no layer does.
     """
 
@@ -39,14 +39,15 @@ class RecordingPruner(Pruner):
     """Applies a pruner and records its inputs and results.
 
     Attributes:
-        layers: for each layer, scores, (B, N) float32, tokens alive before and tokens alive after, both (B, N) bool.
+        layers: by the number of each layer in which tokens may leave: scores, (B, N) float32, tokens alive before and
+            tokens alive after, both (B, N) bool.
     """
 
     def __init__(self, pruner: Pruner) -> None:
-        super().__init__(method_class(DENSE_MODE)(), pruner.shape)
+        super().__init__(method_class(DENSE_MODE)(), pruner.shape, sliding_layers=pruner.sliding_layers)
         self.method = pruner.method
         self.pruner = pruner
-        self.layers: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.layers: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     @property
     def reads(self) -> frozenset[str]:
@@ -70,7 +71,7 @@ class RecordingPruner(Pruner):
         return self.pruner.scores(tokens)
 
     def _record(self, tokens: Tokens, survivors: Tensor) -> None:
-        self.layers.append((self.scores(tokens), tokens.alive, survivors))
+        self.layers[tokens.layer] = (self.scores(tokens), tokens.alive, survivors)
 
 
 @contextmanager
@@ -81,7 +82,7 @@ def recording(model: LTPPreTrainedModel) -> Iterator[RecordingPruner]:
         model: the classifier, in evaluation mode. Its pruner and execution are restored on exit.
 
     Yields:
-        The recorder. Each forward pass appends to its ``layers``, which may be cleared between passes.
+        The recorder. Its ``layers`` are those of the last forward pass.
     """
     pruner, execution = model.pruner, model.execution
     recorder = RecordingPruner(pruner)
@@ -100,12 +101,16 @@ def traces(recorder: RecordingPruner, row: int, tokens: Sequence[tuple[str, str,
         row: index of the example in the batch.
         tokens: ``text``, ``token`` and ``joined`` of each real token, see :class:`TokenTrace`.
     """
-    layers = [[tensor[row].tolist() for tensor in layer] for layer in recorder.layers]
+    layers = {number: [tensor[row].tolist() for tensor in layer] for number, layer in recorder.layers.items()}
     token_traces = []
     for position, (text, token, joined) in enumerate(tokens):
-        importances = tuple(score[position] if before[position] else None for score, before, _ in layers)
-        left = next((number for number, (_, _, after) in enumerate(layers, start=1) if not after[position]), None)
-        token_traces.append(TokenTrace(text, token, joined, importances, left))
+        importances: list[float | None] = [None] * recorder.shape.num_layers
+        left = None
+        for number, (score, before, after) in layers.items():
+            if before[position]:
+                importances[number - 1] = score[position]
+                left = None if after[position] else number
+        token_traces.append(TokenTrace(text, token, joined, tuple(importances), left))
     return token_traces
 
 

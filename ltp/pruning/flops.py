@@ -10,6 +10,7 @@ A gated FFN costs ``3·D·I·n_{l+1}``. In a layer with a window a token attends
 of the positions, once for a batch, is not counted.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -35,7 +36,7 @@ class CostModel:
         intermediate_size: I, the width of the FFN.
         decides_before: whether a layer's decision falls before its attention, so that the tokens which it drops do not
             enter that layer.
-        own_flops: FLOPs that the method adds for a token that enters a decision, in each layer.
+        own_flops: FLOPs that the method adds in each layer for a token that enters it; empty for none.
         ffn_products, windows, position_terms, position_span: see :class:`~ltp.pruning.tokens.EncoderShape`.
     """
 
@@ -43,15 +44,15 @@ class CostModel:
     hidden_size: int
     intermediate_size: int
     decides_before: bool = False
-    own_flops: float = 0.0
+    own_flops: tuple[float, ...] = ()
     ffn_products: int = 2
     windows: tuple[int | None, ...] = ()
     position_terms: int = 0
     position_span: int = 0
 
     @classmethod
-    def of_method(cls, method: Method, shape: EncoderShape) -> "CostModel":
-        """Create the cost model of a method on an encoder."""
+    def of_method(cls, method: Method, shape: EncoderShape, decides: Sequence[bool]) -> "CostModel":
+        """Create the cost model of a method on an encoder; ``decides`` tells of each layer whether tokens may leave."""
         names = (
             "num_layers",
             "hidden_size",
@@ -62,7 +63,9 @@ class CostModel:
             "position_span",
         )
         sizes = {name: getattr(shape, name) for name in names}
-        return cls(**sizes, decides_before=method.decides_before, own_flops=method.own_flops(shape))
+        own = method.own_flops(shape)
+        own_flops = tuple(own * in_layer for in_layer in decides) if own else ()
+        return cls(**sizes, decides_before=method.decides_before, own_flops=own_flops)
 
     def layer_flops(self, token_lengths: Tensor) -> Tensor:
         """Compute the FLOPs of each layer for each example.
@@ -86,7 +89,10 @@ class CostModel:
             distances = (2 * lengths[:, :1] - 1).clamp(max=self.position_span)
             attention = attention + self.position_terms * self.hidden_size * entering * distances
         feed_forward = self.ffn_products * self.hidden_size * self.intermediate_size * surviving
-        return 2 * (attention + feed_forward) + self.own_flops * deciding
+        total = 2 * (attention + feed_forward)
+        if self.own_flops:
+            total = total + torch.tensor(self.own_flops, dtype=torch.float64, device=lengths.device) * deciding
+        return total
 
     def dense_layer_flops(self, lengths: Tensor) -> Tensor:
         """Compute the FLOPs of each layer without pruning and without padding.
@@ -100,7 +106,7 @@ class CostModel:
         return self._dense(lengths[:, None].expand(-1, self.num_layers + 1))
 
     def _dense(self, token_lengths: Tensor) -> Tensor:
-        return replace(self, decides_before=False, own_flops=0.0).layer_flops(token_lengths)
+        return replace(self, decides_before=False, own_flops=()).layer_flops(token_lengths)
 
     def mean_dense_flops(self, lengths: Tensor) -> float:
         """Compute the mean FLOPs per example without pruning; ``lengths``, (B,), are the numbers of real tokens."""

@@ -199,6 +199,10 @@ class Method:
         """
         return {}
 
+    def decides_in(self, layer: int, num_layers: int) -> bool:
+        """Whether tokens may leave in a layer, 1..L: the rules are asked there only."""
+        return True
+
     def survivors(self, tokens: Tokens, weights: Any) -> Tensor:
         """Select the tokens that a layer keeps under the hard rule.
 
@@ -238,6 +242,17 @@ class Method:
             return tokens.alive.float()
         return tokens.received / (tokens.heads * 128)
 
+    @property
+    def samples(self) -> int:
+        """How often a training step of the soft stage runs each example: more than once for a method that samples.
+
+        Its :meth:`gate` then is a sample of the probability that :meth:`scores` gives, 1 or 0, with the gradient of
+        that probability, which counts in the cost alone: attention and states pass none. What an example's samples
+        answer better or worse than their mean teaches the probabilities (REINFORCE, see
+        :func:`ltp.training.policy.policy_loss`).
+        """
+        return 1
+
     def penalty(self, soft: SoftPass, weights: Any) -> Tensor | float:
         """Return what the soft stage adds to the task loss, a scalar; not with a budget, which sets its own price."""
         return 0.0
@@ -261,7 +276,7 @@ class Method:
         return 0.0
 
     def own_flops(self, shape: EncoderShape) -> float:
-        """Return the FLOPs that it adds for a token that enters a decision, in each layer."""
+        """Return the FLOPs that it adds for a token that enters a decision."""
         return 0.0
 
     def passes(self, num_layers: int, seed: int, step: int) -> Sequence[Method]:

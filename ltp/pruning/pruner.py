@@ -36,6 +36,13 @@ class Pruner(nn.Module):
         self.method = method
         self.shape = shape
         self.num_budgets = num_budgets
+        numbers = range(1, shape.num_layers + 1)
+        if not any(map(self.decides_in, numbers)):
+            own = ", ".join(str(number) for number in numbers if method.decides_in(number, shape.num_layers))
+            raise ValueError(
+                f"{method.name} drops tokens in layer {own}, which has a sliding window: with sliding_layers=skip none "
+                "leaves there. Choose another layer, or sliding_layers=scale"
+            )
         for name, value in method.parameters(shape).items():
             setattr(self, name, nn.Parameter(value) if isinstance(value, Tensor) else value)
         if num_budgets:
@@ -75,9 +82,10 @@ class Pruner(nn.Module):
         self.budget_in_use.fill_(number)
 
     def decides_in(self, number: int) -> bool:
-        """Whether tokens leave in a layer, 1..L."""
+        """Whether tokens may leave in a layer, 1..L."""
         windows = self.shape.windows
-        return self.sliding_layers != "skip" or not windows or windows[number - 1] is None
+        is_skipped = self.sliding_layers == "skip" and bool(windows) and windows[number - 1] is not None
+        return not is_skipped and self.method.decides_in(number, self.shape.num_layers)
 
     def freeze_idle_layers(self) -> None:
         """Freeze the modules, one a layer, of the layers in which no token leaves: they get no gradient."""
@@ -107,6 +115,10 @@ class Pruner(nn.Module):
         """Whether a value a token is passed from layer to layer."""
         return self.method.carries
 
+    def presence(self, survival: Tensor) -> Tensor:
+        """Return survival probabilities as attention and states take them: sampled ones pass no gradient."""
+        return survival.detach() if self.method.samples > 1 else survival
+
     def survivors(self, tokens: Tokens) -> Tensor:
         """Select the tokens that a layer keeps; see :meth:`ltp.pruning.method.Method.survivors`."""
         return self.method.survivors(tokens, self)
@@ -130,4 +142,5 @@ class Pruner(nn.Module):
     @property
     def cost(self) -> CostModel:
         """Counts the FLOPs of a forward pass with this pruning."""
-        return CostModel.of_method(self.method, self.shape)
+        decides = [self.decides_in(number) for number in range(1, self.shape.num_layers + 1)]
+        return CostModel.of_method(self.method, self.shape, decides)

@@ -3,7 +3,7 @@
 import logging
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ from ltp.pruning import DENSE_MODE, method_class
 from ltp.pruning.method import Method
 from ltp.training.budget import BudgetMultiplier, sampled_budget
 from ltp.training.distillation import Distillation, logits_loss
+from ltp.training.policy import policy_loss, row_losses
 from ltp.training.saliency import saliency
 
 log = logging.getLogger(__name__)
@@ -158,13 +159,17 @@ class LTPModule(pl.LightningModule):
         """Return the micro-batch's loss, weighted so that an optimiser step averages over its examples."""
         distillation = self.distillation
         pruner = self.model.pruner
+        rows, given = len(batch["labels"]), batch["labels"]
+        samples = 1 if self.model.config.masking_mode == "hard" else pruner.method.samples
+        if samples > 1:
+            batch = {name: torch.cat([value] * samples) for name, value in batch.items()}
         in_use, passes = pruner.method, self._further_passes()
         if passes:
             pruner.method = method_class(DENSE_MODE)()
         wanted = {}
         if distillation is not None:
             wanted = {"output_class_states": distillation.needs_states, "output_scores": distillation.needs_scores}
-        if self._guide:
+        if self._guide or samples > 1:
             wanted["output_scores"] = True
         labels = batch["labels"]
         targets = self.task.model_labels(labels)
@@ -182,12 +187,16 @@ class LTPModule(pl.LightningModule):
             loss = loss + logits_loss(student, teacher, temperature=1.0, several=self.task.has_several_labels)
         loss, pruner.method = loss / (1 + len(passes)), in_use
         datamodule: GLUEDataModule = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
-        label_weight = datamodule.label_weight(batch_idx, labels)
+        label_weight = datamodule.label_weight(batch_idx, given)
         penalty = None if label_weight is None else self.model.with_penalty(loss.new_zeros(()), output)
-        for added in self._added(output, inputs, label_inputs):
+        parts = [self._guidance(output, inputs, label_inputs, rows), self._price(output)]
+        if samples > 1:
+            assert output.scores is not None and output.gates is not None
+            rewards = -row_losses(self.model, output.logits, targets)
+            parts.append(policy_loss(output.scores, output.gates, rewards, samples))
+        for added in parts:
             loss, penalty = loss + added, None if penalty is None else penalty + added
         self._check_finite(loss)
-        rows = len(batch["labels"])
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=rows)
         if output.gate_sums is not None:
             kept = output.gate_sums.detach().mean(dim=0) / output.token_lengths[:, 0].double().mean()
@@ -198,16 +207,24 @@ class LTPModule(pl.LightningModule):
         # the task's loss is a mean over the labels of the optimiser step, the penalty over its rows
         return (loss - penalty) * label_weight + penalty * row_weight
 
-    def _added(self, output: LTPOutput, inputs: dict[str, Tensor], labels: dict[str, Tensor]) -> Iterator[Any]:
-        """Yield what is added to the loss and is a mean over the rows: the guidance, and the price of a budget."""
+    def _guidance(
+        self, output: LTPOutput, inputs: dict[str, Tensor], labels: dict[str, Tensor], rows: int
+    ) -> Tensor | float:
+        """Return what the guide teaches, a mean over the rows: the first ones, of which the others are samples."""
+        if not self._guide:
+            return 0.0
         pruner = self.model.pruner
-        for guide in self._guide:
-            assert output.scores is not None
-            decided = [number - 1 for number in range(1, len(output.scores) + 1) if pruner.decides_in(number)]
-            yield pruner.method.guidance(output.scores[decided], saliency(guide, inputs, labels), pruner)
-        if self.multiplier is not None:
-            assert output.expected_lengths is not None
-            yield self.multiplier.penalty(output.expected_lengths)
+        assert output.scores is not None
+        decided = [number - 1 for number in range(1, len(output.scores) + 1) if pruner.decides_in(number)]
+        own = ({name: value[:rows] for name, value in part.items()} for part in (inputs, labels))
+        return pruner.method.guidance(output.scores[decided][:, :rows], saliency(*self._guide, *own), pruner)
+
+    def _price(self, output: LTPOutput) -> Tensor | float:
+        """Return the price of the cost under a budget, a mean over the rows."""
+        if self.multiplier is None:
+            return 0.0
+        assert output.expected_lengths is not None
+        return self.multiplier.penalty(output.expected_lengths)
 
     def _further_passes(self) -> Sequence[Method]:
         if self.model.config.masking_mode != "hard":

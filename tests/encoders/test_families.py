@@ -19,6 +19,7 @@ METHODS = {
     "tome": {"first_layer": 1, "token_keep_rate": 0.1},
     "transkimmer": {"skim_threshold": 0.9933},
     "adapler": {"initial_share": 0.999},
+    "tr_bert": {"select_threshold": 0.8808},
 }
 
 

@@ -4,6 +4,7 @@ import csv
 import datetime
 import html
 import io
+import itertools
 import json
 import math
 import random
@@ -32,7 +33,7 @@ from ltp.errors import printable
 from ltp.evaluation import prediction
 from ltp.evaluation.page import Example, render_page, script_json
 from ltp.evaluation.prediction import encode
-from ltp.model.tracing import RecordingPruner, TokenTrace, format_layers, readable_tokens, recording
+from ltp.model.tracing import RecordingPruner, TokenTrace, format_layers, readable_tokens, recording, traces
 
 
 @pytest.fixture(scope="module")
@@ -388,10 +389,32 @@ def test_recording_agrees_with_the_model(make_dense, family, sentences, make_bat
     assert torch.allclose(plain.logits, recorded.logits, atol=1e-4)
     assert torch.equal(plain.token_lengths, recorded.token_lengths)
     assert len(recorder.layers) == 6
-    for layer, (scores, before, after) in enumerate(recorder.layers):
+    for layer, (scores, before, after) in enumerate(recorder.layers.values()):
         assert before.sum(dim=1).tolist() == plain.token_lengths[:, layer].tolist()
         assert after.sum(dim=1).tolist() == plain.token_lengths[:, layer + 1].tolist()
         assert (scores[before] > 0).all()  # of a dense model too
+
+
+@pytest.mark.parametrize("sliding_layers", ["skip", "scale"])
+def test_layers_of_a_trace_are_those_of_the_encoder(make_dense, sentences, make_batch, sliding_layers):
+    """Also where no token leaves in some of them: those with a sliding window."""
+    dense = make_dense("modernbert", num_hidden_layers=7)
+    settings = {"prune_mode": "topk", "first_layer": 1, "token_keep_rate": 0.1}
+    model = LTPForSequenceClassification.from_dense(dense, **settings, sliding_layers=sliding_layers).eval()
+    batch = make_batch(model, sentences)
+    with torch.no_grad(), recording(model) as recorder:
+        model(**batch)
+    with torch.no_grad():
+        lengths = model(**batch).token_lengths[0].tolist()
+    words = [(str(number), str(number), False) for number in range(lengths[0])]
+    traced = traces(recorder, 0, words)
+    deciding = [1, 4, 7] if sliding_layers == "skip" else list(range(1, 8))
+    assert list(recorder.layers) == deciding
+    for layer, (before, after) in enumerate(itertools.pairwise(lengths), start=1):
+        assert sum(trace.pruned_at == layer for trace in traced) == before - after
+    assert lengths[-1] < lengths[0] - 2
+    shown = [layer for layer, score in enumerate(traced[0].scores, start=1) if score is not None]
+    assert (len(traced[0].scores), shown) == (7, deciding)
 
 
 def test_the_model_is_as_before_when_something_fails(make_dense):

@@ -585,6 +585,7 @@ def check_graph(folder, run, batches, agreement, form="onnx"):
         {"prune_mode": "ltc", "pool_layer": 1},
         {"prune_mode": "transkimmer"},
         {"prune_mode": "adapler"},
+        {"prune_mode": "tr_bert"},
     ],
     ids=lambda pruning: pruning["prune_mode"],
 )

@@ -27,7 +27,9 @@ from ltp.pruning.methods.power_bert import PowerBert, retained_counts
 from ltp.pruning.methods.random import Random, drawn
 from ltp.pruning.methods.tome import ToMe, matched
 from ltp.pruning.methods.top import BINS, ToP, hard_concrete
+from ltp.pruning.methods.tr_bert import TRBERT
 from ltp.pruning.methods.transkimmer import Transkimmer
+from ltp.pruning.pruner import Pruner
 from ltp.pruning.ranking import keep_rates
 from ltp.pruning.tokens import EncoderShape, SoftPass, Tokens
 
@@ -47,6 +49,7 @@ SETTINGS = {
     "power_bert": [{"retention_scale": 0.06}],
     "top": [{"keep_power": 600.0}],
     "transkimmer": [{"skim_threshold": 0.9933}],
+    "tr_bert": [{"select_threshold": 0.8808}, {"select_layers": [1, 3, 6], "select_threshold": 0.8808}],
     "tome": [{"first_layer": 1, "token_keep_rate": 0.1}],
     "lat": [{"first_layer": 1}],
     "adapler": [{"initial_share": 0.999}],
@@ -120,7 +123,7 @@ def test_a_token_that_leaves_keeps_its_last_state(pruned, inputs, name, settings
     torch.testing.assert_close(states["packed"], states["masked"], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(scores["packed"], scores["masked"], atol=1e-6, rtol=1e-5)
     masked = states["masked"]
-    for number, (_, before, after) in enumerate(recorder.layers, start=1):
+    for number, (_, before, after) in recorder.layers.items():
         left = inputs["attention_mask"].bool() & ~after
         if not model.pruner.merges:
             assert torch.equal(masked[number][left], masked[number - 1][left])
@@ -144,7 +147,9 @@ def test_an_input_alone_gives_what_it_gives_in_a_batch(pruned, inputs, name, set
 
 
 @pytest.mark.parametrize("name", [name for name, method in all_methods().items() if method.learns])
-def test_soft_forms_agree_and_gradients_reach_the_parameters(pruned, inputs, name):
+def test_soft_forms_agree_and_gradients_reach_the_parameters(pruned, inputs, name, monkeypatch):
+    # both forms sample the same tokens, although their rows stand in another order
+    monkeypatch.setattr(torch.Tensor, "bernoulli", lambda probabilities: (probabilities >= 0.8808).float())
     settings = {"transkimmer": {"skim_noise": False}, "top": {"gate_noise": False}}.get(name, {})
     method = all_methods()[name]
     model = pruned(name, {"masking_mode": method.masking, **settings}).train()
@@ -277,7 +282,7 @@ def test_transkimmer_keeps_everything_at_first_and_then_what_the_predictor_says(
     assert pruner.survivors(seen(alive, hidden=hidden)).int().tolist() == [[1, 0, 0, 0]]
     soft = SoftPass(torch.zeros(1, 2), torch.tensor([[8.0, 4.0, 2.0]]))
     assert float(pruner.method.penalty(soft, pruner)) == pytest.approx(0.5 * 3 / 8)
-    assert pruner.cost.own_flops == 2 * (8 * 8 + 2 * 8)
+    assert pruner.cost.own_flops == (2 * (8 * 8 + 2 * 8),) * 2
     noisy = Transkimmer()
     alive = torch.ones(1, 4001, dtype=torch.bool)
     gate = noisy.gate(seen(alive, hidden=torch.zeros(1, 4001, 8), training=True), new_pruner(noisy, 2))
@@ -325,7 +330,7 @@ def test_adapler_by_hand():
     assert method.guidance(layers, saliency, pruner).item() == pytest.approx(2.0 * expected * (2 + 1), rel=1e-5)
     soft = SoftPass(torch.zeros(2, 2), torch.tensor([[10.0, 6.0, 2.0], [4.0, 4.0, 2.0]]))
     assert float(method.penalty(soft, pruner)) == pytest.approx(0.1 * (8 + 6) / 2)
-    assert pruner.cost.own_flops == 2 * 32 * (8 + 1)
+    assert pruner.cost.own_flops == (2 * 32 * (8 + 1),) * 2
 
 
 def test_adapler_with_the_class_token_alone():
@@ -335,6 +340,67 @@ def test_adapler_with_the_class_token_alone():
     assert pruner.gate(tokens)[0].tolist() == [1, 0]
     scores = torch.stack([pruner.scores(tokens).masked_fill(~tokens.alive, -1)] * 2)
     assert pruner.method.guidance(scores, torch.tensor([[3.0, 0.0], [1.0, 2.0]]), pruner).item() == pytest.approx(0)
+
+
+def test_tr_bert_by_hand():
+    method = TRBERT(select_layers=[2], imitation_weight=2.0, select_weight=0.1)
+    pruner = new_pruner(method, 3)
+    assert [pruner.decides_in(number) for number in (1, 2, 3)] == [False, True, False]
+    assert pruner.cost.own_flops == (0, 2 * 32 * (8 + 1), 0)
+    assert len(list(pruner.parameters())) == 4  # one policy
+    policy = pruner.policies[1]
+    with torch.no_grad():  # the log-odds of a token are gelu(x), x its first number
+        for linear in (policy[0], policy[2]):
+            linear.weight.zero_()
+            linear.bias.zero_()
+            linear.weight[0, 0] = 1.0
+    hidden = torch.zeros(1, 5, 8)
+    hidden[0, :, 0] = torch.tensor([-9.0, 3.0, 0.0, 1.0, 70.0])  # the class token stays, and padding has no part
+    alive = bools([1, 1, 1, 1, 0])
+    tokens = seen(alive, layer=2, num_layers=3, hidden=hidden, training=True)
+    odds = [math.exp(x * (1 + math.erf(x / math.sqrt(2))) / 2) for x in (3.0, 0.0, 1.0)]
+    high, even, some = (value / (1 + value) for value in odds)
+    scores = pruner.scores(tokens)
+    assert scores.tolist() == [pytest.approx([1, high, even, some, 0])]
+    assert pruner.survivors(tokens).int().tolist() == [[1, 1, 1, 1, 0]]
+    stricter = dataclasses.replace(method, **method.at_strength(1.5))  # odds of 1.5
+    assert stricter.survivors(tokens, pruner).int().tolist() == [[1, 1, 0, 1, 0]]
+
+    torch.manual_seed(0)
+    gates = torch.cat([pruner.gate(tokens) for _ in range(2000)])
+    assert set(gates.detach().unique().tolist()) == {0.0, 1.0}
+    shares = gates.detach().mean(dim=0).tolist()
+    assert shares == pytest.approx([1, high, even, some, 0], abs=4 * 0.5 / math.sqrt(2000))
+    gate = pruner.gate(tokens)
+    (gradient,) = torch.autograd.grad(gate.sum(), policy[2].bias)  # that of the probabilities: p (1 - p)
+    assert gradient.item() == pytest.approx(sum(p * (1 - p) for p in (high, even, some)), rel=1e-5)
+    evaluated = dataclasses.replace(tokens, training=False)
+    assert pruner.gate(evaluated).tolist() == [[1, 1, 1, 1, 0]]
+    # a token that an earlier policy dropped is not asked again
+    left = dataclasses.replace(tokens, survival=torch.tensor([[1.0, 0.0, 1.0, 1.0, 0.0]]))
+    assert pruner.scores(left).tolist() == [pytest.approx([1, 0, even, some, 0])]
+
+    # imitation: the policy keeps 0.95 + 0.5 + 0.73 tokens, so that the two most salient are to stay
+    layers = scores.masked_fill(~alive, -1)[None]
+    saliency = torch.tensor([[9.0, 1.0, 3.0, 2.0, 0.0]])
+    expected = -(math.log(1 - high) + math.log(even) + math.log(some)) / 3
+    assert method.guidance(layers, saliency, pruner).item() == pytest.approx(2.0 * expected, rel=1e-5)
+    soft = SoftPass(torch.zeros(1, 2), torch.tensor([[8.0, 4.0, 2.0]]))
+    assert float(method.penalty(soft, pruner)) == pytest.approx(0.1 * 3 / 8)
+
+
+def test_the_layers_of_tr_bert():
+    assert [list(TRBERT().layers(number)) for number in (12, 6, 2, 1)] == [[2, 7], [2, 4], [2], [1]]
+    with pytest.raises(ValueError, match="select_layers has layer 4; the encoder has 3 layers"):
+        new_pruner(TRBERT(select_layers=[1, 4]), 3)
+
+
+def test_a_method_that_decides_in_windows_alone_is_refused():
+    shape = EncoderShape(4, 8, 16, 1, windows=(None, 65, 65, None))
+    with pytest.raises(ValueError, match="ltc drops tokens in layer 2, which has a sliding window"):
+        Pruner(LTC(), shape)
+    assert Pruner(LTC(), shape, sliding_layers="scale").decides_in(2)
+    assert Pruner(LTC(pool_layer=4), shape).decides_in(4)
 
 
 def test_hard_concrete_gates():
@@ -395,7 +461,7 @@ def test_ltc_pools_neighbours():
     targets = LTC(pool_layer=1, pool_rate=0.5).merge_targets(seen(alive), None)
     # six others into three groups of two; three others into ⌈1.5⌉ groups: tokens 1 and 2, and token 3
     assert targets.tolist() == [[0, 1, 1, 3, 3, 5, 5], [0, 1, 1, 3, 4, 5, 6]]
-    assert LTC(pool_layer=2).merge_targets(seen(alive), None)[0].tolist() == list(range(7))
+    assert [LTC(pool_layer=2).decides_in(layer, 3) for layer in (1, 2, 3)] == [False, True, False]
 
 
 def test_a_token_that_others_go_into_is_their_mean_and_counts_as_many(make_dense, family):
@@ -471,6 +537,10 @@ def test_own_flops_are_counted():
     second = 2 * (4 * 64 * 2 + 2 * 8 * 4 + 2 * 8 * 16 * 2) + 160 * 5
     assert skimming.layer_flops(lengths).tolist() == [[first, second]]
     assert plain.layer_flops(lengths)[0, 0] == 2 * (4 * 64 * 10 + 2 * 8 * 100 + 2 * 8 * 16 * 5)
+    # a layer with a window in which no token leaves runs no network
+    windowed = EncoderShape(2, 8, 16, 1, windows=(None, 65))
+    assert Pruner(Transkimmer(), windowed).cost.own_flops == (160.0, 0.0)
+    assert Pruner(Transkimmer(), windowed, sliding_layers="scale").cost.own_flops == (160.0, 160.0)
 
 
 def test_the_base_of_all_has_no_name():

@@ -207,8 +207,18 @@ def test_a_target_that_top_k_cannot_meet(dense_run):
 TAUGHT = (*(word for word in SOFT if "threshold" not in word), "prune=adapler", "prune.lr_predictor=5e-3")
 
 
+#: A method that samples.
+SAMPLED = (*(word for word in SOFT if "threshold" not in word), "prune=tr_bert", "prune.policy_samples=2")
+
+
 @pytest.mark.parametrize(
-    ("soft", "budget"), [(SOFT, "prune.target_flops=0.5"), (SOFT, "budgets=[0.4,0.7]"), (TAUGHT, "budgets=[0.4,0.7]")]
+    ("soft", "budget"),
+    [
+        (SOFT, "prune.target_flops=0.5"),
+        (SOFT, "budgets=[0.4,0.7]"),
+        (TAUGHT, "budgets=[0.4,0.7]"),
+        (SAMPLED, "prune.target_flops=0.7"),
+    ],
 )
 def test_an_interrupted_run_goes_on_as_if_nothing_had_been(dense_run, monkeypatch, soft, budget):
     words = [*soft, budget, f"restore={dense_run}", "save_step=8", "trainer.accumulate_grad_batches=2"]

@@ -3,6 +3,7 @@
 import copy
 
 import datasets
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -19,6 +20,7 @@ from ltp.evaluation.cost import CostMetric
 from ltp.model.classifier import LTPForSequenceClassification
 from ltp.pruning.flops import CostModel
 from ltp.training.module import LTPModule
+from ltp.training.policy import policy_loss
 from ltp.training.saliency import saliency
 
 ROWS = 22  # batches of 8, 8 and 6
@@ -424,3 +426,35 @@ def test_a_guide_adds_to_the_loss_of_a_step(pruned, fit, budgets):
         added = before.pruner.method.guidance(output.scores, target, before.pruner)
     assert added.item() > 0.01
     assert probe.loss == pytest.approx((output.loss + added).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("budgets", [(), (0.8,)])
+def test_a_step_of_samples(pruned, fit, budgets):
+    """Each example runs three times; rewards, imitation and the cost add to the loss."""
+    settings = {"policy_samples": 3, "imitation_weight": 0.5, "select_weight": 0.3}
+    model = pruned("tr_bert", masking_mode="survival", **settings)
+    model.has_penalty = not budgets
+    before, guide = copy.deepcopy(model).train(), pruned("none")
+
+    class Probe(pl.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            self.batch, self.loss = batch, trainer.callback_metrics["train/loss"].item()
+            self.state = np.random.SeedSequence((0, 0, 0, 0)).generate_state(1)
+
+    probe = Probe()
+    arguments = {"budgets": budgets, "dense_flops": 1e6} if budgets else {}
+    fit(model, steps=1, probe=probe, lr=0.0, learns=True, guide=guide, **arguments)
+    labels = probe.batch["labels"]
+    assert len(labels) == 8  # the batch itself is as it was
+    inputs = {name: values for name, values in probe.batch.items() if name != "labels"}
+    repeated = {name: values.repeat(3, 1) for name, values in inputs.items()}
+    torch.manual_seed(int(probe.state[0]))
+    with torch.no_grad():
+        output = before(**repeated, labels=labels.repeat(3), output_scores=True)
+        losses = torch.nn.functional.cross_entropy(output.logits, labels.repeat(3), reduction="none")
+        assert losses.view(3, 8).std(dim=0).max() > 1e-4  # samples differ
+        target = saliency(guide, inputs, {"labels": labels})
+        taught = before.pruner.method.guidance(output.scores[[1], :8], target, before.pruner)  # layer 2 of 2
+        learned = policy_loss(output.scores, output.gates, -losses, 3)
+    assert min(abs(taught.item()), abs(learned.item())) > 1e-5
+    assert probe.loss == pytest.approx((output.loss + taught + learned).item(), rel=1e-4)

@@ -47,11 +47,12 @@ class LTC(Method):
     shown: ClassVar[tuple[str, ...]] = ("pool_rate",)
     demo: ClassVar[Mapping[str, Any]] = {"pool_layer": 1}
 
+    def decides_in(self, layer: int, num_layers: int) -> bool:
+        return layer == (self.pool_layer or max(num_layers // 2, 1))
+
     def merge_targets(self, tokens: Tokens, weights: Any) -> Tensor:
         # not an expanded `arange`: shape inference of ONNX graphs loses track of that
         columns = torch.ones_like(tokens.alive, dtype=torch.int64).cumsum(dim=1) - 1
-        if tokens.layer != (self.pool_layer or max(tokens.num_layers // 2, 1)):
-            return columns
         # the class token is kept apart; the m others are divided into k groups: token i goes into group floor(i·k/m)
         others = (tokens.alive.sum(dim=1, keepdim=True) - 1).clamp(min=1)
         groups = share(self.pool_rate, others).ceil().long().clamp(min=1)

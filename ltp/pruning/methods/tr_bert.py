@@ -1,0 +1,194 @@
+"""TR-BERT: before two layers a policy samples the tokens that stay, and learns by reinforcement (arXiv 2105.11618)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ltp.pruning.lazy import torch
+from ltp.pruning.method import Method, Variant, setting
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ltp.pruning.tokens import EncoderShape, SoftPass, Tokens
+
+#: Width of a policy.
+WIDTH = 32
+#: Bias of the last layer of a policy: at first it keeps a token with odds of exp(2).
+INITIAL_BIAS = 2.0
+
+
+def new_policy(hidden_size: int) -> Any:
+    """Create the policy of a layer: (…, D) to the log-odds of keeping, (…, 1)."""
+    nn = torch.nn
+    policy: Any = nn.Sequential(nn.Linear(hidden_size, WIDTH), nn.GELU(), nn.Linear(WIDTH, 1))
+    with torch.no_grad():
+        for linear, bias in ((policy[0], 0.0), (policy[2], INITIAL_BIAS)):
+            linear.weight.normal_(std=0.02)
+            linear.bias.fill_(bias)
+    return policy
+
+
+def _are_layers(value: Any) -> bool:
+    layers = list(value)
+    return (
+        bool(layers)
+        and all(isinstance(layer, int) and layer >= 1 for layer in layers)
+        and layers == sorted(set(layers))
+    )
+
+
+@dataclass
+class TRBERT(Method):
+    """Drops the tokens that a policy on the hidden states rejects, before the attention of few layers."""
+
+    select_layers: list[int] | None = setting(  # noqa: RUF009 (a field, as the others)
+        None,
+        "layers before which tokens leave; null: 2 and the one after the middle",
+        is_valid=_are_layers,
+        range="layers from 1 on, ascending",
+        published="null",
+        initial=True,
+    )
+    select_threshold: float = setting(
+        0.5,
+        "probability of keeping from which on a token is kept",
+        is_valid=lambda value: 0 <= value <= 1,
+        range="in [0, 1]",
+        published="0.5",
+        short="threshold",
+        set_by_budget=True,
+    )
+    select_weight: float = setting(
+        1.0,
+        "weight of the mean share of tokens kept",
+        is_valid=lambda value: 0 <= value < float("inf"),
+        range="0 or more",
+        published="0.01 to 5",
+        place="weight",
+        short="weight",
+        learned=True,
+        set_by_budget=True,
+    )
+    policy_samples: int = setting(
+        8,
+        "how often a training step of the soft stage runs each example",
+        is_valid=lambda value: value >= 2,
+        range="2 or more",
+        published="8",
+        learned=True,
+    )
+    imitation_weight: float = setting(
+        0.1,
+        "weight of keeping the most salient tokens, as many as the policy keeps",
+        is_valid=lambda value: 0 <= value < float("inf"),
+        range="0 or more",
+        learned=True,
+    )
+    lr_policy: float | None = setting(
+        5e-4,
+        "peak learning rate of the policies",
+        is_valid=lambda value: 0 < value < 1,
+        range="above 0 and below 1",
+        published="3e-5",
+        key="",
+        learned=True,
+        stage="soft",
+    )
+
+    name: ClassVar[str] = "tr_bert"
+    learns: ClassVar[bool] = True
+    decides_before: ClassVar[bool] = True
+    masking: ClassVar[str] = "survival"
+    variants: ClassVar[tuple[Variant, ...]] = (
+        Variant(
+            "tr_bert",
+            "TR-BERT",
+            description="Before two layers a small network, trained by reinforcement, selects the tokens that stay "
+            "(TR-BERT, [arXiv 2105.11618](https://arxiv.org/abs/2105.11618)).",
+            learned=True,
+            demo={"lr_policy": 5e-3, "policy_samples": 4},
+            color="#DDCC77",
+            marker="X",
+            line="--",
+        ),
+    )
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"hidden"})
+
+    @property
+    def samples(self) -> int:
+        return self.policy_samples
+
+    @property
+    def needs_saliency(self) -> bool:
+        return self.imitation_weight > 0
+
+    def layers(self, num_layers: int) -> Sequence[int]:
+        """Return the layers before which tokens leave.
+
+        Raises:
+            ValueError: one of them is beyond the last layer.
+        """
+        layers = self.select_layers or sorted({min(2, num_layers), num_layers // 2 + 1})
+        if layers[-1] > num_layers:
+            raise ValueError(f"select_layers has layer {layers[-1]}; the encoder has {num_layers} layers")
+        return layers
+
+    def decides_in(self, layer: int, num_layers: int) -> bool:
+        return layer in self.layers(num_layers)
+
+    def parameters(self, shape: EncoderShape) -> dict[str, Any]:
+        selects = [self.decides_in(number, shape.num_layers) for number in range(1, shape.num_layers + 1)]
+        modules = [new_policy(shape.hidden_size) if selecting else torch.nn.Identity() for selecting in selects]
+        return {"policies": torch.nn.ModuleList(modules)}
+
+    def scores(self, tokens: Tokens, weights: Any) -> Tensor:
+        """Compute the probability of keeping each token, (B, N) float32: 1 for the class token, 0 for one that left."""
+        policy = weights.policies[tokens.layer - 1]
+        with torch.autocast(tokens.hidden.device.type, enabled=False):
+            logits = policy(tokens.hidden.detach().to(policy[0].weight.dtype)).squeeze(-1).float()
+        probabilities = torch.where(tokens.candidates, logits.sigmoid(), torch.ones_like(logits))
+        return probabilities * (tokens.presence > 0)
+
+    def survivors(self, tokens: Tokens, weights: Any) -> Tensor:
+        return tokens.alive & (self.scores(tokens, weights) >= self.select_threshold)
+
+    def gate(self, tokens: Tokens, weights: Any) -> Tensor:
+        probabilities = self.scores(tokens, weights)
+        if tokens.training:
+            kept = probabilities.detach().bernoulli()
+        else:
+            kept = (probabilities >= self.select_threshold).float()
+        return (kept + probabilities - probabilities.detach()) * tokens.alive
+
+    def guidance(self, scores: Tensor, saliency: Tensor, weights: Any) -> Tensor | float:
+        """Return the cross entropy with a selection of as many tokens as are kept, the most salient; a sum over layers.
+
+        So it says which tokens stay, and not how many.
+        """
+        probabilities, among = scores[:, :, 1:], scores[:, :, 1:] > 0
+        count = (probabilities.detach() * among).sum(dim=2, keepdim=True).round()
+        salient = saliency[:, 1:].expand_as(probabilities).masked_fill(~among, -1)
+        places = salient.argsort(dim=2, descending=True, stable=True).argsort(dim=2)
+        chosen = torch.where(places < count, probabilities, 1 - probabilities)
+        losses = -chosen.clamp(min=1e-6).log() * among
+        return self.imitation_weight * (losses.sum(dim=2) / among.sum(dim=2).clamp(min=1)).mean(dim=1).sum()
+
+    def penalty(self, soft: SoftPass, weights: Any) -> Tensor | float:
+        return self.select_weight * soft.kept_share
+
+    def own_flops(self, shape: EncoderShape) -> float:
+        return 2.0 * WIDTH * (shape.hidden_size + 1)
+
+    @property
+    def learning_rate(self) -> float | None:
+        return self.lr_policy
+
+    def at_strength(self, strength: float) -> dict[str, Any]:
+        odds = self.select_threshold / max(1 - self.select_threshold, 1e-9) * strength
+        return {"select_threshold": odds / (1 + odds)}
