@@ -36,7 +36,7 @@ class QuantilePruner(Pruner):
     """
 
     def __init__(self, rho: float, pruner: Pruner) -> None:
-        super().__init__(pruner.method, pruner.shape)
+        super().__init__(pruner.method, pruner.shape, sliding_layers=pruner.sliding_layers)
         self.rho, self.pruner = rho, pruner
         self.found = torch.zeros(pruner.shape.num_layers)
 

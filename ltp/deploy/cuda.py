@@ -192,7 +192,8 @@ class DeployedOnCUDA:
         for number, layer in enumerate(self._layers, start=1):
             last = number == len(self._layers)
             index: Tensor | None = None
-            if pruner.decides_before:
+            decides = pruner.decides_in(number)
+            if decides and pruner.decides_before:
                 batch, state, (hidden,), index = self._decide(
                     number, batch, real_lengths, state, {}, (hidden,), None, layer.heads
                 )
@@ -203,10 +204,10 @@ class DeployedOnCUDA:
             where = (batch.starts, batch.counts, batch.width)
             bias = key_bias(state["sizes"]) if pruner.merges else None
             context, lse = forward(query, key, value, *where, bias=bias)
-            sums = self._sums(query, key, value, lse, batch, bias)
+            sums = self._sums(query, key, value, lse, batch, bias) if decides else {}
             context = context.flatten(1)
             before = batch
-            if not pruner.decides_before:
+            if decides and not pruner.decides_before:
                 batch, state, (context, hidden), index = self._decide(
                     number, batch, real_lengths, state, sums, (context, hidden), key, layer.heads
                 )
