@@ -14,29 +14,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ltp.pruning.lazy import torch
 from ltp.pruning.method import Method, Variant, setting
 from ltp.pruning.methods.absolute_threshold import threshold_survivors
+from ltp.pruning.networks import float32_outputs, new_scorer, scorer_flops
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ltp.pruning.tokens import EncoderShape, SoftPass, Tokens
 
-#: Width of a predictor.
-WIDTH = 32
 #: What the soft rule takes from the logarithm of the gate at the threshold, times the slope.
 KNEE = 0.1
 #: Smallest threshold of the soft rule, as published.
 LOWEST = 1e-2
-
-
-def new_predictor(hidden_size: int) -> Any:
-    """Create the predictor of a layer: (…, D) to the logarithm of the contribution, (…, 1)."""
-    nn = torch.nn
-    predictor: Any = nn.Sequential(nn.Linear(hidden_size, WIDTH), nn.GELU(), nn.Linear(WIDTH, 1))
-    with torch.no_grad():
-        for linear in (predictor[0], predictor[2]):
-            linear.weight.normal_(std=0.02)
-            linear.bias.zero_()
-    return predictor
 
 
 @dataclass
@@ -118,7 +106,7 @@ class AdapLeR(Method):
         return self.saliency_weight > 0
 
     def parameters(self, shape: EncoderShape) -> dict[str, Any]:
-        predictors = [new_predictor(shape.hidden_size) for _ in range(shape.num_layers)]
+        predictors = [new_scorer(shape.hidden_size) for _ in range(shape.num_layers)]
         thresholds = torch.full((shape.num_layers,), self.initial_share)
         return {"thresholds": thresholds, "predictors": torch.nn.ModuleList(predictors)}
 
@@ -128,8 +116,7 @@ class AdapLeR(Method):
         The class token always stays and has no share; its score is 0.
         """
         predictor, candidates = weights.predictors[tokens.layer - 1], tokens.candidates
-        with torch.autocast(tokens.hidden.device.type, enabled=False):
-            logits = predictor(tokens.hidden.to(predictor[0].weight.dtype)).squeeze(-1).float()
+        logits = float32_outputs(predictor, tokens.hidden).squeeze(-1)
         shares = logits.masked_fill(~candidates, torch.finfo(logits.dtype).min).softmax(dim=1)
         return shares * candidates * candidates.sum(dim=1, keepdim=True)
 
@@ -165,7 +152,7 @@ class AdapLeR(Method):
         return self.length_weight * soft.expected_lengths[:, 1:].sum(dim=1).mean()
 
     def own_flops(self, shape: EncoderShape) -> float:
-        return 2.0 * WIDTH * (shape.hidden_size + 1)
+        return scorer_flops(shape.hidden_size)
 
     @property
     def learning_rate(self) -> float | None:

@@ -8,27 +8,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ltp.pruning.lazy import torch
 from ltp.pruning.method import Method, Variant, setting
+from ltp.pruning.networks import float32_outputs, new_scorer, scorer_flops
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ltp.pruning.tokens import EncoderShape, SoftPass, Tokens
 
-#: Width of a policy.
-WIDTH = 32
-#: Bias of the last layer of a policy: at first it keeps a token with odds of exp(2).
-INITIAL_BIAS = 2.0
-
-
-def new_policy(hidden_size: int) -> Any:
-    """Create the policy of a layer: (…, D) to the log-odds of keeping, (…, 1)."""
-    nn = torch.nn
-    policy: Any = nn.Sequential(nn.Linear(hidden_size, WIDTH), nn.GELU(), nn.Linear(WIDTH, 1))
-    with torch.no_grad():
-        for linear, bias in ((policy[0], 0.0), (policy[2], INITIAL_BIAS)):
-            linear.weight.normal_(std=0.02)
-            linear.bias.fill_(bias)
-    return policy
+#: Log-odds with which a policy keeps a token at first.
+INITIAL_ODDS = 2.0
 
 
 def _are_layers(value: Any) -> bool:
@@ -143,15 +131,14 @@ class TRBERT(Method):
         return layer in self.layers(num_layers)
 
     def parameters(self, shape: EncoderShape) -> dict[str, Any]:
-        selects = [self.decides_in(number, shape.num_layers) for number in range(1, shape.num_layers + 1)]
-        modules = [new_policy(shape.hidden_size) if selecting else torch.nn.Identity() for selecting in selects]
-        return {"policies": torch.nn.ModuleList(modules)}
+        policies: Any = torch.nn.ModuleList(torch.nn.Identity() for _ in range(shape.num_layers))
+        for number in self.layers(shape.num_layers):
+            policies[number - 1] = new_scorer(shape.hidden_size, INITIAL_ODDS)
+        return {"policies": policies}
 
     def scores(self, tokens: Tokens, weights: Any) -> Tensor:
         """Compute the probability of keeping each token, (B, N) float32: 1 for the class token, 0 for one that left."""
-        policy = weights.policies[tokens.layer - 1]
-        with torch.autocast(tokens.hidden.device.type, enabled=False):
-            logits = policy(tokens.hidden.detach().to(policy[0].weight.dtype)).squeeze(-1).float()
+        logits = float32_outputs(weights.policies[tokens.layer - 1], tokens.hidden.detach()).squeeze(-1)
         probabilities = torch.where(tokens.candidates, logits.sigmoid(), torch.ones_like(logits))
         return probabilities * (tokens.presence > 0)
 
@@ -183,7 +170,7 @@ class TRBERT(Method):
         return self.select_weight * soft.kept_share
 
     def own_flops(self, shape: EncoderShape) -> float:
-        return 2.0 * WIDTH * (shape.hidden_size + 1)
+        return scorer_flops(shape.hidden_size)
 
     @property
     def learning_rate(self) -> float | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ltp.pruning.lazy import torch
 from ltp.pruning.method import Method, Variant, setting
+from ltp.pruning.networks import float32_outputs, initialised
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,17 +21,16 @@ INITIAL_BIAS = 5.0
 def new_predictor(hidden_size: int) -> Any:
     """Create the predictor of a layer: (…, D) to the logits of skipping and of keeping, (…, 2)."""
     nn = torch.nn
-    predictor: Any = nn.Sequential(
-        nn.LayerNorm(hidden_size),
-        nn.Linear(hidden_size, hidden_size),
-        nn.LayerNorm(hidden_size),
-        nn.GELU(),
-        nn.Linear(hidden_size, 2),
+    predictor: Any = initialised(
+        nn.Sequential(
+            nn.LayerNorm(hidden_size),
+            nn.Linear(hidden_size, hidden_size),
+            nn.LayerNorm(hidden_size),
+            nn.GELU(),
+            nn.Linear(hidden_size, 2),
+        )
     )
     with torch.no_grad():
-        for linear in (predictor[1], predictor[4]):
-            linear.weight.normal_(std=0.02)
-            linear.bias.zero_()
         predictor[4].bias.copy_(torch.tensor([-INITIAL_BIAS / 2, INITIAL_BIAS / 2]))
     return predictor
 
@@ -99,10 +99,7 @@ class Transkimmer(Method):
 
     def _keep_logit(self, tokens: Tokens, weights: Any) -> Tensor:
         """Return the log-odds of keeping each token, (B, N) float32."""
-        predictor = weights.predictors[tokens.layer - 1]
-        dtype = predictor[1].weight.dtype
-        with torch.autocast(tokens.hidden.device.type, enabled=False):
-            logits = predictor(tokens.hidden.to(dtype)).float()
+        logits = float32_outputs(weights.predictors[tokens.layer - 1], tokens.hidden)
         return logits[..., 1] - logits[..., 0]
 
     def survivors(self, tokens: Tokens, weights: Any) -> Tensor:
