@@ -159,7 +159,8 @@ class LTPModule(pl.LightningModule):
         """Return the micro-batch's loss, weighted so that an optimiser step averages over its examples."""
         distillation = self.distillation
         pruner = self.model.pruner
-        rows, given = len(batch["labels"]), batch["labels"]
+        datamodule: GLUEDataModule = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
+        rows, label_weight = len(batch["labels"]), datamodule.label_weight(batch_idx, batch["labels"])
         samples = 1 if self.model.config.masking_mode == "hard" else pruner.method.samples
         if samples > 1:
             batch = {name: torch.cat([value] * samples) for name, value in batch.items()}
@@ -186,15 +187,9 @@ class LTPModule(pl.LightningModule):
             student, teacher = (self.task.of_labels(part, labels) for part in (logits, output.logits.detach()))
             loss = loss + logits_loss(student, teacher, temperature=1.0, several=self.task.has_several_labels)
         loss, pruner.method = loss / (1 + len(passes)), in_use
-        datamodule: GLUEDataModule = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
-        label_weight = datamodule.label_weight(batch_idx, given)
         penalty = None if label_weight is None else self.model.with_penalty(loss.new_zeros(()), output)
-        parts = [self._guidance(output, inputs, label_inputs, rows), self._price(output)]
-        if samples > 1:
-            assert output.scores is not None and output.gates is not None
-            rewards = -row_losses(self.model, output.logits, targets)
-            parts.append(policy_loss(output.scores, output.gates, rewards, samples))
-        for added in parts:
+        taught = self._guidance(output, inputs, label_inputs, rows)
+        for added in (taught, self._reinforcement(output, targets, samples), self._price(output)):
             loss, penalty = loss + added, None if penalty is None else penalty + added
         self._check_finite(loss)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=rows)
@@ -218,6 +213,14 @@ class LTPModule(pl.LightningModule):
         decided = [number - 1 for number in range(1, len(output.scores) + 1) if pruner.decides_in(number)]
         own = ({name: value[:rows] for name, value in part.items()} for part in (inputs, labels))
         return pruner.method.guidance(output.scores[decided][:, :rows], saliency(*self._guide, *own), pruner)
+
+    def _reinforcement(self, output: LTPOutput, targets: Tensor, samples: int) -> Tensor | float:
+        """Return what the samples of each example teach, a mean over the rows."""
+        if samples == 1:
+            return 0.0
+        assert output.logits is not None and output.scores is not None and output.gates is not None
+        rewards = -row_losses(self.model, output.logits, targets)
+        return policy_loss(output.scores, output.gates, rewards, samples)
 
     def _price(self, output: LTPOutput) -> Tensor | float:
         """Return the price of the cost under a budget, a mean over the rows."""
