@@ -199,6 +199,13 @@ class Method:
         """
         return {}
 
+    def check_encoder(self, num_layers: int) -> None:
+        """Check the settings against an encoder of L layers.
+
+        Raises:
+            ValueError: a setting names layers that it lacks.
+        """
+
     def decides_in(self, layer: int, num_layers: int) -> bool:
         """Whether tokens may leave in a layer, 1..L: the rules are asked there only."""
         return True
@@ -382,6 +389,8 @@ class Method:
                 continue
             if is_number_type(hints[name]) and (isinstance(value, bool) or not isinstance(value, int | float)):
                 raise ValueError(f"{key} is {value!r}; it must be a number")
+            if _is_list_type(hints[name]) and not isinstance(value, list):
+                raise ValueError(f"{key} is {value!r}; it must be a list")
             test = facts[name].is_valid
             if test is not None and not test(value):
                 raise ValueError(f"{key} is {value!r}; it must be {facts[name].description}")
@@ -401,6 +410,11 @@ class Method:
 def is_optional(hint: Any) -> bool:
     """Whether None is a value of a type."""
     return isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint)
+
+
+def _is_list_type(hint: Any) -> bool:
+    """Whether a type is a list of something, or that or None."""
+    return any(typing.get_origin(member) is list for member in (hint, *typing.get_args(hint)))
 
 
 def is_number_type(hint: Any) -> bool:

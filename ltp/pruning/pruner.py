@@ -10,6 +10,27 @@ from ltp.pruning.method import Method
 from ltp.pruning.tokens import EncoderShape, Tokens
 
 
+def check_fits(method: Method, shape: EncoderShape, sliding_layers: str) -> None:
+    """Check that tokens can leave some layer of an encoder under a method.
+
+    Raises:
+        ValueError: a setting names layers that the encoder lacks, or all layers in which tokens would leave have a
+            window; the message names the setting.
+    """
+    method.check_encoder(shape.num_layers)
+    own = [number for number in range(1, shape.num_layers + 1) if method.decides_in(number, shape.num_layers)]
+    if not any(_decides(method, shape, sliding_layers, number) for number in own):
+        raise ValueError(
+            f"{method.name} drops tokens in layer {', '.join(map(str, own))} alone, with a sliding window, where "
+            "sliding_layers=skip lets none leave. Choose another layer, or sliding_layers=scale"
+        )
+
+
+def _decides(method: Method, shape: EncoderShape, sliding_layers: str, number: int) -> bool:
+    is_skipped = sliding_layers == "skip" and bool(shape.windows) and shape.windows[number - 1] is not None
+    return not is_skipped and method.decides_in(number, shape.num_layers)
+
+
 class Pruner(nn.Module):
     """Applies a method. Its parameters are the method's, under their names.
 
@@ -36,13 +57,6 @@ class Pruner(nn.Module):
         self.method = method
         self.shape = shape
         self.num_budgets = num_budgets
-        numbers = range(1, shape.num_layers + 1)
-        if not any(map(self.decides_in, numbers)):
-            own = ", ".join(str(number) for number in numbers if method.decides_in(number, shape.num_layers))
-            raise ValueError(
-                f"{method.name} drops tokens in layer {own}, which has a sliding window: with sliding_layers=skip none "
-                "leaves there. Choose another layer, or sliding_layers=scale"
-            )
         for name, value in method.parameters(shape).items():
             setattr(self, name, nn.Parameter(value) if isinstance(value, Tensor) else value)
         if num_budgets:
@@ -83,9 +97,7 @@ class Pruner(nn.Module):
 
     def decides_in(self, number: int) -> bool:
         """Whether tokens may leave in a layer, 1..L."""
-        windows = self.shape.windows
-        is_skipped = self.sliding_layers == "skip" and bool(windows) and windows[number - 1] is not None
-        return not is_skipped and self.method.decides_in(number, self.shape.num_layers)
+        return _decides(self.method, self.shape, self.sliding_layers, number)
 
     def freeze_idle_layers(self) -> None:
         """Freeze the modules, one a layer, of the layers in which no token leaves: they get no gradient."""

@@ -72,6 +72,9 @@ class RankedMethod(Method):
             raise ValueError(f"first_layer is {self.first_layer}; the encoder has {num_layers} layers")
         return keep_rates(self.token_keep_rate, num_layers, shape=self.keep_shape, first_layer=self.first_layer)
 
+    def check_encoder(self, num_layers: int) -> None:
+        self.rates(num_layers)
+
     def with_rates(self, rates: Sequence[float]) -> Self:
         """Return the method with the given keep rates of layers 1..L."""
         return dataclasses.replace(self, **self.setting_of(rates))

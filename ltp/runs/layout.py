@@ -117,12 +117,14 @@ def run_directory(
     if method == DENSE:
         return folder / "finetune" / places / lr / seed
     if soft_run is not None:
-        budget = ""
+        if parent is not None and parent.results is not None and parent.results.get("seed") != settings.seed:
+            lr = f"{lr}/{seed}"
         if parent is not None:
-            if parent.results is not None and parent.results.get("seed") != settings.seed:
-                lr = f"{lr}/{seed}"
-            # the budget is part of the path only if it differs from the parent's
-            budget = "" if parent.pruning.get("budgets", []) == settings.targets else _budget_folder(settings)
+            held = parent.pruning.get("budgets", [])
+        else:  # those with which the missing parent will be trained: only thresholds are held
+            held = settings.targets if type(settings.method).has_thresholds() else []
+        # the budget is part of the path only if it differs from the parent's
+        budget = "" if held == settings.targets else _budget_folder(settings)
         return soft_run / "hard" / budget / places / lr
     kind = type(settings.method)
     learns_here = settings.stage == "soft"

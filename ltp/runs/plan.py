@@ -306,8 +306,8 @@ def _check_initial(settings: TrainSettings, method: type[Method], restored: Chec
         initial, requested = restored.pruning.get(key), getattr(settings.prune, name)
         if requested is not None and requested != initial:
             raise UserError(
-                f"restore={restored.source} learned its thresholds from {key}={initial}; "
-                f"prune.{name}={requested} would discard them: {remedy}."
+                f"restore={restored.source} has learned from {key}={'null' if initial is None else initial}; "
+                f"prune.{name}={requested} would start again: {remedy}."
             )
 
 

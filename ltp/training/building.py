@@ -14,8 +14,11 @@ from ltp.data.tasks import Task
 from ltp.encoders import encoder_family, known_families, unknown_family
 from ltp.errors import UserError
 from ltp.model import model_class
+from ltp.model.configuration import LTPConfig
 from ltp.model.pretrained import LTPPreTrainedModel
-from ltp.pruning import DENSE_MODE, variants
+from ltp.pruning import DENSE_MODE, SLIDING_LAYERS, variants
+from ltp.pruning.pruner import check_fits
+from ltp.pruning.tokens import EncoderShape
 from ltp.runs.identity import Run
 from ltp.runs.loading import load_tokenizer, read_splits, read_tokenizer
 
@@ -46,10 +49,29 @@ def check_sources(run: Run) -> Splits:
     """
     check_hardware(run)
     splits = read_splits(run.settings.task, run.settings.data_dir)
-    build_tokenizer(run)
+    tokenizer = build_tokenizer(run)
+    method = run.settings.method
+    if method.name != DENSE_MODE:
+        try:
+            check_fits(method, _encoder_shape(run, tokenizer), run.settings.prune.sliding_layers or SLIDING_LAYERS[0])
+        except ValueError as error:
+            raise UserError(f"prune={run.settings.prune.mode}: {error}") from error
     return splits
 
 
+def _encoder_shape(run: Run, tokenizer: PreTrainedTokenizerBase) -> EncoderShape:
+    """Return the sizes of a run's encoder, also while its parents are missing."""
+    while run.missing is not None:
+        run = run.missing
+    if run.parent is None:
+        config = dense_config(run, run.task, tokenizer)
+    else:
+        with loading_from_hub(f"restore={run.parent.source}", _MODEL_REMEDY, source=run.parent.path):
+            config = AutoConfig.from_pretrained(run.parent.path, trust_remote_code=False)
+    return config.encoder_shape if isinstance(config, LTPConfig) else encoder_family(config.model_type).shape(config)
+
+
+_BAD_SIZES = (StrictDataclassError, TypeError, ValueError, RuntimeError, ZeroDivisionError)
 _LARGEST = 5e9  # parameters of an encoder from scratch
 _MODEL_REMEDY = (
     "Give a local directory with model.name_or_path=DIR or restore=DIR, take task=demo model=tiny, "
@@ -125,13 +147,13 @@ def build_teacher(run: Run) -> LTPPreTrainedModel:
     return teacher
 
 
-def build_dense(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """Build the dense model: a pretrained encoder with a new head, or one with random weights.
+def dense_config(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Return the configuration of the dense model: of a pretrained encoder, or of one with random weights.
 
     Raises:
-        UserError: the architecture is unknown or inconsistent, or the weights cannot be loaded.
+        UserError: the architecture is unknown or inconsistent, or the configuration cannot be loaded.
     """
-    settings, auto_class = run.settings.model, model_class(task.model_class).auto_class
+    settings = run.settings.model
     if settings.name_or_path is None:
         architecture = dict(settings.architecture)
         model_type = architecture.pop("model_type", None)
@@ -156,17 +178,35 @@ def build_dense(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> Any
             layer = 4 * shape.hidden_size**2 + shape.ffn_products * shape.hidden_size * shape.intermediate_size
             if (parameters := shape.num_layers * layer + config.vocab_size * shape.hidden_size) > _LARGEST:
                 raise ValueError(f"{parameters:.3g} parameters are too many")
-            return family.dense_class(auto_class)(config)
-        except (StrictDataclassError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:  # bad sizes
+        except _BAD_SIZES as error:
             raise UserError(f"model.architecture: {' '.join(str(error).split())}") from error
-    depth = pretrained_config(settings.name_or_path).num_hidden_layers
+        return config
+    config = pretrained_config(settings.name_or_path)
+    depth = config.num_hidden_layers
     if settings.num_layers is not None and settings.num_layers > depth:
         raise UserError(f"model.num_layers={settings.num_layers}: {settings.name_or_path} has {depth} layers")
+    config.num_hidden_layers = settings.num_layers or depth
+    return config
+
+
+def build_dense(run: Run, task: Task, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Build the dense model: a pretrained encoder with a new head, or one with random weights.
+
+    Raises:
+        UserError: the architecture is unknown or inconsistent, or the weights cannot be loaded.
+    """
+    settings, auto_class = run.settings.model, model_class(task.model_class).auto_class
+    config = dense_config(run, task, tokenizer)
+    if settings.name_or_path is None:
+        try:
+            return encoder_family(config.model_type).dense_class(auto_class)(config)
+        except _BAD_SIZES as error:
+            raise UserError(f"model.architecture: {' '.join(str(error).split())}") from error
     with loading_from_hub(f"model.name_or_path={settings.name_or_path}", _MODEL_REMEDY, source=settings.name_or_path):
         return getattr(transformers, auto_class).from_pretrained(
             settings.name_or_path,
             num_labels=task.num_labels,
-            num_hidden_layers=settings.num_layers or depth,
+            num_hidden_layers=config.num_hidden_layers,
             dtype=torch.float32,
             trust_remote_code=False,
         )

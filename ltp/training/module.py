@@ -210,9 +210,8 @@ class LTPModule(pl.LightningModule):
             return 0.0
         pruner = self.model.pruner
         assert output.scores is not None
-        decided = [number - 1 for number in range(1, len(output.scores) + 1) if pruner.decides_in(number)]
         own = ({name: value[:rows] for name, value in part.items()} for part in (inputs, labels))
-        return pruner.method.guidance(output.scores[decided][:, :rows], saliency(*self._guide, *own), pruner)
+        return pruner.method.guidance(output.scores[self._decided][:, :rows], saliency(*self._guide, *own), pruner)
 
     def _reinforcement(self, output: LTPOutput, targets: Tensor, samples: int) -> Tensor | float:
         """Return what the samples of each example teach, a mean over the rows."""
@@ -220,7 +219,13 @@ class LTPModule(pl.LightningModule):
             return 0.0
         assert output.logits is not None and output.scores is not None and output.gates is not None
         rewards = -row_losses(self.model, output.logits, targets)
-        return policy_loss(output.scores, output.gates, rewards, samples)
+        return policy_loss(output.scores[self._decided], output.gates[self._decided], rewards, samples)
+
+    @property
+    def _decided(self) -> list[int]:
+        """Indices of the layers in which tokens leave."""
+        pruner = self.model.pruner
+        return [index for index in range(pruner.shape.num_layers) if pruner.decides_in(index + 1)]
 
     def _price(self, output: LTPOutput) -> Tensor | float:
         """Return the price of the cost under a budget, a mean over the rows."""

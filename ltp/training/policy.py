@@ -16,8 +16,8 @@ def policy_loss(probabilities: Tensor, kept: Tensor, rewards: Tensor, samples: i
     the tokens that enter a layer, summed over the layers.
 
     Args:
-        probabilities: of keeping each token, (L, S·B, N) float32, with a gradient; -1 for padding, and exactly 1 where
-            there is nothing to decide.
+        probabilities: of keeping each token in each of the K layers that decide, (K, S·B, N) float32, with a gradient;
+            -1 for padding, and 1 for a token that always stays.
         kept: the decisions, 1 or 0, of the same shape. A token that has left a layer enters no later one.
         rewards: of each sample, (S·B,) float32: all examples once, then all again.
         samples: S.

@@ -29,7 +29,7 @@ from ltp.pruning.methods.tome import ToMe, matched
 from ltp.pruning.methods.top import BINS, ToP, hard_concrete
 from ltp.pruning.methods.tr_bert import TRBERT
 from ltp.pruning.methods.transkimmer import Transkimmer
-from ltp.pruning.pruner import Pruner
+from ltp.pruning.pruner import Pruner, check_fits
 from ltp.pruning.ranking import keep_rates
 from ltp.pruning.tokens import EncoderShape, SoftPass, Tokens
 
@@ -392,15 +392,33 @@ def test_tr_bert_by_hand():
 def test_the_layers_of_tr_bert():
     assert [list(TRBERT().layers(number)) for number in (12, 6, 2, 1)] == [[2, 7], [2, 4], [2], [1]]
     with pytest.raises(ValueError, match="select_layers has layer 4; the encoder has 3 layers"):
-        new_pruner(TRBERT(select_layers=[1, 4]), 3)
+        check_fits(TRBERT(select_layers=[1, 4]), EncoderShape(3), "skip")
 
 
-def test_a_method_that_decides_in_windows_alone_is_refused():
+def test_a_method_must_fit_the_encoder():
     shape = EncoderShape(4, 8, 16, 1, windows=(None, 65, 65, None))
-    with pytest.raises(ValueError, match="ltc drops tokens in layer 2, which has a sliding window"):
-        Pruner(LTC(), shape)
-    assert Pruner(LTC(), shape, sliding_layers="scale").decides_in(2)
-    assert Pruner(LTC(pool_layer=4), shape).decides_in(4)
+    with pytest.raises(ValueError, match="ltc drops tokens in layer 2 alone, with a sliding window, where"):
+        check_fits(LTC(), shape, "skip")
+    check_fits(LTC(), shape, "scale")
+    check_fits(LTC(pool_layer=4), shape, "skip")
+    refused = {"pool_layer is 5; the enc": LTC(pool_layer=5), "first_layer is 9; the enc": Random(first_layer=9)}
+    for message, method in refused.items():
+        with pytest.raises(ValueError, match=message):
+            check_fits(method, shape, "scale")
+
+
+def test_settings_that_do_not_fit_change_nothing(make_dense):
+    model = LTPForSequenceClassification.from_dense(make_dense("bert"), prune_mode="tr_bert", select_layers=[1, 3])
+    for wrong in ([99], [], [0], [3, 1], [True], 2, {2}):
+        with pytest.raises(ValueError, match="select_layers"):
+            model.set_pruning(select_layers=wrong)
+        assert model.config.select_layers == [1, 3]
+        assert [number for number in range(1, 7) if model.pruner.decides_in(number)] == [1, 3]
+    windowed = make_dense("modernbert", num_hidden_layers=7)
+    model = LTPForSequenceClassification.from_dense(windowed, prune_mode="ltc", pool_layer=4)
+    with pytest.raises(ValueError, match="ltc drops tokens in layer 2 alone"):
+        model.set_pruning(pool_layer=2)
+    assert model.config.pool_layer == model.pruner.method.pool_layer == 4
 
 
 def test_hard_concrete_gates():

@@ -302,8 +302,8 @@ def test_learned_thresholds_need_a_checkpoint_that_holds_some(root):
 def test_learned_thresholds_are_not_thrown_away_in_passing(root):
     finished_run(root / "soft", prune_mode="absolute_threshold", final_token_threshold=0.01)
     assert message("task=mrpc stage=hard restore=soft prune.final_token_threshold=0.02") == (
-        "restore=soft learned its thresholds from final_token_threshold=0.01; "
-        "prune.final_token_threshold=0.02 would discard them: leave it out, or use prune=manual."
+        "restore=soft has learned from final_token_threshold=0.01; "
+        "prune.final_token_threshold=0.02 would start again: leave it out, or use prune=manual."
     )
     assert plan_of("task=mrpc stage=hard restore=soft prune.final_token_threshold=0.01").method == "learned"
 
@@ -739,8 +739,8 @@ def test_a_method_that_reads_saliency_has_a_teacher_in_its_soft_stage(root):
     )
     for stage in ("soft", "hard"):
         assert message(f"task=mrpc stage={stage} restore={soft} prune.initial_share=0.5") == (
-            f"restore={soft} learned its thresholds from initial_share=0.25; "
-            "prune.initial_share=0.5 would discard them: leave it out."
+            f"restore={soft} has learned from initial_share=0.25; "
+            "prune.initial_share=0.5 would start again: leave it out."
         )
 
 

@@ -47,6 +47,10 @@ class LTC(Method):
     shown: ClassVar[tuple[str, ...]] = ("pool_rate",)
     demo: ClassVar[Mapping[str, Any]] = {"pool_layer": 1}
 
+    def check_encoder(self, num_layers: int) -> None:
+        if self.pool_layer is not None and self.pool_layer > num_layers:
+            raise ValueError(f"pool_layer is {self.pool_layer}; the encoder has {num_layers} layers")
+
     def decides_in(self, layer: int, num_layers: int) -> bool:
         return layer == (self.pool_layer or max(num_layers // 2, 1))
 

@@ -20,12 +20,7 @@ INITIAL_ODDS = 2.0
 
 
 def _are_layers(value: Any) -> bool:
-    layers = list(value)
-    return (
-        bool(layers)
-        and all(isinstance(layer, int) and layer >= 1 for layer in layers)
-        and layers == sorted(set(layers))
-    )
+    return bool(value) and all(type(layer) is int and layer >= 1 for layer in value) and value == sorted(set(value))
 
 
 @dataclass
@@ -117,15 +112,12 @@ class TRBERT(Method):
         return self.imitation_weight > 0
 
     def layers(self, num_layers: int) -> Sequence[int]:
-        """Return the layers before which tokens leave.
+        """Return the layers before which tokens leave."""
+        return self.select_layers or sorted({min(2, num_layers), num_layers // 2 + 1})
 
-        Raises:
-            ValueError: one of them is beyond the last layer.
-        """
-        layers = self.select_layers or sorted({min(2, num_layers), num_layers // 2 + 1})
-        if layers[-1] > num_layers:
-            raise ValueError(f"select_layers has layer {layers[-1]}; the encoder has {num_layers} layers")
-        return layers
+    def check_encoder(self, num_layers: int) -> None:
+        if (last := self.layers(num_layers)[-1]) > num_layers:
+            raise ValueError(f"select_layers has layer {last}; the encoder has {num_layers} layers")
 
     def decides_in(self, layer: int, num_layers: int) -> bool:
         return layer in self.layers(num_layers)
@@ -151,7 +143,7 @@ class TRBERT(Method):
             kept = probabilities.detach().bernoulli()
         else:
             kept = (probabilities >= self.select_threshold).float()
-        return (kept + probabilities - probabilities.detach()) * tokens.alive
+        return (kept + (probabilities - probabilities.detach())) * tokens.alive
 
     def guidance(self, scores: Tensor, saliency: Tensor, weights: Any) -> Tensor | float:
         """Return the cross entropy with a selection of as many tokens as are kept, the most salient; a sum over layers.
