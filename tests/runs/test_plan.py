@@ -744,6 +744,21 @@ def test_a_method_that_reads_saliency_has_a_teacher_in_its_soft_stage(root):
         )
 
 
+@pytest.mark.parametrize(
+    ("method", "held"), [("threshold", [0.5]), ("transkimmer", []), ("tr_bert", []), ("adapler", [0.5])]
+)
+def test_the_directory_of_a_hard_run_is_known_before_its_parents(root, method, held):
+    """So that a sweep finds its runs: a parent holds budgets where the method has thresholds for them."""
+    command = f"task=mrpc prune={method} stage=hard prune.target_flops=0.5"
+    before = plan_of(command)
+    dense_run(root / DENSE)
+    soft = plan_of(command).missing
+    finished_run(soft.directory, prune_mode=soft.settings.method.name, budgets=held)
+    after = plan_of(command)
+    assert after.parent.run_dir.samefile(soft.directory)
+    assert after.directory == before.directory
+
+
 def test_a_teacher_that_does_not_fit(root):
     dense_run(root / DENSE)
     sizes = {"model_type": "bert", "hidden_size": 384}
