@@ -143,6 +143,7 @@ class TRBERT(Method):
             kept = probabilities.detach().bernoulli()
         else:
             kept = (probabilities >= self.select_threshold).float()
+        # what a token that has left would have cost behind the next policy is not in the gradient
         return (kept + (probabilities - probabilities.detach())) * tokens.alive
 
     def guidance(self, scores: Tensor, saliency: Tensor, weights: Any) -> Tensor | float:
