@@ -47,6 +47,8 @@ def check(settings: LeaderboardSettings) -> LeaderboardSettings:
             setattr(settings, key, [value])
     if settings.methods is None:
         settings.methods = [name for name, method in all_methods().items() if method.has_strength()]
+    are_names = all(isinstance(name, str) for name in settings.methods)
+    check_range(are_names and bool(settings.methods), "methods", settings.methods, "names, as [threshold,topk]")
     for name in settings.methods:
         known = aliases().get(name, name)
         if known not in all_methods():

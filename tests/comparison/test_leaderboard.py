@@ -113,6 +113,8 @@ def test_other_keys_go_to_the_trainings():
             {"methods": ["threshold", "absolute_threshold"]},
             "methods: threshold and absolute_threshold are the same; name it once",
         ),
+        ({"methods": [["topk"]]}, "methods=[[topk]] is out of range: it must be names, as [threshold,topk]"),
+        ({"methods": []}, "methods=[] is out of range: it must be names, as [threshold,topk]"),
         ({"methods": ["topk", "topk"]}, "methods: topk is given twice; name it once"),
         ({"seeds": [0, 1, 0]}, "seeds: 0 is given twice; name it once"),
         ({"budgets": [1.5]}, "budgets=[1.5] is out of range: it must be in (0, 1] (of the dense FLOPs)"),
