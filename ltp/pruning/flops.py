@@ -51,8 +51,13 @@ class CostModel:
     position_span: int = 0
 
     @classmethod
-    def of_method(cls, method: Method, shape: EncoderShape, decides: Sequence[bool]) -> "CostModel":
-        """Create the cost model of a method on an encoder; ``decides`` tells of each layer whether tokens may leave."""
+    def of_method(cls, method: Method, shape: EncoderShape, decides: Sequence[bool] | None = None) -> "CostModel":
+        """Create the cost model of a method on an encoder.
+
+        Args:
+            method, shape: the method and the encoder.
+            decides: whether tokens may leave in each layer; None for all.
+        """
         names = (
             "num_layers",
             "hidden_size",
@@ -64,7 +69,7 @@ class CostModel:
         )
         sizes = {name: getattr(shape, name) for name in names}
         own = method.own_flops(shape)
-        own_flops = tuple(own * in_layer for in_layer in decides) if own else ()
+        own_flops = tuple(own * in_layer for in_layer in decides or [True] * shape.num_layers) if own else ()
         return cls(**sizes, decides_before=method.decides_before, own_flops=own_flops)
 
     def layer_flops(self, token_lengths: Tensor) -> Tensor:

@@ -22,7 +22,8 @@ TASK_KEYS = ("task.max_length=16", "task.max_train_samples=20", "task.max_valida
 
 def method_trials():
     """A command for each setting of each method, with its default or a valid value."""
-    values = {"first_layer": 2, "keep_rates": "[1,0.8,0.6,0.5,0.4,0.3]", "pool_layer": 2, "lr_threshold": 1e-3}
+    values = {"first_layer": 2, "keep_rates": "[1,0.8,0.6,0.5,0.4,0.3]", "select_layers": "[1,3]"}
+    values |= {"pool_layer": 2, "lr_threshold": 1e-3}
     trials = {}
     for name, method in all_methods().items():
         for item in dataclasses.fields(method):
