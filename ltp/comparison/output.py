@@ -70,33 +70,56 @@ def csv_table(rows: Sequence[Row]) -> str:
 
 
 def figure(title: str, rows: Sequence[Row], metric: str) -> dict[str, bytes]:
-    """Draw metric over relative FLOPs: a curve for each method, with error bars; rows without a budget as points.
+    """Draw the metric, with error bars, over relative FLOPs; at one budget a line for each row.
 
     Returns:
         ``png`` and ``pdf``.
     """
+    several_budgets = len({row.target for row in rows} - {None}) > 1
     with matplotlib.rc_context(STYLE):
-        picture = Figure((6.0, 4.0), layout="constrained")
+        picture = Figure((6.0, 4.0) if several_budgets else (6.0, 0.9 + 0.22 * len(rows)), layout="constrained")
         axes = picture.subplots()
-        names = list(dict.fromkeys(row.name for row in rows))
-        for name in names:
-            own = sorted((row for row in rows if row.name == name), key=lambda row: row.relative_flops)
-            style = _style(name, names)
-            several_depths = len(own) > 1 and own[0].target is None
-            axes.errorbar(
-                [row.relative_flops for row in own],
-                [100 * row.metric for row in own],
-                yerr=[100 * row.error for row in own],
-                label=f"dense, {name}" if several_depths else own[0].label,
-                color=style.color,
-                marker=style.marker,
-                linestyle=style.line if own[0].target is not None else "",
-                elinewidth=0.6,
-                capsize=1.5,
-            )
-        axes.set(xlabel="relative FLOPs", ylabel=f"{metric} × 100", title=title)
-        picture.legend(loc="outside right upper")
+        (_draw_curves if several_budgets else _draw_lines)(axes, rows)
+        value = f"{metric} × 100"
+        if several_budgets:
+            axes.set(xlabel="relative FLOPs", ylabel=value, title=title)
+            picture.legend(loc="outside right upper")
+        else:
+            axes.set(xlabel=value, title=title)
         return saved(picture)
+
+
+def _draw_curves(axes: Any, rows: Sequence[Row]) -> None:
+    """Draw a curve for each method, and points for rows without a budget."""
+    names = list(dict.fromkeys(row.name for row in rows))
+    for name in names:
+        own = sorted((row for row in rows if row.name == name), key=lambda row: row.relative_flops)
+        style = _style(name, names)
+        several_depths = len(own) > 1 and own[0].target is None
+        axes.errorbar(
+            [row.relative_flops for row in own],
+            [100 * row.metric for row in own],
+            yerr=[100 * row.error for row in own],
+            label=f"dense, {name}" if several_depths else own[0].label,
+            color=style.color,
+            marker=style.marker,
+            linestyle=style.line if own[0].target is not None else "",
+            elinewidth=0.6,
+            capsize=1.5,
+        )
+
+
+def _draw_lines(axes: Any, rows: Sequence[Row]) -> None:
+    """Draw each row in a line of its own, the best on top, named with its relative FLOPs."""
+    names = list(dict.fromkeys(row.name for row in rows))
+    ordered = sorted(rows, key=lambda row: row.metric)
+    for place, row in enumerate(ordered):
+        style = _style(row.name, names)
+        error = 100 * row.error
+        axes.errorbar(
+            100 * row.metric, place, xerr=error, color=style.color, marker=style.marker, elinewidth=0.6, capsize=1.5
+        )
+    axes.set_yticks(range(len(ordered)), [f"{row.label}, {row.relative_flops:.2f}" for row in ordered])
 
 
 #: Styles of what is compared with the methods.

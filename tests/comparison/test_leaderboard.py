@@ -84,6 +84,8 @@ def test_the_table():
     assert text.startswith("# title\n\n| method | target |")
     assert "- a note\n" in text
     assert figure("title", rows, "accuracy").keys() == {"png", "pdf"}
+    several = rank([candidate("a", 0.5, measured(300, 100)), candidate("a", 0.7, measured(320, 80))], get_task("sst2"))
+    assert figure("title", several, "accuracy").keys() == {"png", "pdf"}
 
 
 def test_the_trainings():
