@@ -54,6 +54,12 @@ class RecordingPruner(Pruner):
         """What the method reads, and what it takes to record importance for dense models, too."""
         return self.pruner.reads if self.decides_before else self.pruner.reads | {"received"}
 
+    def decides_in(self, number: int) -> bool:
+        """Where tokens may leave; for dense models every layer without a window, to record importance."""
+        if self.method.name != DENSE_MODE:
+            return super().decides_in(number)
+        return not self.shape.windows or self.shape.windows[number - 1] is None
+
     def survivors(self, tokens: Tokens) -> Tensor:
         """Apply the pruner's rule, and record it."""
         survivors = self.pruner.survivors(tokens)

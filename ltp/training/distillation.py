@@ -92,6 +92,9 @@ class Dense(method_class(DENSE_MODE)):  # type: ignore[misc]  # the base is look
     def reads(self) -> frozenset[str]:
         return frozenset({"received"})
 
+    def decides_in(self, layer: int, num_layers: int) -> bool:
+        return True
+
 
 @dataclass
 class Distillation:

@@ -22,5 +22,8 @@ class NoPruning(Method):
         Variant("dense", "dense", description="It does not prune: it is a dense baseline in ltp's format."),
     )
 
+    def decides_in(self, layer: int, num_layers: int) -> bool:
+        return False  # so that no layer of a dense model pays for a decision
+
     def survivors(self, tokens: Tokens, weights: Any) -> Tensor:
         return tokens.alive
