@@ -1,6 +1,6 @@
 """Compare the time of dense models of this version with those of an earlier commit, in one process.
 
-``python scripts/versions.py COMMIT`` copies the package of that commit and this one under names of their own, builds the
+``python scripts/versions.py COMMIT`` copies the packages of that commit and of this one under new names, builds the
 same random MiniLM with each, and runs all on the same batches in turn, in a random order. Runs of one version differ by
 some per cent from each other on a shared machine; calls in turn do so by a few per mille. This version is copied twice:
 how its copies differ is the error.
