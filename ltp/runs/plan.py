@@ -338,7 +338,7 @@ def _fill_nulls(settings: TrainSettings, task: Task, method: str, inherited: dic
     facts = {} if method == DENSE else settings.method.settings()
     for name in prune_values():
         value = getattr(prune, name)
-        if name == "sliding_layers" and method != DENSE:  # of the encoder; null is the checkpoint's value, or scale
+        if name == "sliding_layers" and method != DENSE:  # of the encoder; null is the checkpoint's value, or skip
             continue
         if name not in relevant:
             if value is not None:

@@ -16,9 +16,8 @@ from ltp.errors import UserError
 from ltp.model import model_class
 from ltp.model.configuration import LTPConfig
 from ltp.model.pretrained import LTPPreTrainedModel
-from ltp.pruning import DENSE_MODE, SLIDING_LAYERS, variants
+from ltp.pruning import DENSE_MODE, variants
 from ltp.pruning.pruner import check_fits
-from ltp.pruning.tokens import EncoderShape
 from ltp.runs.identity import Run
 from ltp.runs.loading import load_tokenizer, read_splits, read_tokenizer
 
@@ -49,18 +48,19 @@ def check_sources(run: Run) -> Splits:
     """
     check_hardware(run)
     splits = read_splits(run.settings.task, run.settings.data_dir)
-    tokenizer = build_tokenizer(run)
-    method = run.settings.method
-    if method.name != DENSE_MODE:
-        try:
-            check_fits(method, _encoder_shape(run, tokenizer), run.settings.prune.sliding_layers or SLIDING_LAYERS[0])
-        except ValueError as error:
-            raise UserError(f"prune={run.settings.prune.mode}: {error}") from error
+    check_method(run, build_tokenizer(run))
     return splits
 
 
-def _encoder_shape(run: Run, tokenizer: PreTrainedTokenizerBase) -> EncoderShape:
-    """Return the sizes of a run's encoder, also while its parents are missing."""
+def check_method(run: Run, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check the settings of a run's method against the encoder, also while the parents are missing.
+
+    Raises:
+        UserError: they name layers that it lacks, or no token could leave.
+    """
+    settings, method = run.settings.prune, run.settings.method
+    if method.name == DENSE_MODE:
+        return
     while run.missing is not None:
         run = run.missing
     if run.parent is None:
@@ -68,7 +68,11 @@ def _encoder_shape(run: Run, tokenizer: PreTrainedTokenizerBase) -> EncoderShape
     else:
         with loading_from_hub(f"restore={run.parent.source}", _MODEL_REMEDY, source=run.parent.path):
             config = AutoConfig.from_pretrained(run.parent.path, trust_remote_code=False)
-    return config.encoder_shape if isinstance(config, LTPConfig) else encoder_family(config.model_type).shape(config)
+    try:
+        own = config if isinstance(config, LTPConfig) else LTPConfig.from_dense(config)
+        check_fits(method, own.encoder_shape, settings.sliding_layers or own.sliding_layers)
+    except ValueError as error:
+        raise UserError(f"prune={settings.mode}: {error}") from error
 
 
 _BAD_SIZES = (StrictDataclassError, TypeError, ValueError, RuntimeError, ZeroDivisionError)

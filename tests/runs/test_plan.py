@@ -13,6 +13,7 @@ from ltp.runs.checkpoints import inspect_checkpoint
 from ltp.runs.fingerprints import checkpoint_fingerprint
 from ltp.runs.layout import checkpoint_folder
 from ltp.runs.plan import check_labels
+from ltp.training.building import check_method
 
 SOFT = "outputs/bert-base/mrpc/absolute_threshold/rate_0.01/temperature_0.001/lambda_0.15/lr_2e-05/seed_0"
 DENSE = "outputs/bert-base/mrpc/finetune/lr_3e-05/seed_0"
@@ -757,6 +758,19 @@ def test_the_directory_of_a_hard_run_is_known_before_its_parents(root, method, h
     after = plan_of(command)
     assert after.parent.run_dir.samefile(soft.directory)
     assert after.directory == before.directory
+
+
+def test_a_checkpoint_says_what_its_layers_with_a_window_do(root):
+    sizes = {"model_type": "modernbert", "num_hidden_layers": 6, "hidden_size": 32, "num_attention_heads": 2}
+    held = {"prune_mode": "ltc", "pool_layer": 2, "dense_config": sizes}
+    scaled = finished_run(root / "scaled", **held, sliding_layers="scale")
+    skipped = finished_run(root / "skipped", **held, sliding_layers="skip")
+    command = "task=mrpc stage=hard prune=ltc prune.pool_layer=2"
+    check_method(plan_of(f"{command} restore={scaled}"), None)
+    check_method(plan_of(f"{command} restore={skipped} prune.sliding_layers=scale"), None)
+    for overrides in (f"restore={skipped}", f"restore={scaled} prune.sliding_layers=skip"):
+        with pytest.raises(UserError, match=r"prune=ltc: ltc drops tokens in layer 2 alone"):
+            check_method(plan_of(f"{command} {overrides}"), None)
 
 
 def test_a_teacher_that_does_not_fit(root):
