@@ -8,6 +8,7 @@ how its copies differ is the error.
 
 import argparse
 import importlib
+import itertools
 import random
 import re
 import statistics
@@ -23,10 +24,12 @@ from typing import Any
 
 import torch
 
+from ltp.data.lengths import synthetic_lengths
+from ltp.data.sequences import make_batches, random_sequences
+
 ROOT = Path(__file__).resolve().parents[1]
 #: Form and batch size of each comparison.
 CASES = (("packed", 1), ("deployed", 1), ("packed", 32), ("deployed", 32))
-MEAN_TOKENS = 53  # MRPC's
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -61,20 +64,23 @@ def copied(commit: str, folder: Path) -> str:
 
 def measured(names: Sequence[str], form: str, batch_size: int, seconds: float, seed: int) -> list[float]:
     """Return the median ratios of the first package's processor time to that of each of the others."""
-    draw, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    draw = random.Random(seed)
     dense = importlib.import_module(f"{names[0]}.benchmark.models").random_classifier("minilm")
     models = {name: built(name, dense, form) for name in draw.sample(names, len(names))}  # order decides their memory
-    batches = [made_batch(batch_size, generator) for _ in range(8)]
+    lengths = synthetic_lengths("mrpc", 8 * batch_size, seed)
+    batches = make_batches(random_sequences(lengths, dense.config.vocab_size, seed), batch_size)
     times: dict[str, list[int]] = {name: [] for name in names}
-    end, number = time.perf_counter() + seconds, -1
     with torch.inference_mode():
-        while time.perf_counter() < end or number < 8:
-            number += 1
+        for name, batch in itertools.product(names, batches):  # the first calls prepare
+            models[name](**batch)
+        end = time.perf_counter() + seconds
+        for batch in itertools.cycle(batches):
             for name in draw.sample(names, len(names)):
                 start = time.process_time_ns()
-                models[name](**batches[number % 8])
-                if number >= 8:  # the first calls prepare
-                    times[name].append(time.process_time_ns() - start)
+                models[name](**batch)
+                times[name].append(time.process_time_ns() - start)
+            if time.perf_counter() > end:
+                break
     own = times[names[0]]
     return [statistics.median(a / b for a, b in zip(own, times[name], strict=True)) for name in names[1:]]
 
@@ -84,14 +90,6 @@ def built(name: str, dense: Any, form: str) -> Callable[..., Any]:
     classifier = importlib.import_module(f"{name}.model.classifier").LTPForSequenceClassification
     model = classifier.from_dense(dense, prune_mode="none").eval()
     return model.deploy("float32") if form == "deployed" else model
-
-
-def made_batch(batch_size: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """Make random tokens of random lengths."""
-    lengths = torch.randn(batch_size, generator=generator).mul(14).add(MEAN_TOKENS).clamp(12, 100).long()
-    ids = torch.randint(1000, 20000, (batch_size, int(lengths.max())), generator=generator)
-    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-    return {"input_ids": ids * mask, "attention_mask": mask}
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def evolve(
     assert isinstance(method, RankedMethod)
     num_layers = model.pruner.shape.num_layers
     lengths = torch.cat([batch["attention_mask"].sum(dim=1) for batch in batches]).cpu()
-    decides = [model.pruner.decides_in(number) for number in range(1, num_layers + 1)]
+    decides = model.pruner.decides
     measure = _divergence(model, batches, tick)
 
     def cost(rates: Sequence[float]) -> float:

@@ -79,17 +79,16 @@ def figure(title: str, rows: Sequence[Row], metric: str) -> dict[str, bytes]:
     with matplotlib.rc_context(STYLE):
         picture = Figure((6.0, 4.0) if several_budgets else (6.0, 0.9 + 0.22 * len(rows)), layout="constrained")
         axes = picture.subplots()
-        (_draw_curves if several_budgets else _draw_lines)(axes, rows)
-        value = f"{metric} × 100"
+        axes.set(title=title)
         if several_budgets:
-            axes.set(xlabel="relative FLOPs", ylabel=value, title=title)
+            _draw_curves(axes, rows, metric)
             picture.legend(loc="outside right upper")
         else:
-            axes.set(xlabel=value, title=title)
+            _draw_lines(axes, rows, metric)
         return saved(picture)
 
 
-def _draw_curves(axes: Any, rows: Sequence[Row]) -> None:
+def _draw_curves(axes: Any, rows: Sequence[Row], metric: str) -> None:
     """Draw a curve for each method, and points for rows without a budget."""
     names = list(dict.fromkeys(row.name for row in rows))
     for name in names:
@@ -107,18 +106,25 @@ def _draw_curves(axes: Any, rows: Sequence[Row]) -> None:
             elinewidth=0.6,
             capsize=1.5,
         )
+    axes.set(xlabel="relative FLOPs", ylabel=f"{metric} × 100")
 
 
-def _draw_lines(axes: Any, rows: Sequence[Row]) -> None:
+def _draw_lines(axes: Any, rows: Sequence[Row], metric: str) -> None:
     """Draw each row in a line of its own, the best on top, named with its relative FLOPs."""
     names = list(dict.fromkeys(row.name for row in rows))
     ordered = sorted(rows, key=lambda row: row.metric)
     for place, row in enumerate(ordered):
         style = _style(row.name, names)
-        error = 100 * row.error
         axes.errorbar(
-            100 * row.metric, place, xerr=error, color=style.color, marker=style.marker, elinewidth=0.6, capsize=1.5
+            100 * row.metric,
+            place,
+            xerr=100 * row.error,
+            color=style.color,
+            marker=style.marker,
+            elinewidth=0.6,
+            capsize=1.5,
         )
+    axes.set(xlabel=f"{metric} × 100")
     axes.set_yticks(range(len(ordered)), [f"{row.label}, {row.relative_flops:.2f}" for row in ordered])
 
 

@@ -49,13 +49,15 @@ def check(settings: LeaderboardSettings) -> LeaderboardSettings:
         settings.methods = [name for name, method in all_methods().items() if method.has_strength()]
     are_names = all(isinstance(name, str) for name in settings.methods)
     check_range(are_names and bool(settings.methods), "methods", settings.methods, "names, as [threshold,topk]")
+    selected = []  # the method and variant of each name; "" where a run chooses the variant
     for name in settings.methods:
         known = aliases().get(name, name)
         if known not in all_methods():
             raise UserError(f"methods: there is no method {name}; {known_methods(str(name))}")
         if not all_methods()[known].has_strength():
             raise UserError(f"methods: {name} cannot be compared at equal cost: it has no setting that sets its cost")
-    _check_once("methods", settings.methods, [_identity(name) for name in settings.methods])
+        selected.append((known, all_methods()[known].aliases.get(name, "")))
+    _check_once("methods", settings.methods, selected)
     numbers = all(isinstance(value, int | float) for value in settings.budgets)
     check_range(numbers, "budgets", settings.budgets, "shares of the dense FLOPs, as [0.3,0.5,0.7]")
     settings.budgets = sorted(float(value) for value in settings.budgets)
@@ -79,20 +81,13 @@ def check(settings: LeaderboardSettings) -> LeaderboardSettings:
     return settings
 
 
-def _identity(name: str) -> tuple[str, str]:
-    """Return the method that an option of ``prune=`` selects, and its variant ("" where a run chooses)."""
-    mode = aliases().get(name, name)
-    return mode, all_methods()[mode].aliases.get(name, "")
-
-
 def _check_once(key: str, values: Sequence[Any], identities: Sequence[Any]) -> None:
     """Check that no two values are the same: their trainings would be one run."""
     first: dict[Any, Any] = {}
     for value, identity in zip(values, identities, strict=True):
         if identity in first:
-            what = (
-                f"{value} is given twice" if first[identity] == value else f"{first[identity]} and {value} are the same"
-            )
+            same = first[identity] == value
+            what = f"{value} is given twice" if same else f"{first[identity]} and {value} are the same"
             raise UserError(f"{key}: {what}; name it once")
         first[identity] = value
 

@@ -20,9 +20,8 @@ from ltp.execution.output import EncoderOutput
 from ltp.execution.packed import packed_encoder
 from ltp.execution.packing import Layout, Packing, real_tokens
 from ltp.model.configuration import LTPConfig, check_budgets, check_pruning, check_pruning_keys, pruning_keys
-from ltp.pruning import DENSE_MODE, method_class
+from ltp.pruning import method_class
 from ltp.pruning.flops import CostModel
-from ltp.pruning.method import Method
 from ltp.pruning.pruner import Pruner, check_fits
 from ltp.pruning.tokens import SoftPass
 
@@ -192,7 +191,8 @@ class LTPPreTrainedModel(PreTrainedModel):
             kept = {"masking_mode": "hard", "sliding_layers": before["sliding_layers"], **method.defaults()}
         after = kept | {"prune_mode": mode} | pruning
         check_pruning(mode, after["masking_mode"], {key: after[key] for key in method.config_keys()})
-        _check_fits(method(**{name: after[key] for key, name in method.config_keys().items()}), self.config, after)
+        changed = method(**{name: after[key] for key, name in method.config_keys().items()})
+        check_fits(changed, self.config.encoder_shape, after["sliding_layers"])
         for key in before:
             if key not in after:
                 vars(self.config).pop(key, None)
@@ -439,13 +439,7 @@ class LTPPreTrainedModel(PreTrainedModel):
 
 
 def _new_pruner(config: Any) -> Pruner:
-    _check_fits(config.method, config, config.pruning)
     return Pruner.from_config(method_class(config.prune_mode), config)
-
-
-def _check_fits(method: Method, config: Any, pruning: dict[str, Any]) -> None:
-    if pruning["prune_mode"] != DENSE_MODE:
-        check_fits(method, config.encoder_shape, pruning["sliding_layers"])
 
 
 def _config_file(name_or_path: str | os.PathLike[str], kwargs: dict[str, Any]) -> dict[str, Any]:

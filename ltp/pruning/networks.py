@@ -35,6 +35,12 @@ def initialised(network: Any) -> Any:
     return network
 
 
+def at_odds(probability: float, strength: float) -> float:
+    """Return the probability whose odds are ``strength`` times those of another."""
+    odds = probability / max(1 - probability, 1e-9) * strength
+    return odds / (1 + odds)
+
+
 def float32_outputs(network: Any, hidden: Tensor) -> Tensor:
     """Compute a network's numbers of hidden states, (B, N, D), in its own precision, also under autocast: float32."""
     with torch.autocast(hidden.device.type, enabled=False):

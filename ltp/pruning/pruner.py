@@ -11,7 +11,7 @@ from ltp.pruning.tokens import EncoderShape, Tokens
 
 
 def check_fits(method: Method, shape: EncoderShape, sliding_layers: str) -> None:
-    """Check that tokens can leave some layer of an encoder under a method.
+    """Check that tokens can leave in one of the layers of an encoder that a method decides in.
 
     Raises:
         ValueError: a setting names layers that the encoder lacks, or all layers in which tokens would leave have a
@@ -19,7 +19,7 @@ def check_fits(method: Method, shape: EncoderShape, sliding_layers: str) -> None
     """
     method.check_encoder(shape.num_layers)
     own = [number for number in range(1, shape.num_layers + 1) if method.decides_in(number, shape.num_layers)]
-    if not any(_decides(method, shape, sliding_layers, number) for number in own):
+    if own and not any(_decides(method, shape, sliding_layers, number) for number in own):
         raise ValueError(
             f"{method.name} drops tokens in layer {', '.join(map(str, own))} alone, with a sliding window, where "
             "sliding_layers=skip lets none leave. Choose another layer, or sliding_layers=scale"
@@ -66,7 +66,9 @@ class Pruner(nn.Module):
     @classmethod
     def from_config(cls, method: type[Method], config: Any) -> "Pruner":
         """Create the pruner from an :class:`~ltp.model.configuration.LTPConfig`, read by attribute."""
-        return cls(method.from_config(config), config.encoder_shape, len(config.budgets), config.sliding_layers)
+        own, shape = method.from_config(config), config.encoder_shape
+        check_fits(own, shape, config.sliding_layers)
+        return cls(own, shape, len(config.budgets), config.sliding_layers)
 
     @torch.no_grad()
     def reset(self) -> None:
@@ -99,12 +101,17 @@ class Pruner(nn.Module):
         """Whether tokens may leave in a layer, 1..L."""
         return _decides(self.method, self.shape, self.sliding_layers, number)
 
+    @property
+    def decides(self) -> list[bool]:
+        """Whether tokens may leave, of layers 1..L."""
+        return [self.decides_in(number) for number in range(1, self.shape.num_layers + 1)]
+
     def freeze_idle_layers(self) -> None:
         """Freeze the modules, one a layer, of the layers in which no token leaves: they get no gradient."""
         for modules in self.children():
             if isinstance(modules, nn.ModuleList) and len(modules) == self.shape.num_layers:
-                for number, module in enumerate(modules, start=1):
-                    if not self.decides_in(number):
+                for module, decides in zip(modules, self.decides, strict=True):
+                    if not decides:
                         module.requires_grad_(False)
 
     @property
@@ -154,5 +161,4 @@ class Pruner(nn.Module):
     @property
     def cost(self) -> CostModel:
         """Counts the FLOPs of a forward pass with this pruning."""
-        decides = [self.decides_in(number) for number in range(1, self.shape.num_layers + 1)]
-        return CostModel.of_method(self.method, self.shape, decides)
+        return CostModel.of_method(self.method, self.shape, self.decides)

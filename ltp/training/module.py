@@ -224,8 +224,7 @@ class LTPModule(pl.LightningModule):
     @property
     def _decided(self) -> list[int]:
         """Indices of the layers in which tokens leave."""
-        pruner = self.model.pruner
-        return [index for index in range(pruner.shape.num_layers) if pruner.decides_in(index + 1)]
+        return [index for index, decides in enumerate(self.model.pruner.decides) if decides]
 
     def _price(self, output: LTPOutput) -> Tensor | float:
         """Return the price of the cost under a budget, a mean over the rows."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ltp.pruning.lazy import torch
-from ltp.pruning.method import Method, Variant, setting
+from ltp.pruning.method import Method, setting
 from ltp.pruning.methods.absolute_threshold import threshold_survivors
 from ltp.pruning.networks import float32_outputs, new_scorer, scorer_flops
 
@@ -83,19 +83,13 @@ class AdapLeR(Method):
     learns: ClassVar[bool] = True
     decides_before: ClassVar[bool] = True
     masking: ClassVar[str] = "survival"
-    variants: ClassVar[tuple[Variant, ...]] = (
-        Variant(
-            "adapler",
-            "AdapLeR",
-            description="Before each layer a small network predicts how much each token contributes to the answer, and "
-            "drops those that contribute little (AdapLeR, [arXiv 2203.08991](https://arxiv.org/abs/2203.08991)).",
-            learned=True,
-            demo={"lr_predictor": 5e-3},
-            color="#AA4499",
-            marker="*",
-            line="-.",
-        ),
+    label: ClassVar[str] = "AdapLeR"
+    description: ClassVar[str] = (
+        "Before each layer a small network predicts how much each token contributes to the answer, and "
+        "drops those that contribute little (AdapLeR, [arXiv 2203.08991](https://arxiv.org/abs/2203.08991))."
     )
+    demo: ClassVar[Mapping[str, Any]] = {"lr_predictor": 5e-3}
+    style: ClassVar[tuple[str, str, str]] = ("#AA4499", "*", "-.")
 
     @property
     def reads(self) -> frozenset[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ltp.pruning.lazy import torch
-from ltp.pruning.method import Variant, setting
+from ltp.pruning.method import setting
 from ltp.pruning.methods.absolute_threshold import threshold_gate, threshold_survivors
 from ltp.pruning.scored import ScoredMethod
 
@@ -63,18 +63,12 @@ class LTMP(ScoredMethod):
     name: ClassVar[str] = "ltmp"
     learns: ClassVar[bool] = True
     masking: ClassVar[str] = "survival"
-    variants: ClassVar[tuple[Variant, ...]] = (
-        Variant(
-            "ltmp",
-            "LTMP gate",
-            description="Each layer drops the tokens whose importance is below its threshold; the thresholds were "
-            "learned through the hard mask (LTMP, [arXiv 2305.17328](https://arxiv.org/abs/2305.17328)).",
-            learned=True,
-            color="#CC79A7",
-            marker="D",
-            line=":",
-        ),
+    label: ClassVar[str] = "LTMP gate"
+    description: ClassVar[str] = (
+        "Each layer drops the tokens whose importance is below its threshold; the thresholds were "
+        "learned through the hard mask (LTMP, [arXiv 2305.17328](https://arxiv.org/abs/2305.17328))."
     )
+    style: ClassVar[tuple[str, str, str]] = ("#CC79A7", "D", ":")
 
     def parameters(self, shape: EncoderShape) -> dict[str, Any]:
         return {"thresholds": torch.zeros(shape.num_layers)}

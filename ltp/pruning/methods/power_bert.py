@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ltp.pruning.lazy import torch
-from ltp.pruning.method import Variant, setting
+from ltp.pruning.method import setting
 from ltp.pruning.ranking import keep_highest, ranks, running_min
 from ltp.pruning.scored import ScoredMethod, scoring_mode_setting
 
@@ -72,19 +73,13 @@ class PowerBert(ScoredMethod):
     name: ClassVar[str] = "power_bert"
     learns: ClassVar[bool] = True
     cost_depends_on_weights: ClassVar[bool] = False
-    variants: ClassVar[tuple[Variant, ...]] = (
-        Variant(
-            "power_bert",
-            "PoWER-BERT",
-            description="Each layer keeps the tokens that rank highest by the attention they receive from others; how "
-            "many, was learned (PoWER-BERT, [arXiv 2001.08950](https://arxiv.org/abs/2001.08950)).",
-            learned=True,
-            demo={"lr_retention": 2e-2},
-            color="#E69F00",
-            marker="v",
-            line="-",
-        ),
+    label: ClassVar[str] = "PoWER-BERT"
+    description: ClassVar[str] = (
+        "Each layer keeps the tokens that rank highest by the attention they receive from others; how "
+        "many, was learned (PoWER-BERT, [arXiv 2001.08950](https://arxiv.org/abs/2001.08950))."
     )
+    demo: ClassVar[Mapping[str, Any]] = {"lr_retention": 2e-2}
+    style: ClassVar[tuple[str, str, str]] = ("#E69F00", "v", "-")
 
     def parameters(self, shape: EncoderShape) -> dict[str, Any]:
         return {"retention": torch.ones(shape.num_layers, min(self.score_length, shape.max_positions))}

@@ -5,11 +5,12 @@ The publication also distils the ranking of the teacher's last layer: ``distill=
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ltp.pruning.lazy import torch
-from ltp.pruning.method import Variant, setting
+from ltp.pruning.method import setting
 from ltp.pruning.ranking import keep_counts, keep_highest, ranks, running_min
 from ltp.pruning.scored import ScoredMethod
 
@@ -72,19 +73,13 @@ class ToP(ScoredMethod):
     learns: ClassVar[bool] = True
     masking: ClassVar[str] = "survival"
     cost_depends_on_weights: ClassVar[bool] = False
-    variants: ClassVar[tuple[Variant, ...]] = (
-        Variant(
-            "top",
-            "ToP",
-            description="Each layer keeps the tokens that rank highest by the attention they receive; which ranks, was "
-            "learned by gates (ToP, [arXiv 2306.14393](https://arxiv.org/abs/2306.14393)).",
-            learned=True,
-            demo={"lr_gates": 1e-1},
-            color="#117733",
-            marker="h",
-            line="--",
-        ),
+    label: ClassVar[str] = "ToP"
+    description: ClassVar[str] = (
+        "Each layer keeps the tokens that rank highest by the attention they receive; which ranks, was "
+        "learned by gates (ToP, [arXiv 2306.14393](https://arxiv.org/abs/2306.14393))."
     )
+    demo: ClassVar[Mapping[str, Any]] = {"lr_gates": 1e-1}
+    style: ClassVar[tuple[str, str, str]] = ("#117733", "h", "--")
 
     def parameters(self, shape: EncoderShape) -> dict[str, Any]:
         bins = torch.full((shape.num_layers, BINS), INITIAL_LOGIT)

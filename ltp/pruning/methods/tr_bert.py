@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ltp.pruning.lazy import torch
-from ltp.pruning.method import Method, Variant, setting
-from ltp.pruning.networks import float32_outputs, new_scorer, scorer_flops
+from ltp.pruning.method import Method, setting
+from ltp.pruning.networks import at_odds, float32_outputs, new_scorer, scorer_flops
+from ltp.pruning.ranking import keep_highest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,19 +86,13 @@ class TRBERT(Method):
     learns: ClassVar[bool] = True
     decides_before: ClassVar[bool] = True
     masking: ClassVar[str] = "survival"
-    variants: ClassVar[tuple[Variant, ...]] = (
-        Variant(
-            "tr_bert",
-            "TR-BERT",
-            description="Before two layers a small network, trained by reinforcement, selects the tokens that stay "
-            "(TR-BERT, [arXiv 2105.11618](https://arxiv.org/abs/2105.11618)).",
-            learned=True,
-            demo={"lr_policy": 5e-3, "policy_samples": 4},
-            color="#DDCC77",
-            marker="X",
-            line="--",
-        ),
+    label: ClassVar[str] = "TR-BERT"
+    description: ClassVar[str] = (
+        "Before two layers a small network, trained by reinforcement, selects the tokens that stay "
+        "(TR-BERT, [arXiv 2105.11618](https://arxiv.org/abs/2105.11618))."
     )
+    demo: ClassVar[Mapping[str, Any]] = {"lr_policy": 5e-3, "policy_samples": 4}
+    style: ClassVar[tuple[str, str, str]] = ("#DDCC77", "X", "--")
 
     @property
     def reads(self) -> frozenset[str]:
@@ -151,13 +146,14 @@ class TRBERT(Method):
 
         So it says which tokens stay, and not how many.
         """
-        probabilities, among = scores[:, :, 1:], scores[:, :, 1:] > 0
-        count = (probabilities.detach() * among).sum(dim=2, keepdim=True).round()
-        salient = saliency[:, 1:].expand_as(probabilities).masked_fill(~among, -1)
-        places = salient.argsort(dim=2, descending=True, stable=True).argsort(dim=2)
-        chosen = torch.where(places < count, probabilities, 1 - probabilities)
-        losses = -chosen.clamp(min=1e-6).log() * among
-        return self.imitation_weight * (losses.sum(dim=2) / among.sum(dim=2).clamp(min=1)).mean(dim=1).sum()
+        probabilities, present = scores.flatten(0, 1), scores.flatten(0, 1) > 0  # an example in a layer each
+        others = present.clone()
+        others[:, 0] = False
+        counts = (probabilities.detach() * others).sum(dim=1).round().long() + 1
+        salient = keep_highest(saliency.repeat(len(scores), 1), counts, present)
+        chosen = torch.where(salient, probabilities, 1 - probabilities)
+        losses = (-chosen.clamp(min=1e-6).log() * others).sum(dim=1) / others.sum(dim=1).clamp(min=1)
+        return self.imitation_weight * losses.mean() * len(scores)
 
     def penalty(self, soft: SoftPass, weights: Any) -> Tensor | float:
         return self.select_weight * soft.kept_share
@@ -170,5 +166,4 @@ class TRBERT(Method):
         return self.lr_policy
 
     def at_strength(self, strength: float) -> dict[str, Any]:
-        odds = self.select_threshold / max(1 - self.select_threshold, 1e-9) * strength
-        return {"select_threshold": odds / (1 + odds)}
+        return {"select_threshold": at_odds(self.select_threshold, strength)}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ltp.pruning.lazy import torch
-from ltp.pruning.method import Method, Variant, setting
-from ltp.pruning.networks import float32_outputs, initialised
+from ltp.pruning.method import Method, setting
+from ltp.pruning.networks import at_odds, float32_outputs, initialised
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,19 +76,13 @@ class Transkimmer(Method):
     learns: ClassVar[bool] = True
     decides_before: ClassVar[bool] = True
     masking: ClassVar[str] = "survival"
-    variants: ClassVar[tuple[Variant, ...]] = (
-        Variant(
-            "transkimmer",
-            "Transkimmer",
-            description="Before each layer a small network decides which tokens skip the rest of the encoder "
-            "(Transkimmer, [arXiv 2205.07324](https://arxiv.org/abs/2205.07324)).",
-            learned=True,
-            demo={"lr_predictor": 2e-3},
-            color="#56B4E9",
-            marker="P",
-            line="--",
-        ),
+    label: ClassVar[str] = "Transkimmer"
+    description: ClassVar[str] = (
+        "Before each layer a small network decides which tokens skip the rest of the encoder "
+        "(Transkimmer, [arXiv 2205.07324](https://arxiv.org/abs/2205.07324))."
     )
+    demo: ClassVar[Mapping[str, Any]] = {"lr_predictor": 2e-3}
+    style: ClassVar[tuple[str, str, str]] = ("#56B4E9", "P", "--")
 
     @property
     def reads(self) -> frozenset[str]:
@@ -130,5 +125,4 @@ class Transkimmer(Method):
         return self.lr_predictor
 
     def at_strength(self, strength: float) -> dict[str, Any]:
-        odds = self.skim_threshold / max(1 - self.skim_threshold, 1e-9) * strength
-        return {"skim_threshold": odds / (1 + odds)}
+        return {"skim_threshold": at_odds(self.skim_threshold, strength)}
